@@ -1,0 +1,6 @@
+//! x
+#![no_std]
+mod crypto;
+mod error;
+#[cfg(test)]
+extern crate std;
