@@ -7,32 +7,26 @@
 #![no_std]
 #![no_main]
 
-#[allow(
-    unsafe_code,
-    reason = "registers, the heap and the linker's symbols are met here, and nowhere else"
-)]
+#[allow(unsafe_code, reason = "registers, the heap and the linker's symbols are met here, and nowhere else")]
 mod board;
 
 use core::net::{Ipv4Addr, SocketAddrV4};
 
 use board::{Board, Clock, Ethernet};
 use embedded_io::{Read, Write};
-use firmware_example::net::{Error, Net, Storage};
-use static_cell::StaticCell;
+use firmware_example::net::{Error, Net, Sockets};
+use static_cell::{ConstStaticCell, StaticCell};
 
 /// The host, as QEMU's user networking shows it to its guest.
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
-static STORAGE: StaticCell<Storage<'static, 1024, 1024>> = StaticCell::new();
+static TCP_RX: ConstStaticCell<[u8; 1024]> = ConstStaticCell::new([0; 1024]);
+static TCP_TX: ConstStaticCell<[u8; 1024]> = ConstStaticCell::new([0; 1024]);
+static SOCKETS: StaticCell<Sockets<'static>> = StaticCell::new();
 
 #[cortex_m_rt::entry]
 fn main() -> ! {
-    let Some(Board {
-        clock,
-        ethernet,
-        mut led,
-    }) = Board::take()
-    else {
+    let Some(Board { clock, ethernet, mut led }) = Board::take() else {
         defmt::panic!("the board was taken twice");
     };
     let &[low, high, ..] = board::identity_page() else {
@@ -46,7 +40,7 @@ fn main() -> ! {
 
     let seed = u64::from_le_bytes(board::simulation_only_entropy());
     let mac = ethernet.mac();
-    let mut net = Net::new(ethernet, clock, mac, seed, STORAGE.init_with(Storage::new));
+    let mut net = Net::new(ethernet, clock, mac, seed, TCP_RX.take(), TCP_TX.take(), SOCKETS.init_with(Sockets::new));
     let address = loop {
         match net.configure() {
             Ok(address) => break address,
@@ -94,7 +88,7 @@ fn echo(net: &mut Net<'_, Ethernet, Clock>) -> Result<usize, Error> {
                 net.set_deadline(None);
                 net.write_all(buffer.get(..n).unwrap_or_default())?;
             }
-            Err(Error::TimedOut) => defmt::debug!("nothing came for a second"),
+            Err(Error::TimedOut) => defmt::info!("nothing came for a second"),
             Err(error) => return Err(error),
         }
     }

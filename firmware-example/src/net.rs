@@ -33,27 +33,18 @@ pub trait Clock {
     }
 }
 
-/// The memory of one [`Net`]: what TCP has received and not yet handed out (`RX`), what it has sent and
-/// the peer has not yet acknowledged (`TX`), and the two sockets.
+/// The memory of the sockets themselves, beside their buffers: one for TCP, one for DHCP.
 #[derive(Debug)]
-pub struct Storage<'b, const RX: usize, const TX: usize> {
-    rx: [u8; RX],
-    tx: [u8; TX],
-    sockets: [SocketStorage<'b>; 2],
-}
+pub struct Sockets<'b>([SocketStorage<'b>; 2]);
 
-impl<const RX: usize, const TX: usize> Storage<'_, RX, TX> {
-    /// Empty storage, fit for a static.
+impl Sockets<'_> {
+    /// Room for both, and neither of them yet.
     pub const fn new() -> Self {
-        Self {
-            rx: [0; RX],
-            tx: [0; TX],
-            sockets: [SocketStorage::EMPTY; 2],
-        }
+        Self([SocketStorage::EMPTY; 2])
     }
 }
 
-impl<const RX: usize, const TX: usize> Default for Storage<'_, RX, TX> {
+impl Default for Sockets<'_> {
     fn default() -> Self {
         Self::new()
     }
@@ -73,25 +64,26 @@ pub struct Net<'b, D: Device, C: Clock> {
 }
 
 impl<'b, D: Device, C: Clock> Net<'b, D, C> {
-    /// Brings an interface up, without an address yet. `seed` is random: ports and sequence numbers that
-    /// nobody can guess come from it.
-    pub fn new<const RX: usize, const TX: usize>(
+    /// Brings an interface up, without an address yet.
+    ///
+    /// `seed` is random: ports and sequence numbers that nobody can guess come from it. `rx` holds what has
+    /// arrived and was not read yet, and its length is the window that the peer is shown; `tx` holds what
+    /// was sent and not acknowledged yet.
+    pub fn new(
         mut device: D,
         clock: C,
         mac: [u8; 6],
         seed: u64,
-        storage: &'b mut Storage<'b, RX, TX>,
+        rx: &'b mut [u8],
+        tx: &'b mut [u8],
+        sockets: &'b mut Sockets<'b>,
     ) -> Self {
         let mut config = Config::new(EthernetAddress(mac).into());
         config.random_seed = seed;
         let interface = Interface::new(config, &mut device, instant(clock.now()));
 
-        let Storage { rx, tx, sockets } = storage;
-        let mut sockets = SocketSet::new(&mut sockets[..]);
-        let mut socket = tcp::Socket::new(
-            tcp::SocketBuffer::new(&mut rx[..]),
-            tcp::SocketBuffer::new(&mut tx[..]),
-        );
+        let mut sockets = SocketSet::new(&mut sockets.0[..]);
+        let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(rx), tcp::SocketBuffer::new(tx));
         // A record is one write: waiting for more of it would only add a round trip.
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
@@ -162,9 +154,7 @@ impl<'b, D: Device, C: Clock> Net<'b, D, C> {
 
         self.port = self.port.wrapping_add(1) | FIRST_EPHEMERAL_PORT;
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(self.tcp);
-        socket
-            .connect(self.interface.context(), peer, self.port)
-            .map_err(|_| Error::Unaddressable)?;
+        socket.connect(self.interface.context(), peer, self.port).map_err(|_| Error::Unaddressable)?;
 
         let opened = self.wait(|net| match net.socket().state() {
             tcp::State::SynSent | tcp::State::SynReceived => None,
@@ -223,10 +213,7 @@ impl<'b, D: Device, C: Clock> Net<'b, D, C> {
     /// Handles what has arrived and sends what is due, without waiting.
     pub fn poll(&mut self) {
         let now = instant(self.clock.now());
-        let changed = self
-            .interface
-            .poll(now, &mut self.device, &mut self.sockets)
-            == PollResult::SocketStateChanged;
+        let changed = self.interface.poll(now, &mut self.device, &mut self.sockets) == PollResult::SocketStateChanged;
         if !changed {
             return;
         }
@@ -250,10 +237,7 @@ impl<'b, D: Device, C: Clock> Net<'b, D, C> {
     }
 
     /// Polls until `done` has an answer or the deadline has passed.
-    fn wait<T>(
-        &mut self,
-        mut done: impl FnMut(&mut Self) -> Option<Result<T, Error>>,
-    ) -> Result<T, Error> {
+    fn wait<T>(&mut self, mut done: impl FnMut(&mut Self) -> Option<Result<T, Error>>) -> Result<T, Error> {
         loop {
             self.poll();
             if let Some(result) = done(self) {
@@ -273,9 +257,7 @@ impl<'b, D: Device, C: Clock> Net<'b, D, C> {
         let due = self
             .interface
             .poll_delay(instant(now), &self.sockets)
-            .map_or(LONGEST_REST_MS, |delay| {
-                delay.total_millis().min(LONGEST_REST_MS)
-            });
+            .map_or(LONGEST_REST_MS, |delay| delay.total_millis().min(LONGEST_REST_MS));
         if due > 0 {
             self.clock.rest(deadline.min(now + due));
         }
@@ -288,11 +270,7 @@ impl<'b, D: Device, C: Clock> Net<'b, D, C> {
 
     /// Why nothing can be read or written any more.
     fn ended(&self) -> Error {
-        if self.opened {
-            Error::Reset
-        } else {
-            Error::NotConnected
-        }
+        if self.opened { Error::Reset } else { Error::NotConnected }
     }
 }
 
