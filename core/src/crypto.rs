@@ -206,11 +206,7 @@ impl SigningKey {
 }
 
 /// Verifies an Ed25519 signature strictly: no small-order keys, no malleable signatures.
-pub(crate) fn verify(
-    key: &[u8; HASH_LEN],
-    message: &[u8],
-    signature: &[u8; SIGNATURE_LEN],
-) -> Result<(), Error> {
+pub(crate) fn verify(key: &[u8; HASH_LEN], message: &[u8], signature: &[u8; SIGNATURE_LEN]) -> Result<(), Error> {
     let Ok(key) = ed25519_dalek::VerifyingKey::from_bytes(key) else {
         return Err(Error::Crypto);
     };

@@ -35,8 +35,13 @@ pub enum PeerError {
     Truncated,
     /// A key was used for more records than the protocol allows, or a counter would wrap.
     Exhausted,
-    /// The peer refused this client, sealed under the handshake keys.
-    Refused(Reason),
+    /// The server refused this client, sealed under the handshake keys.
+    Refused {
+        /// Why.
+        reason: Reason,
+        /// Milliseconds to wait before trying again; 0 where waiting does not help.
+        retry_after: u32,
+    },
     /// The server presented another identity key than the pinned one.
     ServerKey,
     /// A record of a type, sequence number or length that this state does not accept.
@@ -183,7 +188,7 @@ impl fmt::Display for PeerError {
         match self {
             Self::Truncated => f.write_str("the connection ended without a close"),
             Self::Exhausted => f.write_str("the peer used a key for too many records"),
-            Self::Refused(reason) => write!(f, "the server refused this client: {reason}"),
+            Self::Refused { reason, .. } => write!(f, "the server refused this client: {reason}"),
             Self::ServerKey => f.write_str("the server's key is not the expected one"),
             Self::UnexpectedMessage => f.write_str("the peer sent an unexpected record"),
             Self::Version => f.write_str("no protocol version or suite in common"),

@@ -1,0 +1,556 @@
+//! THE state machine: bytes in, events out, no buffer of its own.
+//!
+//! A [`Connection`] owns no socket, clock, executor, generator or allocator. [`receive`](Connection::receive) opens a
+//! record where it lies and lends it back as an event; [`send`](Connection::send) appends one sealed record to what the
+//! caller will write; what takes long or needs a database is asked for and answered later. A failure is final and
+//! silent on the wire. Records come from `record`, their order from `handshake`; nothing above is known here.
+
+use crate::config::{ClientConfig, Credentials, ServerConfig};
+use crate::crypto::{Aead, HASH_LEN, PublicKey, RustCrypto, Secret, Statement};
+use crate::error::{ApiMisuse, BufferError, Error, PeerError, Reason};
+use crate::handshake::client::{ExpectServerAuth, ExpectServerHello, ExpectSettings, REFUSAL_RECORD_LEN};
+use crate::handshake::client::{ServerClaim, SignClient, Start, VerifyServer};
+use crate::handshake::server::{CheckClient, ClientClaim, ExpectClientAuth, ExpectClientHello, SignServer};
+use crate::record::{MAX_RECORDS, Traffic};
+use crate::wire::{
+    HEADER_LEN, Header, MAX_CLIENT_AUTH_LEN, MAX_CLIENT_HELLO_LEN, MAX_SERVER_AUTH_LEN, Message, RECORD_OVERHEAD,
+    RecordType, Settings,
+};
+
+/// One end of a connection, from its first byte to its close.
+///
+/// The methods come in the order in which a driver needs them; [`endpoint`](crate::Endpoint) and the drivers are one
+/// short loop around them.
+pub struct Connection<A: Aead = RustCrypto> {
+    state: State<A>,
+    /// Bytes of the longest record that this side takes.
+    receive_limit: u16,
+    failure: Option<Error>,
+}
+
+/// What a call to [`Connection::receive`] made of the bytes.
+pub enum Received<'d> {
+    /// The record at the front has this many bytes, or its header has; call again when as many are there.
+    Need(usize),
+    /// Nothing can be received before what was asked is answered.
+    Wait,
+    /// One record was opened.
+    Record {
+        /// Bytes of the record: the next one begins behind them.
+        used: usize,
+        /// What it said. Borrows from the data, not from the connection.
+        event: Event<'d>,
+    },
+}
+
+/// What a record said.
+#[non_exhaustive]
+pub enum Event<'d> {
+    /// Something went on that needs nobody: see [`Connection::ask`].
+    Progress,
+    /// Client: verify this signature, then call [`Connection::verified`].
+    CheckServer(ServerClaim<'d>),
+    /// Server: check this claim, then call [`Connection::accept`] or [`Connection::refuse`].
+    CheckClient(ClientClaim<'d>),
+    /// Client: the server has confirmed the handshake.
+    Connected(Settings),
+    /// An authenticated payload, to be read by [`Message::decode`].
+    Message(&'d [u8]),
+    /// The peer has said its last.
+    Closed(Option<Reason>),
+}
+
+/// What the engine needs from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ask {
+    /// A signature by this side's RSA identity, to be given to [`Connection::sign_client`] or
+    /// [`Connection::sign_server`].
+    Sign(Statement),
+}
+
+#[allow(clippy::large_enum_variant, reason = "a connection owns no heap; the largest states are short")]
+enum State<A> {
+    Start(Start),
+    ExpectServerHello(ExpectServerHello),
+    ExpectServerAuth(ExpectServerAuth),
+    VerifyServer(VerifyServer),
+    SignClient(SignClient),
+    ExpectSettings(ExpectSettings<A>),
+    ExpectClientHello(ExpectClientHello),
+    SignServer(SignServer),
+    ExpectClientAuth(ExpectClientAuth),
+    CheckClient(CheckClient),
+    Established(Established<A>),
+    Ended,
+}
+
+struct Established<A> {
+    sealing: Traffic<A>,
+    opening: Traffic<A>,
+    exporter: Secret<HASH_LEN>,
+    /// Bytes of the longest record that the peer takes.
+    send_limit: u16,
+    /// Whether this side has sent its close, and whether the peer has.
+    closed: bool,
+    peer_closed: bool,
+}
+
+/// What the header of a record that may come now must look like.
+struct Expected {
+    kinds: [RecordType; 2],
+    min: usize,
+    max: usize,
+}
+
+impl<A: Aead> Connection<A> {
+    /// A client's end. `seed` is 64 bytes from a cryptographic generator, used for this connection only.
+    pub fn client(config: ClientConfig, seed: &[u8; 64]) -> Self {
+        Self { state: State::Start(Start::new(config, seed)), receive_limit: config.record_limit, failure: None }
+    }
+
+    /// A server's end. `seed` is 64 bytes from a cryptographic generator, used for this connection only.
+    pub fn server(config: ServerConfig, seed: &[u8; 64]) -> Self {
+        let state = State::ExpectClientHello(ExpectClientHello::new(config, seed));
+        Self { state, receive_limit: config.record_limit, failure: None }
+    }
+
+    /// Appends what the protocol owes without being asked, and returns its length: a client's first record, and a key
+    /// update shortly before a key has sealed all it may.
+    ///
+    /// # Errors
+    /// [`BufferError::TxFull`] if `out` has no room: nothing has changed.
+    pub fn transmit(&mut self, out: &mut [u8]) -> Result<usize, Error> {
+        self.check()?;
+        match &mut self.state {
+            State::Start(start) => {
+                let (next, len) = start.hello(out)?;
+                self.state = State::ExpectServerHello(next);
+                Ok(len)
+            }
+            State::Established(established) if established.sealing.key.counter() >= UPDATE_AT => {
+                established.update_key(out)
+            }
+            _ => Ok(0),
+        }
+    }
+
+    /// What the engine waits for, if it waits.
+    pub const fn ask(&self) -> Option<Ask> {
+        match &self.state {
+            State::SignClient(state) => Some(Ask::Sign(state.statement())),
+            State::SignServer(state) => Some(Ask::Sign(state.statement())),
+            _ => None,
+        }
+    }
+
+    /// Opens the record at the front of `data` in place.
+    ///
+    /// Nothing is read beyond that record. Lengths are checked before anything is waited for: a record that is too long
+    /// for this state fails at its header.
+    ///
+    /// # Errors
+    /// Any error but a misuse ends the connection: close the transport without another byte.
+    pub fn receive<'d>(&mut self, data: &'d mut [u8]) -> Result<Received<'d>, Error> {
+        self.check()?;
+        match self.inspect(data) {
+            Ok(Inspected::Need(len)) => Ok(Received::Need(len)),
+            Ok(Inspected::Wait) => Ok(Received::Wait),
+            Ok(Inspected::Ready(header)) => match self.open(header, data) {
+                Ok(event) => Ok(Received::Record { used: header.len.into(), event }),
+                Err(error) => Err(self.fail(error)),
+            },
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// Client: the signature of the [`ServerClaim`] was verified with the key of its fingerprint; reveal these
+    /// credentials to that server. If it was not right, drop the connection instead.
+    ///
+    /// # Errors
+    /// [`ApiMisuse::NotAsked`] if no claim is open.
+    pub fn verified(&mut self, credentials: &Credentials<'_>) -> Result<(), Error> {
+        self.check()?;
+        match core::mem::replace(&mut self.state, State::Ended) {
+            State::VerifyServer(state) => {
+                self.state = State::SignClient(state.verified(credentials));
+                Ok(())
+            }
+            other => {
+                self.state = other;
+                Err(ApiMisuse::NotAsked.into())
+            }
+        }
+    }
+
+    /// Client: answers [`Ask::Sign`]. The credentials are those that were given to [`Connection::verified`].
+    ///
+    /// # Errors
+    /// [`BufferError::TxFull`] if `out` has no room, [`ApiMisuse`] if nothing was asked or the credentials are others:
+    /// nothing has changed.
+    pub fn sign_client(
+        &mut self,
+        credentials: &Credentials<'_>,
+        signature: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, Error> {
+        self.check()?;
+        let State::SignClient(state) = &self.state else {
+            return Err(ApiMisuse::NotAsked.into());
+        };
+        let (next, len) = state.auth(credentials, signature, out)?;
+        self.state = State::ExpectSettings(next);
+        Ok(len)
+    }
+
+    /// Server: answers [`Ask::Sign`]. `key` is sent where the client asked for it.
+    ///
+    /// # Errors
+    /// [`BufferError::TxFull`] if `out` has no room, [`ApiMisuse::NotAsked`] if nothing was asked: nothing has changed.
+    pub fn sign_server(&mut self, key: PublicKey<'_>, signature: &[u8], out: &mut [u8]) -> Result<usize, Error> {
+        self.check()?;
+        let State::SignServer(state) = &self.state else {
+            return Err(ApiMisuse::NotAsked.into());
+        };
+        let (next, len) = state.auth::<A>(key, signature, out)?;
+        self.state = State::ExpectClientAuth(next);
+        Ok(len)
+    }
+
+    /// Server: binds a claim to the key with this fingerprint (the one that was enrolled under the claimed id, or the
+    /// claim's own) and returns what the claim's signature must cover.
+    ///
+    /// # Errors
+    /// [`Error::Crypto`] if the claim was made for another key: [`refuse`](Self::refuse) it with
+    /// [`Reason::Unauthorised`], as an unknown id. [`ApiMisuse::NotAsked`] if no claim is open.
+    pub fn bind(&mut self, claim: &ClientClaim<'_>, fingerprint: &[u8; HASH_LEN]) -> Result<Statement, Error> {
+        self.check()?;
+        match &mut self.state {
+            State::CheckClient(state) => state.bind(claim, fingerprint),
+            _ => Err(ApiMisuse::NotAsked.into()),
+        }
+    }
+
+    /// Server: whether a bound claim proves that the client knows the token with this verifier.
+    pub fn proves(&self, claim: &ClientClaim<'_>, verifier: &[u8; HASH_LEN]) -> bool {
+        match &self.state {
+            State::CheckClient(state) => state.proves(claim, verifier),
+            _ => false,
+        }
+    }
+
+    /// Server: the bound claim's signature was verified and the client may enter. Appends the settings.
+    ///
+    /// # Errors
+    /// [`BufferError::TxFull`] if `out` has no room, [`ApiMisuse::NotAsked`] if no claim is bound: nothing has changed.
+    pub fn accept(&mut self, settings: &Settings, out: &mut [u8]) -> Result<usize, Error> {
+        self.check()?;
+        let State::CheckClient(state) = &self.state else {
+            return Err(ApiMisuse::NotAsked.into());
+        };
+        let finished = state.finish::<A>()?;
+        let mut established = Established {
+            sealing: finished.server,
+            opening: finished.client,
+            exporter: finished.exporter,
+            send_limit: state.record_limit,
+            closed: false,
+            peer_closed: false,
+        };
+        let len = established.seal(&Message::Settings(*settings), out)?;
+        self.state = State::Established(established);
+        Ok(len)
+    }
+
+    /// Server: the client may not enter. Appends the sealed refusal and ends the connection.
+    ///
+    /// # Errors
+    /// [`BufferError::TxFull`] if `out` has no room, [`ApiMisuse::NotAsked`] if no claim is open: nothing has changed.
+    pub fn refuse(&mut self, reason: Reason, retry_after: u32, out: &mut [u8]) -> Result<usize, Error> {
+        self.check()?;
+        let State::CheckClient(state) = &self.state else {
+            return Err(ApiMisuse::NotAsked.into());
+        };
+        let len = state.refuse::<A>(reason, retry_after, out)?;
+        self.state = State::Ended;
+        Ok(len)
+    }
+
+    /// Seals `message` as one record, appends it to `out` and returns its length. Calling it again before the driver
+    /// writes is how several records share one write.
+    ///
+    /// # Errors
+    /// [`BufferError::TxFull`] if `out` has no room: run the driver, then try again. [`BufferError::MessageTooLong`] if
+    /// the peer does not take so long a record. [`ApiMisuse`] before the handshake has finished and after a close. None
+    /// of these changes anything.
+    pub fn send(&mut self, message: &Message<'_>, out: &mut [u8]) -> Result<usize, Error> {
+        self.check()?;
+        let established = self.established_mut()?;
+        if established.closed {
+            return Err(ApiMisuse::Closed.into());
+        }
+        if matches!(message, Message::Close { .. } | Message::KeyUpdate) {
+            return Err(ApiMisuse::InvalidArgument.into());
+        }
+        // The last record under a key is the update, so an ordinary one never takes its place.
+        let mut len = 0;
+        if established.sealing.key.counter() >= MAX_RECORDS - 1 {
+            len = established.update_key(out)?;
+        }
+        let rest = out.get_mut(len..).unwrap_or_default();
+        Ok(len + established.seal(message, rest)?)
+    }
+
+    /// Seals this side's last record. The transport may be closed once it is written.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub fn close(&mut self, reason: Option<Reason>, out: &mut [u8]) -> Result<usize, Error> {
+        self.check()?;
+        let established = self.established_mut()?;
+        if established.closed {
+            return Err(ApiMisuse::Closed.into());
+        }
+        let len = established.seal(&Message::Close { reason }, out)?;
+        established.closed = true;
+        Ok(len)
+    }
+
+    /// Replaces the key of this direction now, whatever its age.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub fn update_key(&mut self, out: &mut [u8]) -> Result<usize, Error> {
+        self.check()?;
+        let established = self.established_mut()?;
+        if established.closed {
+            return Err(ApiMisuse::Closed.into());
+        }
+        established.update_key(out)
+    }
+
+    /// The transport has ended: was that the end of the conversation?
+    ///
+    /// # Errors
+    /// [`PeerError::Truncated`] unless the peer's close was received.
+    pub fn end_of_stream(&mut self) -> Result<(), Error> {
+        match &self.state {
+            State::Established(established) if established.peer_closed => Ok(()),
+            _ => {
+                self.check()?;
+                Err(self.fail(PeerError::Truncated.into()))
+            }
+        }
+    }
+
+    /// Whether the handshake has finished and neither side has closed.
+    pub const fn is_connected(&self) -> bool {
+        match &self.state {
+            State::Established(established) => !established.closed && !established.peer_closed,
+            _ => false,
+        }
+    }
+
+    /// Bytes of the longest payload that the peer takes in one record.
+    ///
+    /// # Errors
+    /// [`ApiMisuse::NotConnected`] before the handshake has finished.
+    pub fn max_payload(&self) -> Result<usize, Error> {
+        Ok(self.established()?.max_payload())
+    }
+
+    /// A secret that both sides of this connection share and nobody else: binds signatures to it.
+    ///
+    /// # Errors
+    /// [`ApiMisuse::NotConnected`] before the handshake has finished.
+    pub fn exporter(&self) -> Result<&Secret<HASH_LEN>, Error> {
+        Ok(&self.established()?.exporter)
+    }
+
+    /// What must be there before `data` can be received; for whoever owns the buffer.
+    pub(crate) fn inspect(&self, data: &[u8]) -> Result<Inspected, Error> {
+        let Some(expected) = self.expected() else {
+            return Ok(Inspected::Wait);
+        };
+        let Some(header) = data.first_chunk::<HEADER_LEN>() else {
+            return Ok(Inspected::Need(HEADER_LEN));
+        };
+        let header = Header::decode(*header)?;
+        let len = usize::from(header.len);
+        if !expected.kinds.contains(&header.kind) {
+            return Err(PeerError::UnexpectedMessage.into());
+        }
+        if len < expected.min || len > expected.max {
+            return Err(Error::Decode);
+        }
+        if data.len() < len { Ok(Inspected::Need(len)) } else { Ok(Inspected::Ready(header)) }
+    }
+
+    fn expected(&self) -> Option<Expected> {
+        let only = |kind, min, max| Some(Expected { kinds: [kind, kind], min, max });
+        let sealed = RECORD_OVERHEAD;
+        match &self.state {
+            State::ExpectServerHello(_) => only(RecordType::ServerHello, HEADER_LEN, MAX_SERVER_AUTH_LEN),
+            State::ExpectServerAuth(_) => only(RecordType::ServerAuth, sealed, MAX_SERVER_AUTH_LEN),
+            State::ExpectClientHello(_) => only(RecordType::ClientHello, HEADER_LEN, MAX_CLIENT_HELLO_LEN),
+            State::ExpectClientAuth(_) => only(RecordType::ClientAuth, sealed, MAX_CLIENT_AUTH_LEN),
+            State::ExpectSettings(_) => Some(Expected {
+                kinds: [RecordType::Application, RecordType::Refusal],
+                min: sealed,
+                max: self.receive_limit.into(),
+            }),
+            State::Established(established) if !established.peer_closed => {
+                only(RecordType::Application, sealed, self.receive_limit.into())
+            }
+            _ => None,
+        }
+    }
+
+    fn open<'d>(&mut self, header: Header, data: &'d mut [u8]) -> Result<Event<'d>, Error> {
+        let record = data.get_mut(..header.len.into()).ok_or(Error::Decode)?;
+        // The keys of the handshake seal one record each, and the clear records have none: all are number 0.
+        let sequence_is_zero = header.sequence == 0;
+        let out_of_order = Err(PeerError::UnexpectedMessage.into());
+        match core::mem::replace(&mut self.state, State::Ended) {
+            State::ExpectSettings(state) if header.kind == RecordType::Refusal => {
+                if header.sequence != 1 || record.len() != REFUSAL_RECORD_LEN {
+                    return out_of_order;
+                }
+                Err(state.refused(record))
+            }
+            State::ExpectSettings(state) => {
+                let mut established = Established {
+                    sealing: state.finished.client,
+                    opening: state.finished.server,
+                    exporter: state.finished.exporter,
+                    send_limit: state.record_limit,
+                    closed: false,
+                    peer_closed: false,
+                };
+                if !established.opening.key.expects(header.sequence) {
+                    return out_of_order;
+                }
+                let payload = established.opening.key.open(record)?;
+                let Message::Settings(settings) = Message::decode(payload)? else {
+                    return out_of_order;
+                };
+                self.state = State::Established(established);
+                Ok(Event::Connected(settings))
+            }
+            State::Established(established) => {
+                self.state = State::Established(established);
+                self.open_established(header, record)
+            }
+            _ if !sequence_is_zero => out_of_order,
+            State::ExpectServerHello(state) => {
+                self.state = State::ExpectServerAuth(state.handle(record)?);
+                Ok(Event::Progress)
+            }
+            State::ExpectServerAuth(state) => {
+                let (next, claim) = state.handle::<A>(record)?;
+                self.state = State::VerifyServer(next);
+                Ok(Event::CheckServer(claim))
+            }
+            State::ExpectClientHello(state) => {
+                self.state = State::SignServer(state.handle(record)?);
+                Ok(Event::Progress)
+            }
+            State::ExpectClientAuth(state) => {
+                let (next, claim) = state.handle::<A>(record)?;
+                self.state = State::CheckClient(next);
+                Ok(Event::CheckClient(claim))
+            }
+            _ => out_of_order,
+        }
+    }
+
+    fn open_established<'d>(&mut self, header: Header, record: &'d mut [u8]) -> Result<Event<'d>, Error> {
+        let established = self.established_mut()?;
+        if !established.opening.key.expects(header.sequence) {
+            return Err(PeerError::UnexpectedMessage.into());
+        }
+        let payload = &*established.opening.key.open(record)?;
+        match payload.first_chunk() {
+            Some([0x08, 0x21]) => match Message::decode(payload)? {
+                Message::Close { reason } => {
+                    established.peer_closed = true;
+                    Ok(Event::Closed(reason))
+                }
+                _ => Err(Error::Decode),
+            },
+            Some([0x08, 0x22]) => {
+                Message::decode(payload)?;
+                established.opening.update();
+                Ok(Event::Progress)
+            }
+            // A key that has sealed all it may and was not replaced: the peer broke the rule.
+            _ if established.opening.key.counter() >= MAX_RECORDS => Err(PeerError::Exhausted.into()),
+            _ => Ok(Event::Message(payload)),
+        }
+    }
+
+    fn established(&self) -> Result<&Established<A>, Error> {
+        match &self.state {
+            State::Established(established) => Ok(established),
+            _ => Err(ApiMisuse::NotConnected.into()),
+        }
+    }
+
+    fn established_mut(&mut self) -> Result<&mut Established<A>, Error> {
+        match &mut self.state {
+            State::Established(established) => Ok(established),
+            _ => Err(ApiMisuse::NotConnected.into()),
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        match (&self.failure, &self.state) {
+            (Some(failure), _) => Err(*failure),
+            (None, State::Ended) => Err(ApiMisuse::Closed.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers the failure and erases every key.
+    fn fail(&mut self, error: Error) -> Error {
+        self.state = State::Ended;
+        self.failure = Some(error);
+        error
+    }
+}
+
+/// What [`Connection::inspect`] found.
+pub(crate) enum Inspected {
+    Need(usize),
+    Wait,
+    Ready(Header),
+}
+
+/// From this counter on, `transmit` replaces the key unasked; the rest is reserve for a caller that does not call it.
+const UPDATE_AT: u64 = MAX_RECORDS - 1024;
+
+impl<A: Aead> Established<A> {
+    fn max_payload(&self) -> usize {
+        usize::from(self.send_limit).saturating_sub(RECORD_OVERHEAD)
+    }
+
+    fn seal(&mut self, message: &Message<'_>, out: &mut [u8]) -> Result<usize, Error> {
+        let max = self.max_payload();
+        let room = out.get_mut(HEADER_LEN..).ok_or(BufferError::TxFull)?;
+        let room_len = room.len();
+        // Encode into no more than the peer takes; if that is what was too little, waiting would not help.
+        let window = room.get_mut(..max.min(room_len)).unwrap_or_default();
+        let len = match message.encode(window) {
+            Ok(len) => len,
+            Err(Error::Buffer(_)) if room_len > max => return Err(BufferError::MessageTooLong { max }.into()),
+            Err(error) => return Err(error),
+        };
+        self.sealing.key.seal(RecordType::Application, out, len)
+    }
+
+    fn update_key(&mut self, out: &mut [u8]) -> Result<usize, Error> {
+        let len = self.seal(&Message::KeyUpdate, out)?;
+        self.sealing.update();
+        Ok(len)
+    }
+}

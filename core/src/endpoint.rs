@@ -1,0 +1,246 @@
+//! A [`Connection`] with two borrowed buffers: what a device, or anything with one connection, drives.
+//!
+//! The receive buffer holds at most one record and the transmit buffer what was not written yet. [`Drive::io`] says
+//! what to do with the transport, [`Endpoint::poll`] what has come of it; the drivers are the loop around both. No
+//! transport is named here.
+
+use crate::config::{ClientConfig, Credentials};
+use crate::connection::{Ask, Connection, Event, Inspected, Received};
+use crate::crypto::{Aead, HASH_LEN, RustCrypto, Secret, Statement};
+use crate::error::{ApiMisuse, BufferError, Error, Reason};
+use crate::wire::{MIN_RECORD_LIMIT, Message};
+
+/// The buffers of one endpoint.
+pub struct Buffers<'b> {
+    /// Holds one received record: its length is the record limit that is offered to the peer, at least
+    /// [`MIN_RECORD_LIMIT`] bytes.
+    pub rx: &'b mut [u8],
+    /// Holds what is to be written. Must take the longest record that is sent; more lets several share one write.
+    pub tx: &'b mut [u8],
+}
+
+/// One end of a connection and its buffers.
+pub struct Endpoint<'b, A: Aead = RustCrypto> {
+    connection: Connection<A>,
+    rx: &'b mut [u8],
+    /// Bytes of `rx` that were read.
+    received: usize,
+    /// The record in `rx` was opened and lent out: the next poll makes room.
+    opened: bool,
+    tx: &'b mut [u8],
+    /// Bytes of `tx` that wait to be written, and how many of them were.
+    pending: usize,
+    written: usize,
+}
+
+/// What the transport should do. At least one of the two is not empty.
+pub struct Io<'e> {
+    /// Write these bytes, or some of them, and say how many by [`Drive::written`].
+    pub write: &'e [u8],
+    /// Read into these, and say how many by [`Drive::read`]. Empty where nothing can be received now.
+    pub read: &'e mut [u8],
+}
+
+/// What a driver moves bytes for: an [`Endpoint`], or a [`Client`](crate::Client) around one.
+pub trait Drive {
+    /// What to write and read now, or `None` if there is something to poll for first.
+    ///
+    /// # Errors
+    /// [`BufferError::RxFull`] if the peer's record does not fit into the receive buffer.
+    fn io(&mut self) -> Result<Option<Io<'_>>, Error>;
+
+    /// The transport took this many bytes of [`Io::write`].
+    fn written(&mut self, len: usize);
+
+    /// The transport put this many bytes into [`Io::read`]; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// [`PeerError::Truncated`](crate::PeerError::Truncated) at an end of the stream without a close.
+    fn read(&mut self, len: usize) -> Result<(), Error>;
+}
+
+/// What an endpoint came to.
+#[non_exhaustive]
+pub enum Step<'e> {
+    /// The engine needs a signature: answer with [`Endpoint::sign`].
+    Ask(Ask),
+    /// A record said this.
+    Event(Event<'e>),
+    /// Nothing to do but to move bytes.
+    Io,
+}
+
+impl<'b, A: Aead> Endpoint<'b, A> {
+    /// A client's end. The record limit of `config` is replaced by the length of the receive buffer.
+    ///
+    /// # Errors
+    /// [`BufferError::RxFull`] if the receive buffer is shorter than [`MIN_RECORD_LIMIT`].
+    pub fn client(mut config: ClientConfig, buffers: Buffers<'b>, seed: &[u8; 64]) -> Result<Self, Error> {
+        if buffers.rx.len() < MIN_RECORD_LIMIT {
+            return Err(BufferError::RxFull.into());
+        }
+        config.record_limit = u16::try_from(buffers.rx.len()).unwrap_or(u16::MAX);
+        Ok(Self {
+            connection: Connection::client(config, seed),
+            rx: buffers.rx,
+            received: 0,
+            opened: false,
+            tx: buffers.tx,
+            pending: 0,
+            written: 0,
+        })
+    }
+
+    /// Goes on until somebody else is needed.
+    ///
+    /// # Errors
+    /// Those of [`Connection::receive`] and [`Connection::transmit`].
+    pub fn poll(&mut self) -> Result<Step<'_>, Error> {
+        if core::mem::take(&mut self.opened) {
+            self.received = 0;
+        }
+        let room = self.tx.get_mut(self.pending..).unwrap_or_default();
+        match self.connection.transmit(room) {
+            Ok(len) => self.pending = self.pending.saturating_add(len),
+            // The update can wait until something was written.
+            Err(Error::Buffer(BufferError::TxFull)) if self.pending > 0 => {}
+            Err(error) => return Err(error),
+        }
+        if let Some(ask) = self.connection.ask() {
+            return Ok(Step::Ask(ask));
+        }
+        let data = self.rx.get_mut(..self.received).unwrap_or_default();
+        match self.connection.receive(data)? {
+            Received::Record { event: Event::Progress, .. } => {
+                self.received = 0;
+                Ok(Step::Event(Event::Progress))
+            }
+            Received::Record { event, .. } => {
+                self.opened = true;
+                Ok(Step::Event(event))
+            }
+            Received::Need(_) | Received::Wait => Ok(Step::Io),
+        }
+    }
+
+    /// The server's claim was verified: see [`Connection::verified`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn verified(&mut self, credentials: &Credentials<'_>) -> Result<(), Error> {
+        self.connection.verified(credentials)
+    }
+
+    /// Answers [`Ask::Sign`]: see [`Connection::sign_client`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sign(&mut self, credentials: &Credentials<'_>, signature: &[u8]) -> Result<(), Error> {
+        let room = self.tx.get_mut(self.pending..).unwrap_or_default();
+        let len = self.connection.sign_client(credentials, signature, room)?;
+        self.pending = self.pending.saturating_add(len);
+        Ok(())
+    }
+
+    /// Seals `message` behind what waits to be written.
+    ///
+    /// # Errors
+    /// As [`Connection::send`].
+    pub fn send(&mut self, message: &Message<'_>) -> Result<(), Error> {
+        self.append(|connection, room| connection.send(message, room))
+    }
+
+    /// Seals this side's last record.
+    ///
+    /// # Errors
+    /// As [`Connection::close`].
+    pub fn close(&mut self, reason: Option<Reason>) -> Result<(), Error> {
+        self.append(|connection, room| connection.close(reason, room))
+    }
+
+    /// Whether something waits to be written.
+    pub const fn is_flushed(&self) -> bool {
+        self.pending == 0
+    }
+
+    /// Whether the handshake has finished and neither side has closed.
+    pub const fn is_connected(&self) -> bool {
+        self.connection.is_connected()
+    }
+
+    /// Bytes of the longest payload that the peer takes in one record.
+    ///
+    /// # Errors
+    /// [`ApiMisuse::NotConnected`] before the handshake has finished.
+    pub fn max_payload(&self) -> Result<usize, Error> {
+        self.connection.max_payload()
+    }
+
+    /// See [`Connection::exporter`].
+    ///
+    /// # Errors
+    /// [`ApiMisuse::NotConnected`] before the handshake has finished.
+    pub fn exporter(&self) -> Result<&Secret<HASH_LEN>, Error> {
+        self.connection.exporter()
+    }
+
+    /// What is to be signed now, if anything is.
+    ///
+    /// # Errors
+    /// [`ApiMisuse::NotAsked`] if nothing is.
+    pub fn statement(&self) -> Result<Statement, Error> {
+        match self.connection.ask() {
+            Some(Ask::Sign(statement)) => Ok(statement),
+            None => Err(ApiMisuse::NotAsked.into()),
+        }
+    }
+
+    fn append(
+        &mut self,
+        seal: impl FnOnce(&mut Connection<A>, &mut [u8]) -> Result<usize, Error>,
+    ) -> Result<(), Error> {
+        // What was written already makes room, without waiting for the rest.
+        if self.written > 0 {
+            self.tx.copy_within(self.written..self.pending, 0);
+            self.pending = self.pending.saturating_sub(self.written);
+            self.written = 0;
+        }
+        let room = self.tx.get_mut(self.pending..).unwrap_or_default();
+        let len = seal(&mut self.connection, room)?;
+        self.pending = self.pending.saturating_add(len);
+        Ok(())
+    }
+}
+
+impl<A: Aead> Drive for Endpoint<'_, A> {
+    fn io(&mut self) -> Result<Option<Io<'_>>, Error> {
+        if self.opened {
+            return Ok(None);
+        }
+        let end = match self.connection.inspect(self.rx.get(..self.received).unwrap_or_default()) {
+            Ok(Inspected::Need(end)) => end,
+            Ok(Inspected::Wait) => self.received,
+            // `poll` finds the record, or the error, again and keeps it.
+            Ok(Inspected::Ready(_)) | Err(_) => return Ok(None),
+        };
+        let write = self.tx.get(self.written..self.pending).unwrap_or_default();
+        let read = self.rx.get_mut(self.received..end).ok_or(BufferError::RxFull)?;
+        if write.is_empty() && read.is_empty() { Ok(None) } else { Ok(Some(Io { write, read })) }
+    }
+
+    fn written(&mut self, len: usize) {
+        self.written = self.written.saturating_add(len).min(self.pending);
+        if self.written == self.pending {
+            self.written = 0;
+            self.pending = 0;
+        }
+    }
+
+    fn read(&mut self, len: usize) -> Result<(), Error> {
+        if len == 0 {
+            return self.connection.end_of_stream();
+        }
+        self.received = self.received.saturating_add(len).min(self.rx.len());
+        Ok(())
+    }
+}

@@ -1,0 +1,254 @@
+//! The client's side of HS1. It reveals nothing of itself before the server has proved who it is.
+
+use super::{
+    CLIENT_CAPABILITIES, Finished, Schedule, Transcript, beginning, client_finished, client_identified, client_signed,
+    client_statement, server_identified, server_statement, token_proof, token_verifier,
+};
+use crate::config::{ClientConfig, Credentials};
+use crate::crypto::{Aead, ExchangeKey, HASH_LEN, PublicKey, Secret, Statement, equal, hash, mac};
+use crate::error::{ApiMisuse, BufferError, Error, PeerError, Reason};
+use crate::wire::{
+    ClientHello, HEADER_LEN, Header, ID_LEN, KIND_ENROLL, KIND_KEY, MIN_RECORD_LIMIT, Method, Mode, RECORD_OVERHEAD,
+    RecordType, Role, ServerAuth, ServerHello, Writer,
+};
+
+/// What the server claims; verify `statement` and `signature` with the key of `fingerprint`.
+#[derive(Clone, Copy)]
+pub struct ServerClaim<'d> {
+    /// The server's id, as it says and signs.
+    pub server: [u8; ID_LEN],
+    /// The fingerprint of the key that must verify: the pinned one, or that of `key` where none was pinned.
+    pub fingerprint: [u8; HASH_LEN],
+    /// The key, if it was asked for. It has the fingerprint.
+    pub key: Option<PublicKey<'d>>,
+    /// What the server signed.
+    pub statement: Statement,
+    /// Its signature.
+    pub signature: &'d [u8],
+}
+
+/// Nothing was sent yet.
+pub(crate) struct Start {
+    config: ClientConfig,
+    key: ExchangeKey,
+    random: [u8; HASH_LEN],
+}
+
+impl Start {
+    pub(crate) fn new(config: ClientConfig, seed: &[u8; 64]) -> Self {
+        let (mut secret, mut random) = ([0; HASH_LEN], [0; HASH_LEN]);
+        for (to, from) in secret.iter_mut().chain(&mut random).zip(seed) {
+            *to = *from;
+        }
+        let key = ExchangeKey::new(Secret::new(secret));
+        zeroize::Zeroize::zeroize(&mut secret);
+        Self { config, key, random }
+    }
+
+    /// -> ClientHello
+    pub(crate) fn hello(&self, out: &mut [u8]) -> Result<(ExpectServerHello, usize), Error> {
+        let hello = ClientHello {
+            record_limit: self.config.record_limit,
+            role: Role::Client,
+            ask_for_key: self.config.ask_for_key,
+            random: self.random,
+            exchange: *self.key.public(),
+            offer: None,
+        };
+        let len = write_clear(RecordType::ClientHello, out, |writer| hello.encode(writer))?;
+        let t1 = hash(&[&beginning(), out.get(..len).unwrap_or_default()]);
+        let next = ExpectServerHello { config: self.config, key: self.key.clone(), t1 };
+        Ok((next, len))
+    }
+}
+
+/// Writes a record without keys: its counter is 0.
+pub(super) fn write_clear(
+    kind: RecordType,
+    out: &mut [u8],
+    body: impl FnOnce(&mut Writer<'_>),
+) -> Result<usize, Error> {
+    let (head, rest) = out.split_first_chunk_mut::<HEADER_LEN>().ok_or(BufferError::TxFull)?;
+    let mut writer = Writer::new(rest);
+    body(&mut writer);
+    let len = writer.finish().ok_or(BufferError::TxFull)?.saturating_add(HEADER_LEN);
+    let wire_len = u16::try_from(len).map_err(|_| BufferError::TxFull)?;
+    *head = Header { kind, len: wire_len, sequence: 0 }.encode();
+    Ok(len)
+}
+
+pub(crate) struct ExpectServerHello {
+    config: ClientConfig,
+    key: ExchangeKey,
+    t1: Transcript,
+}
+
+impl ExpectServerHello {
+    /// <- ServerHello, header included
+    pub(crate) fn handle(self, record: &[u8]) -> Result<ExpectServerAuth, Error> {
+        let body = record.get(HEADER_LEN..).unwrap_or_default();
+        let hello = ServerHello::decode(body)?.ok_or(PeerError::Version)?;
+        // Nothing was offered, so nothing can be resumed or refused.
+        if hello.mode != Mode::Full {
+            return Err(PeerError::Version.into());
+        }
+        if usize::from(hello.record_limit) < MIN_RECORD_LIMIT {
+            return Err(Error::Decode);
+        }
+        let schedule = Schedule::full(&self.key, &hello.exchange)?;
+        let t2 = hash(&[&self.t1, record]);
+        Ok(ExpectServerAuth { config: self.config, schedule, t2, record_limit: hello.record_limit })
+    }
+}
+
+pub(crate) struct ExpectServerAuth {
+    config: ClientConfig,
+    schedule: Schedule,
+    t2: Transcript,
+    record_limit: u16,
+}
+
+impl ExpectServerAuth {
+    /// <- {ServerAuth}, header included; its claim is to be verified
+    pub(crate) fn handle<A: Aead>(self, record: &mut [u8]) -> Result<(VerifyServer, ServerClaim<'_>), Error> {
+        let (mut opening, finished_key) = self.schedule.side::<A>("s hs", &self.t2, 0);
+        let body = opening.open(record)?;
+        let auth = ServerAuth::decode(body, self.config.ask_for_key)?;
+        let sent = auth.key.map(|key| key.fingerprint());
+        let fingerprint = match (self.config.server, sent) {
+            (Some(pinned), Some(sent)) if pinned != sent => return Err(PeerError::ServerKey.into()),
+            (Some(pinned), _) => pinned,
+            (None, Some(sent)) => sent,
+            (None, None) => return Err(ApiMisuse::InvalidArgument.into()),
+        };
+        let t3 = server_identified(&self.t2, &auth.server, &fingerprint);
+        let finished = mac(finished_key.expose(), &[&hash(&[&t3, auth.signature])]);
+        // The record opened, so whoever sent it holds the keys: it is another server than the one we expect.
+        if !equal(&finished, &auth.finished) {
+            return Err(PeerError::ServerKey.into());
+        }
+        let t4 = hash(&[&t3, auth.signature, &auth.finished]);
+        let claim = ServerClaim {
+            server: auth.server,
+            fingerprint,
+            key: auth.key,
+            statement: server_statement(t3),
+            signature: auth.signature,
+        };
+        let next = VerifyServer { schedule: self.schedule, t2: self.t2, t4, record_limit: self.record_limit };
+        Ok((next, claim))
+    }
+}
+
+/// The server's signature is being verified.
+pub(crate) struct VerifyServer {
+    schedule: Schedule,
+    t2: Transcript,
+    t4: Transcript,
+    record_limit: u16,
+}
+
+impl VerifyServer {
+    /// The signature was right: now the client may reveal itself.
+    pub(crate) fn verified(self, credentials: &Credentials<'_>) -> SignClient {
+        let t5 = identify(&self.t4, credentials).1;
+        SignClient { schedule: self.schedule, t2: self.t2, t4: self.t4, t5, record_limit: self.record_limit }
+    }
+}
+
+fn identify<'c>(t4: &Transcript, credentials: &Credentials<'c>) -> (Method<'c>, Transcript) {
+    let (mut method, fingerprint) = match credentials {
+        Credentials::Key { id, key_epoch, fingerprint } => {
+            (Method::Key { id: *id, key_epoch: *key_epoch }, *fingerprint)
+        }
+        Credentials::Enroll { id, name, key, token } => {
+            let token = token.map_or([0; 8], |token| token.id);
+            (Method::Enroll { id: *id, name, key: *key, token, proof: [0; HASH_LEN] }, [0; HASH_LEN])
+        }
+    };
+    let t5 = client_identified(t4, &method, &fingerprint, CLIENT_CAPABILITIES);
+    if let (Method::Enroll { proof, .. }, Credentials::Enroll { token: Some(token), .. }) = (&mut method, credentials) {
+        *proof = token_proof(token_verifier(&token.secret).expose(), &t5);
+    }
+    (method, t5)
+}
+
+/// The client's signature is being made.
+pub(crate) struct SignClient {
+    schedule: Schedule,
+    t2: Transcript,
+    t4: Transcript,
+    t5: Transcript,
+    record_limit: u16,
+}
+
+impl SignClient {
+    pub(crate) const fn statement(&self) -> Statement {
+        client_statement(self.t5)
+    }
+
+    /// -> {ClientAuth}
+    pub(crate) fn auth<A: Aead>(
+        &self,
+        credentials: &Credentials<'_>,
+        signature: &[u8],
+        out: &mut [u8],
+    ) -> Result<(ExpectSettings<A>, usize), Error> {
+        let (method, t5) = identify(&self.t4, credentials);
+        if t5 != self.t5 {
+            return Err(ApiMisuse::InvalidArgument.into());
+        }
+        let (mut sealing, finished_key) = self.schedule.side::<A>("c hs", &self.t2, 0);
+        let finished = mac(finished_key.expose(), &[&client_signed(&t5, &method, signature)]);
+        let rest = out.get_mut(HEADER_LEN..).ok_or(BufferError::TxFull)?;
+        let mut writer = Writer::new(rest);
+        match &method {
+            Method::Key { id, key_epoch } => {
+                writer.u8(KIND_KEY).bytes(id).u32(*key_epoch).u16(CLIENT_CAPABILITIES);
+            }
+            Method::Enroll { id, name, key, token, proof } => {
+                let mut buffer = [0; crate::crypto::MAX_SPKI_LEN];
+                writer.u8(KIND_ENROLL).bytes(id).short(name.as_bytes()).bytes(key.spki(&mut buffer));
+                writer.bytes(token).u16(CLIENT_CAPABILITIES).bytes(proof);
+            }
+        }
+        writer.bytes(signature).bytes(&finished);
+        let len = writer.finish().ok_or(BufferError::TxFull)?;
+        let len = sealing.seal(RecordType::ClientAuth, out, len)?;
+        let t6 = client_finished(&t5, &method, signature, &finished);
+        let next = ExpectSettings {
+            finished: self.schedule.finish(&t6),
+            refusal: self.schedule.side("s hs", &self.t2, 1).0,
+            record_limit: self.record_limit,
+        };
+        Ok((next, len))
+    }
+}
+
+pub(crate) struct ExpectSettings<A> {
+    pub(crate) finished: Finished<A>,
+    refusal: crate::record::RecordKey<A>,
+    pub(crate) record_limit: u16,
+}
+
+impl<A: Aead> ExpectSettings<A> {
+    /// <- {Refusal}, header included: why this client may not enter
+    pub(crate) fn refused(mut self, record: &mut [u8]) -> Error {
+        let body = match self.refusal.open(record) {
+            Ok(body) => body,
+            Err(error) => return error,
+        };
+        match body.split_first_chunk::<REFUSAL_LEN>() {
+            Some(([reason, after @ ..], [])) => match Reason::from_code(*reason) {
+                Some(reason) => PeerError::Refused { reason, retry_after: u32::from_be_bytes(*after) }.into(),
+                None => Error::Decode,
+            },
+            _ => Error::Decode,
+        }
+    }
+}
+
+/// Bytes inside a Refusal: `reason u8 | retry_after u32`, the latter in milliseconds.
+pub(super) const REFUSAL_LEN: usize = 5;
+/// Bytes of a whole Refusal record.
+pub(crate) const REFUSAL_RECORD_LEN: usize = REFUSAL_LEN + RECORD_OVERHEAD;

@@ -1,0 +1,269 @@
+//! The server's side of HS1. It signs once for whoever knocks, changes nothing before the client's Finished has
+//! verified, and gives one sealed answer to every client that may not enter.
+
+use super::client::{REFUSAL_LEN, write_clear};
+use super::{
+    Finished, Schedule, Transcript, beginning, client_finished, client_identified, client_signed, client_statement,
+    server_identified, server_statement, token_proof,
+};
+use crate::config::ServerConfig;
+use crate::crypto::{Aead, ExchangeKey, HASH_LEN, PublicKey, Secret, Statement, equal, hash, mac};
+use crate::error::{ApiMisuse, BufferError, Error, PeerError, Reason};
+use crate::wire::{
+    ClientAuth, ClientHello, HEADER_LEN, ID_LEN, MIN_RECORD_LIMIT, Method, Mode, RecordType, Role, ServerHello, Writer,
+};
+
+const SERVER_HELLO_LEN: usize = HEADER_LEN + 71;
+
+/// What a client claims. Decodes from bytes, so that it can outlive the record it came in: nothing of it is kept in the
+/// connection.
+#[derive(Clone, Copy)]
+pub struct ClientClaim<'d> {
+    bytes: &'d [u8],
+    auth: ClientAuth<'d>,
+    caps: u16,
+}
+
+/// How a client wants to enter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClaimKind<'d> {
+    /// As an enrolled identity: look up its key.
+    Key {
+        /// The key epoch that the client believes in.
+        key_epoch: u32,
+    },
+    /// As a new identity.
+    Enroll {
+        /// The display name that it wants; any UTF-8 of 1 to 64 bytes.
+        name: &'d str,
+        /// Its key.
+        key: PublicKey<'d>,
+        /// The token that admits it, if it has one.
+        token: Option<[u8; 8]>,
+    },
+}
+
+impl<'d> ClientClaim<'d> {
+    /// Reads a claim again from its [`bytes`](Self::bytes).
+    ///
+    /// # Errors
+    /// [`Error::Decode`] if they are not those of a claim.
+    pub fn decode(bytes: &'d [u8]) -> Result<Self, Error> {
+        let (auth, caps) = ClientAuth::decode(bytes)?;
+        Ok(Self { bytes, auth, caps })
+    }
+
+    /// The claim as it came, to be kept while its key is looked up.
+    pub const fn bytes(&self) -> &'d [u8] {
+        self.bytes
+    }
+
+    /// The id that is claimed.
+    pub const fn id(&self) -> [u8; ID_LEN] {
+        match self.auth.method {
+            Method::Key { id, .. } | Method::Enroll { id, .. } => id,
+        }
+    }
+
+    /// How the client wants to enter.
+    pub fn kind(&self) -> ClaimKind<'d> {
+        match self.auth.method {
+            Method::Key { key_epoch, .. } => ClaimKind::Key { key_epoch },
+            Method::Enroll { name, key, token, .. } => {
+                ClaimKind::Enroll { name, key, token: (token != [0; 8]).then_some(token) }
+            }
+        }
+    }
+
+    /// The client's signature over the statement that binding the claim returns.
+    pub const fn signature(&self) -> &'d [u8] {
+        self.auth.signature
+    }
+}
+
+pub(crate) struct ExpectClientHello {
+    config: ServerConfig,
+    seed: Secret<64>,
+}
+
+impl ExpectClientHello {
+    pub(crate) fn new(config: ServerConfig, seed: &[u8; 64]) -> Self {
+        Self { config, seed: Secret::new(*seed) }
+    }
+
+    /// -> ClientHello, header included
+    pub(crate) fn handle(self, record: &[u8]) -> Result<SignServer, Error> {
+        let body = record.get(HEADER_LEN..).unwrap_or_default();
+        let hello = ClientHello::decode(body)?.ok_or(PeerError::Version)?;
+        if hello.role != Role::Client {
+            return Err(PeerError::Version.into());
+        }
+        if usize::from(hello.record_limit) < MIN_RECORD_LIMIT {
+            return Err(Error::Decode);
+        }
+        let (mut secret, mut random) = ([0; HASH_LEN], [0; HASH_LEN]);
+        for (to, from) in secret.iter_mut().chain(&mut random).zip(self.seed.expose()) {
+            *to = *from;
+        }
+        let key = ExchangeKey::new(Secret::new(secret));
+        zeroize::Zeroize::zeroize(&mut secret);
+        let schedule = Schedule::full(&key, &hello.exchange)?;
+        let answer = ServerHello {
+            mode: if hello.offer.is_some() { Mode::Unauthorised } else { Mode::Full },
+            record_limit: self.config.record_limit,
+            random,
+            exchange: *key.public(),
+        };
+        let mut bytes = [0; SERVER_HELLO_LEN];
+        write_clear(RecordType::ServerHello, &mut bytes, |writer| answer.encode(writer))?;
+        let t1 = hash(&[&beginning(), record]);
+        let t2 = hash(&[&t1, &bytes]);
+        let t3 = server_identified(&t2, &self.config.id, &self.config.fingerprint);
+        Ok(SignServer {
+            schedule,
+            hello: bytes,
+            send_key: hello.ask_for_key,
+            id: self.config.id,
+            record_limit: hello.record_limit,
+            t2,
+            t3,
+        })
+    }
+}
+
+/// The server's signature is being made.
+pub(crate) struct SignServer {
+    schedule: Schedule,
+    hello: [u8; SERVER_HELLO_LEN],
+    send_key: bool,
+    id: [u8; ID_LEN],
+    record_limit: u16,
+    t2: Transcript,
+    t3: Transcript,
+}
+
+impl SignServer {
+    pub(crate) const fn statement(&self) -> Statement {
+        server_statement(self.t3)
+    }
+
+    /// <- ServerHello, <- {ServerAuth}
+    pub(crate) fn auth<A: Aead>(
+        &self,
+        key: PublicKey<'_>,
+        signature: &[u8],
+        out: &mut [u8],
+    ) -> Result<(ExpectClientAuth, usize), Error> {
+        let (mut sealing, finished_key) = self.schedule.side::<A>("s hs", &self.t2, 0);
+        let finished = mac(finished_key.expose(), &[&hash(&[&self.t3, signature])]);
+        let (head, rest) = out.split_at_mut_checked(SERVER_HELLO_LEN).ok_or(BufferError::TxFull)?;
+        let mut writer = Writer::new(rest.get_mut(HEADER_LEN..).ok_or(BufferError::TxFull)?);
+        writer.bytes(&self.id);
+        if self.send_key {
+            writer.bytes(key.spki(&mut [0; crate::crypto::MAX_SPKI_LEN]));
+        }
+        writer.bytes(signature).bytes(&finished);
+        let len = writer.finish().ok_or(BufferError::TxFull)?;
+        let len = sealing.seal(RecordType::ServerAuth, rest, len)?;
+        head.copy_from_slice(&self.hello);
+        let t4 = hash(&[&self.t3, signature, &finished]);
+        let next = ExpectClientAuth {
+            schedule: Schedule(self.schedule.0.clone()),
+            t2: self.t2,
+            t4,
+            record_limit: self.record_limit,
+        };
+        Ok((next, SERVER_HELLO_LEN + len))
+    }
+}
+
+pub(crate) struct ExpectClientAuth {
+    schedule: Schedule,
+    t2: Transcript,
+    t4: Transcript,
+    record_limit: u16,
+}
+
+impl ExpectClientAuth {
+    /// -> {ClientAuth}, header included; its claim is to be checked
+    pub(crate) fn handle<A: Aead>(self, record: &mut [u8]) -> Result<(CheckClient, ClientClaim<'_>), Error> {
+        let (mut opening, finished_key) = self.schedule.side::<A>("c hs", &self.t2, 0);
+        let body = &*opening.open(record)?;
+        let claim = ClientClaim::decode(body)?;
+        let next = CheckClient {
+            schedule: self.schedule,
+            finished_key,
+            t2: self.t2,
+            t4: self.t4,
+            record_limit: self.record_limit,
+            bound: None,
+        };
+        // A claim that holds its own key shows at once whether its Finished is right. The others show it when their key
+        // was looked up, and a wrong one must then look like an unknown id.
+        if let Method::Enroll { .. } = claim.auth.method {
+            next.transcripts(&claim, &[0; HASH_LEN])?;
+        }
+        Ok((next, claim))
+    }
+}
+
+/// The client's claim is being checked.
+pub(crate) struct CheckClient {
+    schedule: Schedule,
+    finished_key: Secret<HASH_LEN>,
+    t2: Transcript,
+    t4: Transcript,
+    pub(crate) record_limit: u16,
+    /// `T5` and `T6`, once the Finished was found right.
+    bound: Option<(Transcript, Transcript)>,
+}
+
+impl CheckClient {
+    fn transcripts(
+        &self,
+        claim: &ClientClaim<'_>,
+        fingerprint: &[u8; HASH_LEN],
+    ) -> Result<(Transcript, Transcript), Error> {
+        let method = &claim.auth.method;
+        let t5 = client_identified(&self.t4, method, fingerprint, claim.caps);
+        let finished = mac(self.finished_key.expose(), &[&client_signed(&t5, method, claim.auth.signature)]);
+        if !equal(&finished, &claim.auth.finished) {
+            return Err(Error::Crypto);
+        }
+        Ok((t5, client_finished(&t5, method, claim.auth.signature, &claim.auth.finished)))
+    }
+
+    /// Binds the claim to the key with this fingerprint: from here on its signature decides.
+    pub(crate) fn bind(&mut self, claim: &ClientClaim<'_>, fingerprint: &[u8; HASH_LEN]) -> Result<Statement, Error> {
+        let (t5, t6) = self.transcripts(claim, fingerprint)?;
+        self.bound = Some((t5, t6));
+        Ok(client_statement(t5))
+    }
+
+    /// Whether the claim proves the token with this verifier.
+    pub(crate) fn proves(&self, claim: &ClientClaim<'_>, verifier: &[u8; HASH_LEN]) -> bool {
+        match (&claim.auth.method, &self.bound) {
+            (Method::Enroll { proof, .. }, Some((t5, _))) => equal(&token_proof(verifier, t5), proof),
+            _ => false,
+        }
+    }
+
+    /// The claim holds: what comes of it.
+    pub(crate) fn finish<A: Aead>(&self) -> Result<Finished<A>, Error> {
+        match &self.bound {
+            Some((_, t6)) => Ok(self.schedule.finish(t6)),
+            None => Err(ApiMisuse::NotAsked.into()),
+        }
+    }
+
+    /// <- {Refusal}
+    pub(crate) fn refuse<A: Aead>(&self, reason: Reason, retry_after: u32, out: &mut [u8]) -> Result<usize, Error> {
+        let (mut sealing, _) = self.schedule.side::<A>("s hs", &self.t2, 1);
+        let mut writer = Writer::new(out.get_mut(HEADER_LEN..).ok_or(BufferError::TxFull)?);
+        writer.u8(reason.code()).u32(retry_after);
+        let len = writer.finish().ok_or(BufferError::TxFull)?;
+        debug_assert_eq!(len, REFUSAL_LEN);
+        sealing.seal(RecordType::Refusal, out, len)
+    }
+}
