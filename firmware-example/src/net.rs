@@ -8,7 +8,7 @@
 use core::net::{Ipv4Addr, SocketAddrV4};
 
 use embedded_io::{ErrorKind, ErrorType, Read, ReadReady, Write};
-use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet, SocketStorage};
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::phy::Device;
 use smoltcp::socket::{dhcpv4, tcp};
 use smoltcp::time::Instant;
@@ -19,6 +19,9 @@ const FIRST_EPHEMERAL_PORT: u16 = 49_152;
 
 /// The longest rest when the stack itself waits for nothing.
 const LONGEST_REST_MS: u64 = 1_000;
+
+/// Frames handled before the caller gets its turn.
+const FRAMES_PER_POLL: usize = 8;
 
 /// Time, as [`Net`] needs it.
 pub trait Clock {
@@ -211,12 +214,19 @@ impl<'b, D: Device, C: Clock> Net<'b, D, C> {
     }
 
     /// Handles what has arrived and sends what is due, without waiting.
+    ///
+    /// The work is bounded: who floods the wire cannot keep the caller from its deadlines.
     pub fn poll(&mut self) {
+        let Self { interface, device, sockets, .. } = self;
         let now = instant(self.clock.now());
-        let changed = self.interface.poll(now, &mut self.device, &mut self.sockets) == PollResult::SocketStateChanged;
-        if !changed {
-            return;
+        interface.poll_maintenance(now);
+        for _ in 0..FRAMES_PER_POLL {
+            if interface.poll_ingress_single(now, device, sockets) == PollIngressSingleResult::None {
+                break;
+            }
         }
+        while interface.poll_egress(now, device, sockets) != PollResult::None {}
+
         let Some(dhcp) = self.dhcp else { return };
         match self.sockets.get_mut::<dhcpv4::Socket<'_>>(dhcp).poll() {
             Some(dhcpv4::Event::Configured(lease)) => {
