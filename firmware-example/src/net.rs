@@ -106,7 +106,8 @@ impl<'b, D: Device, C: Clock> Net<'b, D, C> {
         }
     }
 
-    /// Asks the network for an address and keeps it renewed; waits for the first one.
+    /// Asks the network for an address and keeps it renewed; waits for the first one. A fixed address is
+    /// given up for it.
     ///
     /// # Errors
     ///
@@ -114,6 +115,7 @@ impl<'b, D: Device, C: Clock> Net<'b, D, C> {
     /// call, or a connection, may succeed.
     pub fn configure(&mut self) -> Result<Ipv4Addr, Error> {
         if self.dhcp.is_none() {
+            assign(&mut self.interface, None);
             self.dhcp = Some(self.sockets.add(dhcpv4::Socket::new()));
         }
         self.wait(|net| net.address().map(Ok))
@@ -297,8 +299,8 @@ impl<D: Device, C: Clock> Read for Net<'_, D, C> {
         self.wait(|net| match net.socket().recv_slice(buf) {
             Ok(0) => None,
             Ok(n) => Some(Ok(n)),
-            Err(tcp::RecvError::Finished) => Some(Ok(0)),
-            Err(tcp::RecvError::InvalidState) => Some(Err(net.ended())),
+            Err(tcp::RecvError::Finished) if net.opened => Some(Ok(0)),
+            Err(_) => Some(Err(net.ended())),
         })
     }
 }
@@ -398,3 +400,7 @@ fn assign(interface: &mut Interface, lease: Option<(Ipv4Cidr, Option<Ipv4Addr>)>
 fn instant(ms: u64) -> Instant {
     Instant::from_millis(i64::try_from(ms).unwrap_or(i64::MAX))
 }
+
+#[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "a test may stop at what it did not expect")]
+mod tests;
