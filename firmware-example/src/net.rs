@@ -184,6 +184,7 @@ impl<'b, D: Device, C: Clock> Net<'b, D, C> {
         if !self.opened {
             return Ok(());
         }
+        let peer_ended_first = self.socket().state() == tcp::State::CloseWait;
         self.socket().close();
         let closed = self.wait(|net| {
             let socket = net.socket();
@@ -191,8 +192,8 @@ impl<'b, D: Device, C: Clock> Net<'b, D, C> {
             while matches!(socket.recv_slice(&mut scrap), Ok(1..)) {}
             match socket.state() {
                 tcp::State::TimeWait => Some(Ok(())),
-                // From LastAck the way leads here too: the peer had ended first.
-                tcp::State::Closed => Some(Ok(())),
+                tcp::State::Closed if peer_ended_first => Some(Ok(())),
+                tcp::State::Closed => Some(Err(Error::Reset)),
                 _ => None,
             }
         });
@@ -200,18 +201,13 @@ impl<'b, D: Device, C: Clock> Net<'b, D, C> {
         closed
     }
 
-    /// Ends the connection at once; the peer sees a reset, unless it has closed already.
+    /// Ends the connection at once; a peer that has not closed too sees a reset.
     pub fn abort(&mut self) {
         self.opened = false;
         let socket = self.socket();
         if socket.is_open() {
-            // TIME-WAIT guards against late segments of the old connection; the next one has a port of its
-            // own, so nothing is lost, and the peer needs no reset.
-            let quietly = socket.state() == tcp::State::TimeWait;
             socket.abort();
-            if !quietly {
-                self.poll();
-            }
+            self.poll();
         }
     }
 

@@ -199,6 +199,8 @@ fn bytes_come_back_over_many_connections() {
         net.close().unwrap();
         assert_eq!(net.write(b"x"), Err(Error::NotConnected));
         assert_eq!(net.read(&mut [0]), Err(Error::NotConnected));
+        // The peer has one socket, and listens again at its next turn.
+        net.sleep(net.now() + 5);
         net.connect(SocketAddrV4::new(PEERS, PORT)).unwrap();
     }
 }
@@ -264,6 +266,8 @@ fn refused_reset_and_unreachable_have_their_names() {
     net.write_all(b"x").unwrap();
     assert_eq!(net.read(&mut [0]), Err(Error::Reset));
     assert_eq!(net.write(b"x"), Err(Error::Reset));
+    assert_eq!(net.close(), Err(Error::Reset));
+    assert_eq!(net.close(), Ok(()));
 
     peer.borrow_mut().listening = false;
     net.sleep(net.now() + 10);
