@@ -1,1 +1,206 @@
-//! x
+//! What the tests share: two connections without any I/O between them, a generator that repeats itself, fixed keys, real
+//! servers on port 0.
+//!
+//! Everything here is for tests only: the keys are public and the generator is seeded.
+
+use ossicle::crypto::{IdentityKey, verify};
+use ossicle_core::{
+    Ask, ClientConfig, Connection, Credentials, Error, Event, PublicKey, Received, ServerConfig, Settings, Statement,
+};
+
+/// The fixed keys. Made once, public for ever: never enrol one of them anywhere.
+pub mod keys {
+    use ossicle::crypto::IdentityKey;
+
+    macro_rules! key {
+        ($($(#[$doc:meta])* $name:ident = $file:literal;)*) => {
+            $($(#[$doc])* pub fn $name() -> IdentityKey {
+                IdentityKey::from_pkcs8(include_bytes!(concat!("keys/", $file, ".der"))).expect("a fixed key is a key")
+            })*
+        };
+    }
+
+    key! {
+        /// A client's key of 2048 bits.
+        alice = "alice";
+        /// Another client's key of 2048 bits.
+        bob = "bob";
+        /// A third client's key of 2048 bits.
+        carol = "carol";
+        /// A server's key of 2048 bits.
+        server = "server";
+        /// A server's key of 3072 bits.
+        server3072 = "server3072";
+        /// A server's key of 4096 bits.
+        server4096 = "server4096";
+    }
+}
+
+/// The id of the server in a [`Pair`].
+pub const SERVER_ID: [u8; 16] = [0x5e; 16];
+/// The id of the client in a [`Pair`].
+pub const CLIENT_ID: [u8; 16] = [0xc1; 16];
+
+/// The public half of a fixed key.
+pub fn public(key: &IdentityKey) -> PublicKey<'_> {
+    PublicKey::from_modulus(key.modulus()).expect("a fixed key is acceptable")
+}
+
+/// Bytes that are different for each number and the same in each run.
+pub fn seed(number: u8) -> [u8; 64] {
+    let mut seed = [number; 64];
+    for (index, byte) in seed.iter_mut().enumerate() {
+        *byte = byte.wrapping_mul(31).wrapping_add(index as u8);
+    }
+    seed
+}
+
+/// One side's bytes that the other has not seen yet.
+#[derive(Default)]
+pub struct Wire {
+    /// What is under way.
+    pub bytes: Vec<u8>,
+    /// The length of each record that ever went this way.
+    pub records: Vec<usize>,
+}
+
+impl Wire {
+    fn push(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while rest.len() >= 8 {
+            let len = usize::from(u16::from_be_bytes([rest[4], rest[5]]));
+            self.records.push(len);
+            rest = &rest[len.min(rest.len())..];
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+}
+
+/// Two connections and the bytes between them, with no I/O at all.
+pub struct Pair {
+    /// The client's end.
+    pub client: Connection,
+    /// The server's end.
+    pub server: Connection,
+    /// The client's key.
+    pub client_key: IdentityKey,
+    /// The server's key.
+    pub server_key: IdentityKey,
+    /// Client to server.
+    pub up: Wire,
+    /// Server to client.
+    pub down: Wire,
+}
+
+/// The settings that a [`Pair`]'s server sends.
+pub fn settings() -> Settings {
+    Settings { heartbeat: 15, timeout: 45, time: 1_790_000_000, valid_for: 604_800, ..Settings::default() }
+}
+
+impl Pair {
+    /// A pair before its first byte, with the server's key known to the client.
+    pub fn new() -> Self {
+        Self::with_keys(keys::server(), keys::alice(), false)
+    }
+
+    /// A pair with these keys. `ask_for_key`: the client knows the fingerprint only.
+    pub fn with_keys(server_key: IdentityKey, client_key: IdentityKey, ask_for_key: bool) -> Self {
+        let fingerprint = public(&server_key).fingerprint();
+        let client = ClientConfig { server: Some(fingerprint), ask_for_key, record_limit: 16_408 };
+        let server = ServerConfig { id: SERVER_ID, fingerprint, record_limit: 16_408 };
+        Self {
+            client: Connection::client(client, &seed(1)),
+            server: Connection::server(server, &seed(2)),
+            client_key,
+            server_key,
+            up: Wire::default(),
+            down: Wire::default(),
+        }
+    }
+
+    /// The credentials of the enrolled client.
+    pub fn credentials(&self) -> Credentials<'static> {
+        Credentials::Key { id: CLIENT_ID, key_epoch: 0, fingerprint: public(&self.client_key).fingerprint() }
+    }
+
+    /// Runs the whole handshake with the method `key`.
+    pub fn connect(&mut self) -> Settings {
+        let credentials = self.credentials();
+        self.connect_with(&credentials)
+    }
+
+    /// Runs the whole handshake with these credentials; the server accepts whatever verifies.
+    pub fn connect_with(&mut self, credentials: &Credentials<'_>) -> Settings {
+        self.client_hello();
+        self.server_hello().expect("the hello is good");
+        self.client_auth(credentials).expect("the server is the pinned one");
+        self.server_accept().expect("the client holds its key");
+        self.client_settings().expect("the settings open")
+    }
+
+    /// -> ClientHello
+    pub fn client_hello(&mut self) {
+        let mut out = [0; 2048];
+        let len = self.client.transmit(&mut out).expect("there is room");
+        self.up.push(&out[..len]);
+    }
+
+    /// <- ServerHello, {ServerAuth}
+    pub fn server_hello(&mut self) -> Result<(), Error> {
+        let mut bytes = std::mem::take(&mut self.up.bytes);
+        self.server.receive(&mut bytes)?;
+        let Some(Ask::Sign(statement)) = self.server.ask() else { panic!("the server must sign") };
+        let signature = self.server_key.sign(&statement).expect("the key signs");
+        let mut out = [0; 4096];
+        let len = self.server.sign_server(public(&self.server_key), &signature, &mut out)?;
+        self.down.push(&out[..len]);
+        Ok(())
+    }
+
+    /// -> {ClientAuth}
+    pub fn client_auth(&mut self, credentials: &Credentials<'_>) -> Result<(), Error> {
+        let mut bytes = std::mem::take(&mut self.down.bytes);
+        let Received::Record { used, .. } = self.client.receive(&mut bytes)? else { panic!("a whole ServerHello") };
+        match self.client.receive(&mut bytes[used..])? {
+            Received::Record { event: Event::CheckServer(claim), .. } => {
+                assert!(verify(self.server_key.modulus(), &claim.statement, claim.signature), "the server's signature");
+            }
+            _ => panic!("a claim to verify"),
+        }
+        self.client.verified(credentials)?;
+        let Some(Ask::Sign(statement)) = self.client.ask() else { panic!("the client must sign") };
+        let signature = self.client_key.sign(&statement).expect("the key signs");
+        let mut out = [0; 4096];
+        let len = self.client.sign_client(credentials, &signature, &mut out)?;
+        self.up.push(&out[..len]);
+        Ok(())
+    }
+
+    /// <- {Settings}
+    pub fn server_accept(&mut self) -> Result<(), Error> {
+        let mut bytes = std::mem::take(&mut self.up.bytes);
+        let event = self.server.receive(&mut bytes)?;
+        let Received::Record { event: Event::CheckClient(claim), .. } = event else { panic!("a claim to check") };
+        let statement: Statement = self.server.bind(&claim, &public(&self.client_key).fingerprint())?;
+        assert!(verify(self.client_key.modulus(), &statement, claim.signature()), "the client's signature");
+        let mut out = [0; 1024];
+        let len = self.server.accept(&settings(), &mut out)?;
+        self.down.push(&out[..len]);
+        Ok(())
+    }
+
+    /// The client's last step.
+    pub fn client_settings(&mut self) -> Result<Settings, Error> {
+        let mut bytes = std::mem::take(&mut self.down.bytes);
+        match self.client.receive(&mut bytes)? {
+            Received::Record { event: Event::Connected(settings), .. } => Ok(settings),
+            _ => panic!("settings"),
+        }
+    }
+}
+
+impl Default for Pair {
+    fn default() -> Self {
+        Self::new()
+    }
+}

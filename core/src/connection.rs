@@ -6,7 +6,7 @@
 //! silent on the wire. Records come from `record`, their order from `handshake`; nothing above is known here.
 
 use crate::config::{ClientConfig, Credentials, ServerConfig};
-use crate::crypto::{Aead, HASH_LEN, PublicKey, RustCrypto, Secret, Statement};
+use crate::crypto::{Aead, HASH_LEN, PublicKey, RustCrypto, Secret, Statement, TAG_LEN};
 use crate::error::{ApiMisuse, BufferError, Error, PeerError, Reason};
 use crate::handshake::client::{ExpectServerAuth, ExpectServerHello, ExpectSettings, REFUSAL_RECORD_LEN};
 use crate::handshake::client::{ServerClaim, SignClient, Start, VerifyServer};
@@ -14,7 +14,7 @@ use crate::handshake::server::{CheckClient, ClientClaim, ExpectClientAuth, Expec
 use crate::record::{MAX_RECORDS, Traffic};
 use crate::wire::{
     HEADER_LEN, Header, MAX_CLIENT_AUTH_LEN, MAX_CLIENT_HELLO_LEN, MAX_SERVER_AUTH_LEN, Message, RECORD_OVERHEAD,
-    RecordType, Settings,
+    RecordType, Rungs, SEND_HEAD_LEN, Settings,
 };
 
 /// One end of a connection, from its first byte to its close.
@@ -54,8 +54,8 @@ pub enum Event<'d> {
     CheckClient(ClientClaim<'d>),
     /// Client: the server has confirmed the handshake.
     Connected(Settings),
-    /// An authenticated payload, to be read by [`Message::decode`].
-    Message(&'d [u8]),
+    /// An authenticated payload, to be read by [`Message::decode`]; an envelope in it can be opened in place.
+    Message(&'d mut [u8]),
     /// The peer has said its last.
     Closed(Option<Reason>),
 }
@@ -257,7 +257,7 @@ impl<A: Aead> Connection<A> {
             closed: false,
             peer_closed: false,
         };
-        let len = established.seal(&Message::Settings(*settings), out)?;
+        let len = established.send(&Message::Settings(*settings), out)?;
         self.state = State::Established(established);
         Ok(len)
     }
@@ -292,13 +292,35 @@ impl<A: Aead> Connection<A> {
         if matches!(message, Message::Close { .. } | Message::KeyUpdate) {
             return Err(ApiMisuse::InvalidArgument.into());
         }
-        // The last record under a key is the update, so an ordinary one never takes its place.
-        let mut len = 0;
-        if established.sealing.key.counter() >= MAX_RECORDS - 1 {
-            len = established.update_key(out)?;
+        established.send(message, out)
+    }
+
+    /// Like [`send`](Self::send) of [`Message::Send`], with an envelope of `len` bytes that `seal` writes in place.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), before `seal` is called; otherwise those of `seal`.
+    pub fn send_sealed<E: From<Error>>(
+        &mut self,
+        wanted: Rungs,
+        len: usize,
+        out: &mut [u8],
+        seal: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<usize, E> {
+        self.check()?;
+        let established = self.established_mut()?;
+        if established.closed {
+            return Err(Error::from(ApiMisuse::Closed).into());
         }
-        let rest = out.get_mut(len..).unwrap_or_default();
-        Ok(len + established.seal(message, rest)?)
+        established.seal(out, |payload, max| {
+            let total = len.saturating_add(SEND_HEAD_LEN);
+            if total > max {
+                return Err(Error::from(BufferError::MessageTooLong { max }).into());
+            }
+            let payload = payload.get_mut(..total).ok_or(Error::from(BufferError::TxFull))?;
+            let head_len = Message::Send { wanted, envelope: &[] }.encode(payload)?;
+            seal(payload.get_mut(head_len..).unwrap_or_default())?;
+            Ok(total)
+        })
     }
 
     /// Seals this side's last record. The transport may be closed once it is written.
@@ -311,7 +333,7 @@ impl<A: Aead> Connection<A> {
         if established.closed {
             return Err(ApiMisuse::Closed.into());
         }
-        let len = established.seal(&Message::Close { reason }, out)?;
+        let len = established.send(&Message::Close { reason }, out)?;
         established.closed = true;
         Ok(len)
     }
@@ -469,7 +491,7 @@ impl<A: Aead> Connection<A> {
         if !established.opening.key.expects(header.sequence) {
             return Err(PeerError::UnexpectedMessage.into());
         }
-        let payload = &*established.opening.key.open(record)?;
+        let payload = established.opening.key.open(record)?;
         match payload.first_chunk() {
             Some([0x08, 0x21]) => match Message::decode(payload)? {
                 Message::Close { reason } => {
@@ -528,28 +550,48 @@ pub(crate) enum Inspected {
 
 /// From this counter on, `transmit` replaces the key unasked; the rest is reserve for a caller that does not call it.
 const UPDATE_AT: u64 = MAX_RECORDS - 1024;
+/// Bytes of a key update: a record with nothing but its code.
+const UPDATE_RECORD_LEN: usize = RECORD_OVERHEAD + 2;
 
 impl<A: Aead> Established<A> {
     fn max_payload(&self) -> usize {
         usize::from(self.send_limit).saturating_sub(RECORD_OVERHEAD)
     }
 
-    fn seal(&mut self, message: &Message<'_>, out: &mut [u8]) -> Result<usize, Error> {
+    fn send(&mut self, message: &Message<'_>, out: &mut [u8]) -> Result<usize, Error> {
+        self.seal(out, |payload, max| {
+            // Encode into no more than the peer takes; if that is what was too little, waiting would not help.
+            let room = payload.len();
+            match message.encode(payload.get_mut(..max.min(room)).unwrap_or_default()) {
+                Err(Error::Buffer(_)) if room > max => Err(BufferError::MessageTooLong { max }.into()),
+                result => result,
+            }
+        })
+    }
+
+    /// Seals what `fill` writes into the room for a payload; it is also told the longest payload that the peer takes.
+    /// The last record under a key is its update, which is put in front where it is due.
+    fn seal<E: From<Error>>(
+        &mut self,
+        out: &mut [u8],
+        fill: impl FnOnce(&mut [u8], usize) -> Result<usize, E>,
+    ) -> Result<usize, E> {
         let max = self.max_payload();
-        let room = out.get_mut(HEADER_LEN..).ok_or(BufferError::TxFull)?;
-        let room_len = room.len();
-        // Encode into no more than the peer takes; if that is what was too little, waiting would not help.
-        let window = room.get_mut(..max.min(room_len)).unwrap_or_default();
-        let len = match message.encode(window) {
-            Ok(len) => len,
-            Err(Error::Buffer(_)) if room_len > max => return Err(BufferError::MessageTooLong { max }.into()),
-            Err(error) => return Err(error),
-        };
-        self.sealing.key.seal(RecordType::Application, out, len)
+        let full = Error::from(BufferError::TxFull);
+        let update_len = if self.sealing.key.counter() >= MAX_RECORDS - 1 { UPDATE_RECORD_LEN } else { 0 };
+        let (update, record) = out.split_at_mut_checked(update_len).ok_or(full)?;
+        let end = record.len().saturating_sub(TAG_LEN);
+        let len = fill(record.get_mut(HEADER_LEN..end).ok_or(full)?, max)?;
+        if update_len > 0 {
+            self.update_key(update)?;
+        }
+        Ok(update_len + self.sealing.key.seal(RecordType::Application, record, len)?)
     }
 
     fn update_key(&mut self, out: &mut [u8]) -> Result<usize, Error> {
-        let len = self.seal(&Message::KeyUpdate, out)?;
+        let payload = out.get_mut(HEADER_LEN..).ok_or(BufferError::TxFull)?;
+        let len = Message::KeyUpdate.encode(payload)?;
+        let len = self.sealing.key.seal(RecordType::Application, out, len)?;
         self.sealing.update();
         Ok(len)
     }

@@ -6,9 +6,9 @@
 
 use crate::config::{ClientConfig, Credentials};
 use crate::connection::{Ask, Connection, Event, Inspected, Received};
-use crate::crypto::{Aead, HASH_LEN, RustCrypto, Secret, Statement};
-use crate::error::{ApiMisuse, BufferError, Error, Reason};
-use crate::wire::{MIN_RECORD_LIMIT, Message};
+use crate::crypto::{Aead, HASH_LEN, RustCrypto, Secret, TAG_LEN};
+use crate::error::{BufferError, Error, Reason};
+use crate::wire::{HEADER_LEN, MIN_RECORD_LIMIT, Message, Rungs};
 
 /// The buffers of one endpoint.
 pub struct Buffers<'b> {
@@ -21,16 +21,68 @@ pub struct Buffers<'b> {
 
 /// One end of a connection and its buffers.
 pub struct Endpoint<'b, A: Aead = RustCrypto> {
-    connection: Connection<A>,
     rx: &'b mut [u8],
     /// Bytes of `rx` that were read.
     received: usize,
     /// The record in `rx` was opened and lent out: the next poll makes room.
     opened: bool,
+    out: Outbox<'b, A>,
+}
+
+/// The connection and what it has to write: the half of an endpoint that is free while a received record is lent out.
+pub(crate) struct Outbox<'b, A: Aead> {
+    pub(crate) connection: Connection<A>,
     tx: &'b mut [u8],
     /// Bytes of `tx` that wait to be written, and how many of them were.
     pending: usize,
     written: usize,
+}
+
+impl<A: Aead> Outbox<'_, A> {
+    /// Lets the connection append to what waits to be written.
+    fn append<E>(&mut self, seal: impl FnOnce(&mut Connection<A>, &mut [u8]) -> Result<usize, E>) -> Result<(), E> {
+        // What was written already makes room, without waiting for the rest.
+        if self.written > 0 {
+            self.tx.copy_within(self.written..self.pending, 0);
+            self.pending = self.pending.saturating_sub(self.written);
+            self.written = 0;
+        }
+        let room = self.tx.get_mut(self.pending..).unwrap_or_default();
+        let len = seal(&mut self.connection, room)?;
+        self.pending = self.pending.saturating_add(len);
+        Ok(())
+    }
+
+    pub(crate) fn send(&mut self, message: &Message<'_>) -> Result<(), Error> {
+        self.append(|connection, room| connection.send(message, room))
+    }
+
+    /// Sends an envelope that is sealed where the record will stand.
+    pub(crate) fn send_sealed<T, E: From<Error>>(
+        &mut self,
+        wanted: Rungs,
+        len: usize,
+        seal: impl FnOnce(&mut [u8]) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut sealed = None;
+        self.append(|connection, room| {
+            connection.send_sealed(wanted, len, room, |envelope| {
+                sealed = Some(seal(envelope)?);
+                Ok::<_, E>(())
+            })
+        })?;
+        // It was called, or the call above would have failed.
+        sealed.ok_or_else(|| Error::Crypto.into())
+    }
+
+    /// What the protocol owes without being asked.
+    pub(crate) fn transmit(&mut self) -> Result<(), Error> {
+        match self.append(Connection::transmit) {
+            // A key update can wait until something was written.
+            Err(Error::Buffer(BufferError::TxFull)) if self.pending > 0 => Ok(()),
+            result => result,
+        }
+    }
 }
 
 /// What the transport should do. At least one of the two is not empty.
@@ -80,15 +132,19 @@ impl<'b, A: Aead> Endpoint<'b, A> {
             return Err(BufferError::RxFull.into());
         }
         config.record_limit = u16::try_from(buffers.rx.len()).unwrap_or(u16::MAX);
-        Ok(Self {
-            connection: Connection::client(config, seed),
-            rx: buffers.rx,
-            received: 0,
-            opened: false,
-            tx: buffers.tx,
-            pending: 0,
-            written: 0,
-        })
+        let connection = Connection::client(config, seed);
+        let out = Outbox { connection, tx: buffers.tx, pending: 0, written: 0 };
+        Ok(Self { rx: buffers.rx, received: 0, opened: false, out })
+    }
+
+    /// Begins anew in the same buffers, after the transport has ended.
+    pub fn reconnect(&mut self, mut config: ClientConfig, seed: &[u8; 64]) {
+        config.record_limit = u16::try_from(self.rx.len()).unwrap_or(u16::MAX);
+        self.out.connection = Connection::client(config, seed);
+        self.received = 0;
+        self.opened = false;
+        self.out.pending = 0;
+        self.out.written = 0;
     }
 
     /// Goes on until somebody else is needed.
@@ -96,21 +152,13 @@ impl<'b, A: Aead> Endpoint<'b, A> {
     /// # Errors
     /// Those of [`Connection::receive`] and [`Connection::transmit`].
     pub fn poll(&mut self) -> Result<Step<'_>, Error> {
-        if core::mem::take(&mut self.opened) {
-            self.received = 0;
-        }
-        let room = self.tx.get_mut(self.pending..).unwrap_or_default();
-        match self.connection.transmit(room) {
-            Ok(len) => self.pending = self.pending.saturating_add(len),
-            // The update can wait until something was written.
-            Err(Error::Buffer(BufferError::TxFull)) if self.pending > 0 => {}
-            Err(error) => return Err(error),
-        }
-        if let Some(ask) = self.connection.ask() {
+        self.make_room();
+        self.out.transmit()?;
+        if let Some(ask) = self.out.connection.ask() {
             return Ok(Step::Ask(ask));
         }
         let data = self.rx.get_mut(..self.received).unwrap_or_default();
-        match self.connection.receive(data)? {
+        match self.out.connection.receive(data)? {
             Received::Record { event: Event::Progress, .. } => {
                 self.received = 0;
                 Ok(Step::Event(Event::Progress))
@@ -128,7 +176,7 @@ impl<'b, A: Aead> Endpoint<'b, A> {
     /// # Errors
     /// As there.
     pub fn verified(&mut self, credentials: &Credentials<'_>) -> Result<(), Error> {
-        self.connection.verified(credentials)
+        self.out.connection.verified(credentials)
     }
 
     /// Answers [`Ask::Sign`]: see [`Connection::sign_client`].
@@ -136,10 +184,7 @@ impl<'b, A: Aead> Endpoint<'b, A> {
     /// # Errors
     /// As there.
     pub fn sign(&mut self, credentials: &Credentials<'_>, signature: &[u8]) -> Result<(), Error> {
-        let room = self.tx.get_mut(self.pending..).unwrap_or_default();
-        let len = self.connection.sign_client(credentials, signature, room)?;
-        self.pending = self.pending.saturating_add(len);
-        Ok(())
+        self.out.append(|connection, room| connection.sign_client(credentials, signature, room))
     }
 
     /// Seals `message` behind what waits to be written.
@@ -147,7 +192,7 @@ impl<'b, A: Aead> Endpoint<'b, A> {
     /// # Errors
     /// As [`Connection::send`].
     pub fn send(&mut self, message: &Message<'_>) -> Result<(), Error> {
-        self.append(|connection, room| connection.send(message, room))
+        self.out.send(message)
     }
 
     /// Seals this side's last record.
@@ -155,60 +200,54 @@ impl<'b, A: Aead> Endpoint<'b, A> {
     /// # Errors
     /// As [`Connection::close`].
     pub fn close(&mut self, reason: Option<Reason>) -> Result<(), Error> {
-        self.append(|connection, room| connection.close(reason, room))
+        self.out.append(|connection, room| connection.close(reason, room))
     }
 
-    /// Whether something waits to be written.
+    /// Whether nothing waits to be written.
     pub const fn is_flushed(&self) -> bool {
-        self.pending == 0
+        self.out.pending == 0
     }
 
     /// Whether the handshake has finished and neither side has closed.
     pub const fn is_connected(&self) -> bool {
-        self.connection.is_connected()
+        self.out.connection.is_connected()
     }
 
     /// Bytes of the longest payload that the peer takes in one record.
     ///
     /// # Errors
-    /// [`ApiMisuse::NotConnected`] before the handshake has finished.
+    /// [`ApiMisuse::NotConnected`](crate::ApiMisuse::NotConnected) before the handshake has finished.
     pub fn max_payload(&self) -> Result<usize, Error> {
-        self.connection.max_payload()
+        self.out.connection.max_payload()
     }
 
     /// See [`Connection::exporter`].
     ///
     /// # Errors
-    /// [`ApiMisuse::NotConnected`] before the handshake has finished.
+    /// [`ApiMisuse::NotConnected`](crate::ApiMisuse::NotConnected) before the handshake has finished.
     pub fn exporter(&self) -> Result<&Secret<HASH_LEN>, Error> {
-        self.connection.exporter()
+        self.out.connection.exporter()
     }
 
-    /// What is to be signed now, if anything is.
-    ///
-    /// # Errors
-    /// [`ApiMisuse::NotAsked`] if nothing is.
-    pub fn statement(&self) -> Result<Statement, Error> {
-        match self.connection.ask() {
-            Some(Ask::Sign(statement)) => Ok(statement),
-            None => Err(ApiMisuse::NotAsked.into()),
+    /// Forgets the record that was lent out.
+    pub(crate) fn make_room(&mut self) {
+        if core::mem::take(&mut self.opened) {
+            self.received = 0;
         }
     }
 
-    fn append(
-        &mut self,
-        seal: impl FnOnce(&mut Connection<A>, &mut [u8]) -> Result<usize, Error>,
-    ) -> Result<(), Error> {
-        // What was written already makes room, without waiting for the rest.
-        if self.written > 0 {
-            self.tx.copy_within(self.written..self.pending, 0);
-            self.pending = self.pending.saturating_sub(self.written);
-            self.written = 0;
-        }
-        let room = self.tx.get_mut(self.pending..).unwrap_or_default();
-        let len = seal(&mut self.connection, room)?;
-        self.pending = self.pending.saturating_add(len);
-        Ok(())
+    /// The received bytes, whether they were lent out, and the outbox, apart. Whoever opens the record says so.
+    pub(crate) fn parts(&mut self) -> (&mut [u8], &mut bool, &mut Outbox<'b, A>) {
+        (self.rx.get_mut(..self.received).unwrap_or_default(), &mut self.opened, &mut self.out)
+    }
+
+    pub(crate) const fn outbox(&mut self) -> &mut Outbox<'b, A> {
+        &mut self.out
+    }
+
+    /// Where the payload of the record lies that was opened last.
+    pub(crate) fn payload(&self) -> core::ops::Range<usize> {
+        HEADER_LEN..self.received.saturating_sub(TAG_LEN)
     }
 }
 
@@ -217,28 +256,28 @@ impl<A: Aead> Drive for Endpoint<'_, A> {
         if self.opened {
             return Ok(None);
         }
-        let end = match self.connection.inspect(self.rx.get(..self.received).unwrap_or_default()) {
+        let end = match self.out.connection.inspect(self.rx.get(..self.received).unwrap_or_default()) {
             Ok(Inspected::Need(end)) => end,
             Ok(Inspected::Wait) => self.received,
             // `poll` finds the record, or the error, again and keeps it.
             Ok(Inspected::Ready(_)) | Err(_) => return Ok(None),
         };
-        let write = self.tx.get(self.written..self.pending).unwrap_or_default();
+        let write = self.out.tx.get(self.out.written..self.out.pending).unwrap_or_default();
         let read = self.rx.get_mut(self.received..end).ok_or(BufferError::RxFull)?;
         if write.is_empty() && read.is_empty() { Ok(None) } else { Ok(Some(Io { write, read })) }
     }
 
     fn written(&mut self, len: usize) {
-        self.written = self.written.saturating_add(len).min(self.pending);
-        if self.written == self.pending {
-            self.written = 0;
-            self.pending = 0;
+        self.out.written = self.out.written.saturating_add(len).min(self.out.pending);
+        if self.out.written == self.out.pending {
+            self.out.written = 0;
+            self.out.pending = 0;
         }
     }
 
     fn read(&mut self, len: usize) -> Result<(), Error> {
         if len == 0 {
-            return self.connection.end_of_stream();
+            return self.out.connection.end_of_stream();
         }
         self.received = self.received.saturating_add(len).min(self.rx.len());
         Ok(())

@@ -4,6 +4,7 @@
 #[cfg(test)]
 extern crate std;
 
+mod client;
 mod config;
 mod connection;
 mod crypto;
@@ -18,6 +19,7 @@ mod record;
 mod rsa;
 mod wire;
 
+pub use client::{Client, ClientBuffers, ClientEvent, ClientIdentity, ClientStep, PeerConfig};
 pub use config::{ClientConfig, Credentials, ServerConfig, Token};
 pub use connection::{Ask, Connection, Event, Received};
 pub use crypto::{

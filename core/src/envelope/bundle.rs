@@ -465,3 +465,164 @@ pub(super) fn join<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
     }
     joined
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::super::testing::{BrokenRng, Client, TestRng, hex};
+    use super::*;
+
+    #[test]
+    fn bundles_round_trip_and_every_byte_counts() {
+        let bundle = Client::new(1).bundle;
+        let bytes = bundle.encode();
+        assert_eq!(bytes.len(), 184);
+        assert_eq!(Bundle::decode(&bytes), Ok(bundle));
+        assert_eq!(Bundle::decode(&bytes[..183]), Err(Error::Decode));
+        assert_eq!(Bundle::decode(&[&bytes[..], &[0]].concat()), Err(Error::Decode));
+        for i in 0..bytes.len() {
+            let mut other = bytes;
+            other[i] ^= 1;
+            let other = Bundle::decode(&other).unwrap();
+            assert_ne!(other, bundle);
+            assert_ne!(other.hash(), bundle.hash());
+            assert_ne!(other.statement(), bundle.statement());
+        }
+    }
+
+    // Computed apart, in another language.
+    #[test]
+    fn hashes_are_those_of_the_specification() {
+        let (a, b) = (Member { id: [1; 16], key: [2; 32] }, Member { id: [3; 16], key: [4; 32] });
+        let conversation = Conversation::direct(&b, &a, 5);
+        assert_eq!(conversation.sid, hex("4691fa59f632b650336f65d2251c2111"));
+        assert_eq!(conversation.members, hex("a2881e9de471d5dd768646fb2cd176eeef26740c21b59176a3ca247af8246ed7"));
+        let bundle = Bundle {
+            id: [1; 16],
+            key: [2; 32],
+            epoch: 9,
+            exchange: [5; 32],
+            prekey: [6; 32],
+            prekey_id: 10,
+            verifying: [7; 32],
+            previous: [8; 32],
+        };
+        assert_eq!(bundle.hash(), hex("5a095d52364ef244abd05b162f23236f397501d4dfdff10406680978ad5b70bf"));
+        let digest = hex("c0b4ba2b9ec37fbb47a85b9075e8819774c3b7d2cf198978230bd28f25a52222");
+        assert_eq!(bundle.statement().digest(), digest);
+    }
+
+    #[test]
+    fn a_direct_conversation_is_the_same_from_both_sides() {
+        let (a, b) = (Client::new(1).member, Client::new(2).member);
+        let conversation = Conversation::direct(&a, &b, 0);
+        assert_eq!(conversation, Conversation::direct(&b, &a, 0));
+        assert_eq!(members_hash(&conversation.sid, 0, &[a, b]), Ok(conversation.members));
+        assert_ne!(Conversation::direct(&a, &b, 1).sid, conversation.sid);
+        let changed = Member { key: [9; 32], ..b };
+        assert_eq!(Conversation::direct(&a, &changed, 0).sid, conversation.sid);
+        assert_ne!(Conversation::direct(&a, &changed, 0).members, conversation.members);
+    }
+
+    #[test]
+    fn members_are_sorted_and_single() {
+        let members: Vec<_> = (0..65).map(|id| Member { id: [id; 16], key: [id; 32] }).collect();
+        let wrong = Err(ApiMisuse::InvalidArgument.into());
+        let good = members_hash(&[7; 16], 1, &members[..3]).unwrap();
+        assert_ne!(members_hash(&[7; 16], 2, &members[..3]), Ok(good));
+        assert_ne!(members_hash(&[8; 16], 1, &members[..3]), Ok(good));
+        assert_ne!(members_hash(&[7; 16], 1, &members[..4]), Ok(good));
+        assert_eq!(members_hash(&[7; 16], 1, &[members[1], members[0]]), wrong);
+        assert_eq!(members_hash(&[7; 16], 1, &[members[0], members[0]]), wrong);
+        assert_eq!(members_hash(&[7; 16], 1, &[]), wrong);
+        assert!(members_hash(&[7; 16], 1, &members[..64]).is_ok());
+        assert_eq!(members_hash(&[7; 16], 1, &members), wrong);
+        assert!(Conversation::group([7; 16], 1, &members[..3]).unwrap().signed);
+    }
+
+    #[test]
+    fn a_view_never_goes_back_and_sees_forks() {
+        let mut client = Client::new(1);
+        let first = client.bundle;
+        let mut view = BundleView::new(&first);
+        assert_eq!(view.update(&first), Ok(()));
+
+        client.keys.rotate(&mut TestRng::new(9)).unwrap();
+        let second = client.keys.bundle(&client.member, 4, first.hash());
+        let refuse = |view: &mut BundleView, bundle: Bundle, error| {
+            let before = *view;
+            assert_eq!(view.update(&bundle), Err(error));
+            assert_eq!(*view, before);
+        };
+        refuse(&mut view, Bundle { epoch: 3, ..second }, BundleError::Forked);
+        refuse(&mut view, Bundle { previous: [1; 32], ..second }, BundleError::Forked);
+        refuse(&mut view, Bundle { key: [1; 32], ..second }, BundleError::KeyChanged);
+        refuse(&mut view, Bundle { id: [9; 16], ..second }, BundleError::OtherMember);
+        assert_eq!(view.update(&second), Ok(()));
+        refuse(&mut view, first, BundleError::Older);
+
+        let unknowing = Bundle { epoch: 5, previous: [0; 32], ..second };
+        assert_eq!(view.update(&unknowing), Ok(()));
+        // What lies between was not seen, so nothing can be said about it.
+        assert_eq!(view.update(&Bundle { epoch: 9, previous: [1; 32], ..second }), Ok(()));
+        let last = Bundle { epoch: u32::MAX, ..second };
+        assert_eq!(view.update(&last), Ok(()));
+        refuse(&mut view, Bundle { epoch: 0, ..second }, BundleError::Older);
+    }
+
+    #[test]
+    fn six_prekeys_are_kept_and_the_seventh_is_erased() {
+        let mut client = Client::new(1);
+        let mut prekeys = Prekeys::new();
+        let mut bundle = client.bundle;
+        for epoch in 4..11 {
+            prekeys.insert(client.keys.prekey(&bundle).unwrap());
+            let (exchange, verifying) = (bundle.exchange, bundle.verifying);
+            client.keys.rotate(&mut TestRng::new(epoch.into())).unwrap();
+            let former = bundle;
+            bundle = client.keys.bundle(&client.member, epoch, former.hash());
+            assert_eq!((bundle.exchange, bundle.verifying), (exchange, verifying));
+            assert_ne!(bundle.prekey, former.prekey);
+            assert_eq!(bundle.prekey_id, former.prekey_id + 1);
+            assert!(client.keys.prekey(&former).is_err());
+        }
+        let ids: Vec<_> = prekeys.iter().map(Prekey::id).collect();
+        assert_eq!(ids, [106, 105, 104, 103, 102, 101]);
+        assert!(prekeys.find(100).is_none());
+        let found = prekeys.find(103).unwrap();
+        prekeys.insert(Prekey::new(found.key().clone(), 103, [1; 32]));
+        assert_eq!(prekeys.iter().count(), 6);
+        assert_eq!(prekeys.find(103).unwrap().bundle(), &[1; 32]);
+        prekeys.forget(103);
+        assert!(prekeys.find(103).is_none());
+        assert_eq!(prekeys.iter().count(), 5);
+    }
+
+    #[test]
+    fn decisions_are_of_one_member_about_one_version() {
+        let (a, b) = (Client::new(1), Client::new(2));
+        let conversation = Conversation::group([7; 16], 1, &[a.member, b.member]).unwrap();
+        let all = [Decision::Init, Decision::Accept, Decision::Decline, Decision::Close];
+        for decision in all {
+            let signature = decision.sign(&a.keys, &conversation);
+            assert_eq!(decision.verify(&a.bundle, &conversation, &signature), Ok(()));
+            assert_eq!(decision.verify(&b.bundle, &conversation, &signature), Err(Error::Crypto));
+            let other = Conversation::group([7; 16], 2, &[a.member, b.member]).unwrap();
+            assert_eq!(decision.verify(&a.bundle, &other, &signature), Err(Error::Crypto));
+            let other = Conversation { sid: [8; 16], ..conversation };
+            assert_eq!(decision.verify(&a.bundle, &other, &signature), Err(Error::Crypto));
+            for other in all.into_iter().filter(|other| *other != decision) {
+                assert_eq!(other.verify(&a.bundle, &conversation, &signature), Err(Error::Crypto));
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_source_of_randomness_changes_nothing() {
+        assert!(matches!(BundleKeys::generate(0, &mut BrokenRng), Err(Error::Crypto)));
+        let mut client = Client::new(1);
+        assert_eq!(client.keys.rotate(&mut BrokenRng), Err(Error::Crypto));
+        assert!(client.keys.prekey(&client.bundle).is_ok());
+    }
+}

@@ -259,7 +259,8 @@ pub struct SendingChain {
 
 impl SendingChain {
     /// Starts the chain of `from` in `conversation`. `chain_epoch` is one more than that of the chain before, in this
-    /// conversation; 0 is first, and follows whenever [`BundleKeys::generate`] made the bundle's keys new.
+    /// conversation, and durable before the first wrap leaves; 0 is first, and follows whenever [`BundleKeys::generate`]
+    /// made the bundle's keys new.
     ///
     /// # Errors
     /// [`Error::Crypto`] if `rng` fails.
@@ -619,16 +620,29 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
     /// The receipt of `me` that the messages `from..=to` were `delivered` or `opened`. `None` for another rung, if `to` is
     /// not among the last 16 that were opened, or if one of the others was never opened.
     pub fn receipt(&self, me: &[u8; ID_LEN], rung: Rung, from: u32, to: u32) -> Option<Receipt> {
-        if !matches!(rung, Rung::Delivered | Rung::Opened) || from > to || from < self.first {
+        self.receipt_recorded(me, rung, from, to, self.salts.find(to)?)
+    }
+
+    /// Like [`ReceivingChain::receipt`], for a message `to` that may have been opened long ago: the caller recorded that it
+    /// was, with this salt. So an old duplicate is acknowledged again, and `opened` can follow when the user has looked.
+    pub fn receipt_recorded(
+        &self,
+        me: &[u8; ID_LEN],
+        rung: Rung,
+        from: u32,
+        to: u32,
+        salt_of_to: &[u8; SALT_LEN],
+    ) -> Option<Receipt> {
+        let rung_is_ours = matches!(rung, Rung::Delivered | Rung::Opened);
+        if !rung_is_ours || from > to || from < self.first || to >= self.next {
             return None;
         }
-        let salt = self.salts.find(to)?;
         let (low, high) = self.forgotten;
-        let forgotten = low <= high && from <= high && low <= to;
-        if from != to && (forgotten || self.missing().any(|n| (from..=to).contains(&n))) {
+        let forgotten = from != to && low <= high && from <= high && low <= to;
+        if forgotten || self.missing().any(|n| (from..=to).contains(&n)) {
             return None;
         }
-        Some(self.tagged(me, Receipt { rung, reason: None, chain: self.chain_id, from, to, tag: None }, salt))
+        Some(self.tagged(me, Receipt { rung, reason: None, chain: self.chain_id, from, to, tag: None }, salt_of_to))
     }
 
     /// The refusal of `me` of one message, as [`ReceivingChain::open`] said: the salt is the one that it came with.
@@ -967,14 +981,16 @@ fn open_wrap(
     conversation: &Conversation,
     last_seen: Option<(u32, u32)>,
 ) -> Result<Announced, AcceptError> {
-    let header = WrapHeader::decode(wrap).map_err(|_| AcceptError::Unreadable)?;
-    let epochs = (from_bundle.epoch, header.chain_epoch);
-    let opened = if header.sid != conversation.sid || header.prekey_id != prekey.id() || from_bundle.member() != *from {
-        Err(AcceptError::Unreadable)
-    } else if last_seen.is_some_and(|seen| epochs <= seen) {
-        Err(AcceptError::Replayed)
-    } else {
-        open_announced(wrap, &header, prekey, from_bundle, conversation).ok_or(AcceptError::Unreadable)
+    let opened = match WrapHeader::decode(wrap) {
+        Ok(header) if last_seen.is_some_and(|seen| (from_bundle.epoch, header.chain_epoch) <= seen) => {
+            Err(AcceptError::Replayed)
+        }
+        Ok(header)
+            if header.sid == conversation.sid && header.prekey_id == prekey.id() && from_bundle.member() == *from =>
+        {
+            open_announced(wrap, &header, prekey, from_bundle, conversation).ok_or(AcceptError::Unreadable)
+        }
+        _ => Err(AcceptError::Unreadable),
     };
     wrap.fill(0);
     opened

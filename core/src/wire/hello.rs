@@ -6,17 +6,13 @@ use super::{ID_LEN, MAX_NAME_LEN, Reader, SUITE, VERSION, Writer};
 use crate::crypto::{HASH_LEN, PublicKey};
 use crate::error::Error;
 
-/// Bytes of a channel offer: channel id and binder.
-pub(crate) const OFFER_LEN: usize = ID_LEN + HASH_LEN;
 const MAX_COOKIE_LEN: usize = 40;
 const MAX_LIST_LEN: usize = 4;
 const ASK_FOR_KEY: u8 = 1;
 
 /// In which role a node connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum Role {
+pub(crate) enum Role {
     /// A person or a device at its home server.
     Client,
     /// A server at its peer (federation).

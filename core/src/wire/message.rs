@@ -95,6 +95,9 @@ catalogue! {
     } = 0x0F10;
 }
 
+/// Bytes before the envelope in [`Message::Send`] and [`Message::Deliver`]: the code and the wanted receipts.
+pub(crate) const SEND_HEAD_LEN: usize = 3;
+
 /// Set of receipts that a sender wants, one bit a rung.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rungs(u8);

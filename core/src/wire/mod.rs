@@ -7,10 +7,11 @@
 mod hello;
 mod message;
 
-pub use hello::Role;
+pub(crate) use hello::Role;
 pub(crate) use hello::{
     CAPABILITIES, ClientAuth, ClientHello, KIND_ENROLL, KIND_KEY, Method, Mode, ServerAuth, ServerHello,
 };
+pub(crate) use message::SEND_HEAD_LEN;
 pub use message::{
     DirectoryEntry, DirectoryList, Lookup, Message, PeerStatus, Presence, Receipt, Rung, Rungs, Settings, SignedBundle,
     Subject,

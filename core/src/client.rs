@@ -1,0 +1,879 @@
+//! What one small client does over a connection: joins, publishes its bundle, starts chains to the peers it was given,
+//! sends, opens, acknowledges. Still without I/O, clock, allocator or storage.
+//!
+//! The application drives a [`Client`] like an endpoint: it moves bytes, answers [`ClientStep::Sign`] and
+//! [`ClientStep::Verify`], and takes events. What survives a broken connection (keys, chains) stays in the client;
+//! nothing survives a restart, and so every start makes new end-to-end keys (PROTOCOL 8.4). It talks to the peers it was
+//! given and to nobody else. Hosts, which have storage and any number of peers, stand on `Connection` and the chains
+//! themselves.
+
+use heapless::Vec;
+use rand_core::TryCryptoRng;
+
+use crate::config::{ClientConfig, Credentials};
+use crate::connection::{Ask, Event, Received};
+use crate::crypto::{Aead, HASH_LEN, PublicKey, RustCrypto, Statement};
+use crate::endpoint::{Buffers, Drive, Endpoint, Io, Outbox};
+use crate::envelope::{
+    AcceptError, Bundle, BundleKeys, BundleView, Conversation, EnvelopeHeader, Member, OpenError, Prekey,
+    ReceivingChain, SealError, SendingChain, WRAP_LEN, WrapHeader,
+};
+use crate::error::{ApiMisuse, BufferError, Error, Reason};
+use crate::wire::{
+    DirectoryEntry, ID_LEN, Lookup, Message, Receipt, Rung, Rungs, SEND_HEAD_LEN, Settings, SignedBundle, Subject,
+};
+
+/// Messages that may be missing before a later one is opened.
+const SKIP: usize = 64;
+/// Messages whose receipts can still be verified.
+const SENT: usize = 8;
+
+/// Who the client is and where it belongs.
+#[derive(Clone, Copy)]
+pub struct ClientIdentity<'c> {
+    /// Its id.
+    pub id: [u8; ID_LEN],
+    /// How often its key was replaced.
+    pub key_epoch: u32,
+    /// Its RSA key's public half.
+    pub key: PublicKey<'c>,
+    /// The server's key.
+    pub server: PublicKey<'c>,
+}
+
+/// A peer that the client talks to.
+#[derive(Clone, Copy)]
+pub struct PeerConfig<'c> {
+    /// Its id.
+    pub id: [u8; ID_LEN],
+    /// Its RSA key: the pin.
+    pub key: PublicKey<'c>,
+    /// A bundle of it whose signature was verified when it was stored: none older is taken.
+    pub oldest: Option<Bundle>,
+}
+
+/// What a client came to.
+#[non_exhaustive]
+pub enum ClientStep<'e, 'c> {
+    /// Nothing to do but to move bytes.
+    Io,
+    /// Sign this with the client's RSA key: [`Client::sign`].
+    Sign(Statement),
+    /// Verify this signature with this key: [`Client::verified`].
+    Verify {
+        /// The key that must have made it.
+        key: PublicKey<'c>,
+        /// What was signed.
+        statement: Statement,
+        /// The signature.
+        signature: &'e [u8],
+    },
+    /// Something happened.
+    Event(ClientEvent<'e>),
+}
+
+/// What happened. Peers are named by their place among those that the client was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClientEvent<'e> {
+    /// The server knows this client: it is connected.
+    Connected(Settings),
+    /// The bundle is published: messages come and chains can start.
+    Ready,
+    /// A chain to this peer stands: [`Client::send`] works.
+    PeerReady(usize),
+    /// No chain to this peer could be started, or the last one ended; the next [`Client::start`] tries again.
+    PeerLost {
+        /// Which peer.
+        peer: usize,
+        /// Why.
+        reason: Reason,
+    },
+    /// A message, opened.
+    Message {
+        /// From which peer.
+        peer: usize,
+        /// Its number in the peer's chain.
+        n: u32,
+        /// Whether the peer signed it, or only shared keys speak for it. Actuators should demand a signature.
+        signed: bool,
+        /// The application's kind.
+        kind: u8,
+        /// The text.
+        body: &'e [u8],
+    },
+    /// What became of this client's messages.
+    Receipt {
+        /// At which peer.
+        peer: usize,
+        /// The receipt. Its tag, where it has one, was verified.
+        receipt: Receipt,
+    },
+    /// The server changed the settings.
+    Settings(Settings),
+    /// The server has closed the connection.
+    Closed(Option<Reason>),
+}
+
+/// The buffers of one client.
+pub struct ClientBuffers<'b> {
+    /// Receives one record: at least [`MIN_RECORD_LIMIT`](crate::MIN_RECORD_LIMIT) bytes.
+    pub rx: &'b mut [u8],
+    /// Holds what is to be written: at least 1 KiB.
+    pub tx: &'b mut [u8],
+    /// Keeps the signature of the client's bundle: as long as its RSA modulus.
+    pub signature: &'b mut [u8],
+}
+
+/// One client with up to `PEERS` peers.
+pub struct Client<'b, 'c, const PEERS: usize, A: Aead = RustCrypto> {
+    identity: ClientIdentity<'c>,
+    member: Member,
+    endpoint: Endpoint<'b, A>,
+    stage: Stage,
+    own: Option<Own>,
+    signature: &'b mut [u8],
+    peers: Vec<Peer<'c>, PEERS>,
+    /// The last correlation id.
+    request: u16,
+    /// What is being verified outside.
+    verifying: Verifying,
+    /// The payload in the receive buffer whose signature was just verified.
+    held: Option<core::ops::Range<usize>>,
+    /// `opened` that is owed for the message that the application was just given.
+    opened: Option<(usize, u32)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Handshake,
+    /// The directory was not asked yet for the newest bundle of this client.
+    Ask,
+    Asked(u16),
+    /// The new bundle is being signed.
+    SignBundle,
+    Publish,
+    Published(u16),
+    Ready,
+    Closed,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verifying {
+    Nothing,
+    Server,
+    Peer(usize),
+}
+
+/// The end-to-end keys of this start.
+struct Own {
+    keys: BundleKeys,
+    bundle: Bundle,
+    prekey: Prekey,
+}
+
+struct Peer<'c> {
+    member: Member,
+    key: PublicKey<'c>,
+    conversation: Conversation,
+    view: Option<BundleView>,
+    start: Start,
+    chain_epoch: u32,
+    sending: Option<SendingChain>,
+    sent: [(u32, [u8; 8]); SENT],
+    receiving: Option<ReceivingChain<SKIP>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Start {
+    Idle,
+    Wanted,
+    LookedUp(u16),
+    Wrapped(u16),
+    Done,
+}
+
+impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
+    /// A client with these peers, before its first connection. `seed` is 64 random bytes for that connection.
+    ///
+    /// # Errors
+    /// [`BufferError::RxFull`] if a buffer is too short; [`ApiMisuse::InvalidArgument`] if there are more than `PEERS`
+    /// peers.
+    pub fn new(
+        identity: ClientIdentity<'c>,
+        peers: &[PeerConfig<'c>],
+        buffers: ClientBuffers<'b>,
+        seed: &[u8; 64],
+    ) -> Result<Self, Error> {
+        if buffers.signature.len() < identity.key.signature_len() {
+            return Err(BufferError::RxFull.into());
+        }
+        let member = Member { id: identity.id, key: identity.key.fingerprint() };
+        let mut list = Vec::new();
+        for peer in peers {
+            let pinned = Member { id: peer.id, key: peer.key.fingerprint() };
+            let peer = Peer {
+                member: pinned,
+                key: peer.key,
+                conversation: Conversation::direct(&member, &pinned, 0),
+                view: peer.oldest.as_ref().map(BundleView::new),
+                start: Start::Idle,
+                chain_epoch: 0,
+                sending: None,
+                sent: [(u32::MAX, [0; 8]); SENT],
+                receiving: None,
+            };
+            list.push(peer).map_err(|_| ApiMisuse::InvalidArgument)?;
+        }
+        let buffers_of_endpoint = Buffers { rx: buffers.rx, tx: buffers.tx };
+        Ok(Self {
+            identity,
+            member,
+            endpoint: Endpoint::client(config(&identity), buffers_of_endpoint, seed)?,
+            stage: Stage::Handshake,
+            own: None,
+            signature: buffers.signature,
+            peers: list,
+            request: 0,
+            verifying: Verifying::Nothing,
+            held: None,
+            opened: None,
+        })
+    }
+
+    /// Begins a new connection after the last one has ended. Keys and chains stay.
+    pub fn reconnect(&mut self, seed: &[u8; 64]) {
+        self.endpoint.reconnect(config(&self.identity), seed);
+        self.stage = Stage::Handshake;
+        self.verifying = Verifying::Nothing;
+        self.held = None;
+        self.opened = None;
+        for peer in &mut self.peers {
+            // What was under way has no answer any more.
+            match peer.start {
+                Start::LookedUp(_) | Start::Wrapped(_) => peer.start = Start::Wanted,
+                Start::Idle | Start::Wanted | Start::Done => {}
+            }
+        }
+    }
+
+    /// Goes on until somebody else is needed. `rng` makes the end-to-end keys.
+    ///
+    /// # Errors
+    /// Any error but a full buffer ends the connection: close the transport and [`reconnect`](Self::reconnect).
+    pub fn poll<R: TryCryptoRng + ?Sized>(&mut self, rng: &mut R) -> Result<ClientStep<'_, 'c>, Error> {
+        if self.verifying != Verifying::Nothing {
+            return Ok(ClientStep::Io);
+        }
+        if self.held.is_none() {
+            self.endpoint.make_room();
+        }
+        match self.owe() {
+            // What is owed waits until something was written.
+            Ok(()) | Err(Error::Buffer(BufferError::TxFull)) => {}
+            Err(error) => return Err(error),
+        }
+        let (data, lent, out) = self.endpoint.parts();
+        if let Some(Ask::Sign(statement)) = out.connection.ask() {
+            return Ok(ClientStep::Sign(statement));
+        }
+        if let (Stage::SignBundle, Some(own)) = (self.stage, &self.own) {
+            return Ok(ClientStep::Sign(own.bundle.statement()));
+        }
+        let mut state = Handling {
+            member: &self.member,
+            stage: &mut self.stage,
+            own: &mut self.own,
+            signature: self.signature.get(..self.identity.key.signature_len()).unwrap_or_default(),
+            peers: &mut self.peers,
+            request: &mut self.request,
+            verifying: &mut self.verifying,
+            opened: &mut self.opened,
+        };
+        if let Some(range) = self.held.take() {
+            let payload = data.get_mut(range).unwrap_or_default();
+            return state.message(payload, true, out, rng);
+        }
+        match out.connection.receive(data)? {
+            Received::Need(_) | Received::Wait => Ok(ClientStep::Io),
+            Received::Record { event, .. } => {
+                *lent = true;
+                state.event(event, self.identity.server, out, rng)
+            }
+        }
+    }
+
+    /// Answers [`ClientStep::Sign`].
+    ///
+    /// # Errors
+    /// [`BufferError::TxFull`] if the transmit buffer has no room: write, then answer again. [`ApiMisuse`] if nothing was
+    /// asked or the signature has another length than the key.
+    pub fn sign(&mut self, signature: &[u8]) -> Result<(), Error> {
+        if signature.len() != self.identity.key.signature_len() {
+            return Err(ApiMisuse::InvalidArgument.into());
+        }
+        match self.stage {
+            Stage::Handshake => self.endpoint.sign(&credentials(&self.identity, &self.member), signature),
+            Stage::SignBundle => {
+                let place = self.signature.get_mut(..signature.len()).ok_or(BufferError::RxFull)?;
+                place.copy_from_slice(signature);
+                self.stage = Stage::Publish;
+                Ok(())
+            }
+            _ => Err(ApiMisuse::NotAsked.into()),
+        }
+    }
+
+    /// Answers [`ClientStep::Verify`]. A wrong signature of the server ends the connection; one of a peer's bundle loses
+    /// the chain that it came for.
+    ///
+    /// # Errors
+    /// [`Error::Crypto`] if the server's signature was wrong; [`ApiMisuse::NotAsked`] if nothing was asked.
+    pub fn verified(&mut self, valid: bool) -> Result<(), Error> {
+        match core::mem::replace(&mut self.verifying, Verifying::Nothing) {
+            Verifying::Server if valid => self.endpoint.verified(&credentials(&self.identity, &self.member)),
+            Verifying::Server => Err(Error::Crypto),
+            Verifying::Peer(_) if valid => {
+                self.held = Some(self.endpoint.payload());
+                Ok(())
+            }
+            Verifying::Peer(index) => {
+                if let Some(peer) = self.peers.get_mut(index) {
+                    if matches!(peer.start, Start::LookedUp(_)) {
+                        peer.start = Start::Idle;
+                    }
+                }
+                Ok(())
+            }
+            Verifying::Nothing => Err(ApiMisuse::NotAsked.into()),
+        }
+    }
+
+    /// Starts a chain to `peer`, unless one stands or starts already. A failed start is told as
+    /// [`ClientEvent::PeerLost`] and costs two public-key operations on either side: wait before trying again.
+    pub fn start(&mut self, peer: usize) {
+        if let Some(peer) = self.peers.get_mut(peer) {
+            if peer.start == Start::Idle {
+                peer.start = Start::Wanted;
+            }
+        }
+    }
+
+    /// Starts a new chain to `peer` in the place of the one that stands: after 7 days, or when it should not be used on.
+    pub fn renew(&mut self, peer: usize) {
+        if let Some(peer) = self.peers.get_mut(peer) {
+            if peer.start == Start::Done {
+                peer.sending = None;
+                peer.start = Start::Wanted;
+            }
+        }
+    }
+
+    /// Whether a chain to `peer` stands.
+    pub fn is_ready(&self, peer: usize) -> bool {
+        self.stage == Stage::Ready && self.peers.get(peer).is_some_and(|peer| peer.start == Start::Done)
+    }
+
+    /// Seals `body` for `peer` and returns the message's number. The sender's Ed25519 signature costs 64 bytes and two
+    /// curve operations.
+    ///
+    /// # Errors
+    /// [`ApiMisuse::NotConnected`] while no chain stands: [`start`](Self::start) one. [`BufferError::TxFull`] while there
+    /// is no room: write first. [`BufferError::MessageTooLong`] if a record cannot hold it.
+    pub fn send(&mut self, peer: usize, wanted: Rungs, signed: bool, kind: u8, body: &[u8]) -> Result<u32, Error> {
+        if !self.is_ready(peer) {
+            return Err(ApiMisuse::NotConnected.into());
+        }
+        let peer = self.peers.get_mut(peer).ok_or(ApiMisuse::InvalidArgument)?;
+        let chain = peer.sending.as_mut().ok_or(ApiMisuse::NotConnected)?;
+        let overhead = if signed { crate::envelope::SIGNED_OVERHEAD } else { crate::envelope::ENVELOPE_OVERHEAD };
+        let len = body.len().saturating_add(overhead);
+        let max = self.endpoint.max_payload()?;
+        if len.saturating_add(SEND_HEAD_LEN) > max {
+            return Err(BufferError::MessageTooLong { max: max.saturating_sub(overhead + SEND_HEAD_LEN) }.into());
+        }
+        // The number must not be used up before it is sure that the record fits: seal where the record will stand.
+        let out = self.endpoint.outbox();
+        let sealed = out.send_sealed(wanted, len, |envelope| chain.seal::<A>(signed, kind, body, envelope));
+        match sealed {
+            Ok(sealed) => {
+                peer.remember(sealed.n, sealed.salt);
+                Ok(sealed.n)
+            }
+            Err(SealError::Exhausted) => {
+                peer.sending = None;
+                peer.start = Start::Wanted;
+                Err(ApiMisuse::NotConnected.into())
+            }
+            Err(SealError::Failed(error)) => Err(error),
+        }
+    }
+
+    /// Seals this side's last record.
+    ///
+    /// # Errors
+    /// As [`Endpoint::close`].
+    pub fn close(&mut self, reason: Option<Reason>) -> Result<(), Error> {
+        self.stage = Stage::Closed;
+        self.endpoint.close(reason)
+    }
+
+    /// Asks the server for a sign of life.
+    ///
+    /// # Errors
+    /// As [`Endpoint::send`].
+    pub fn heartbeat(&mut self) -> Result<(), Error> {
+        let request = next(&mut self.request);
+        self.endpoint.send(&Message::Status { request })
+    }
+
+    /// Sends what is owed and what the stages need.
+    fn owe(&mut self) -> Result<(), Error> {
+        let out = self.endpoint.outbox();
+        out.transmit()?;
+        if let Some((index, n)) = self.opened {
+            let peer = self.peers.get(index);
+            if let Some(receipt) = peer.and_then(|peer| peer.receipt(&self.member, Rung::Opened, n)) {
+                out.send(&Message::Tell(receipt))?;
+            }
+            self.opened = None;
+        }
+        match self.stage {
+            Stage::Ask => {
+                let request = next(&mut self.request);
+                let subject = Subject::Id(self.member.id);
+                out.send(&Message::Lookup(Lookup { request, key: false, bundle: true, subject }))?;
+                self.stage = Stage::Asked(request);
+            }
+            Stage::Publish => {
+                let own = self.own.as_ref().ok_or(ApiMisuse::NotConnected)?;
+                let request = next(&mut self.request);
+                let bundle = own.bundle.encode();
+                let signature = self.signature.get(..self.identity.key.signature_len()).unwrap_or_default();
+                let bundle = SignedBundle { bundle: &bundle, signature };
+                out.send(&Message::Publish { request, bundle })?;
+                self.stage = Stage::Published(request);
+            }
+            Stage::Ready => {
+                for peer in self.peers.iter_mut().filter(|peer| peer.start == Start::Wanted) {
+                    let request = next(&mut self.request);
+                    let subject = Subject::Id(peer.member.id);
+                    out.send(&Message::Lookup(Lookup { request, key: false, bundle: true, subject }))?;
+                    peer.start = Start::LookedUp(request);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl<const PEERS: usize, A: Aead> Drive for Client<'_, '_, PEERS, A> {
+    fn io(&mut self) -> Result<Option<Io<'_>>, Error> {
+        if self.held.is_some() { Ok(None) } else { self.endpoint.io() }
+    }
+
+    fn written(&mut self, len: usize) {
+        self.endpoint.written(len);
+    }
+
+    fn read(&mut self, len: usize) -> Result<(), Error> {
+        self.endpoint.read(len)
+    }
+}
+
+fn config(identity: &ClientIdentity<'_>) -> ClientConfig {
+    ClientConfig { server: Some(identity.server.fingerprint()), ask_for_key: false, record_limit: 0 }
+}
+
+fn credentials(identity: &ClientIdentity<'_>, member: &Member) -> Credentials<'static> {
+    Credentials::Key { id: identity.id, key_epoch: identity.key_epoch, fingerprint: member.key }
+}
+
+fn next(request: &mut u16) -> u16 {
+    *request = request.wrapping_add(1);
+    *request
+}
+
+/// Everything of a client but its buffers: what a received record may change.
+struct Handling<'h, 'c, const PEERS: usize> {
+    member: &'h Member,
+    stage: &'h mut Stage,
+    own: &'h mut Option<Own>,
+    signature: &'h [u8],
+    peers: &'h mut Vec<Peer<'c>, PEERS>,
+    request: &'h mut u16,
+    verifying: &'h mut Verifying,
+    opened: &'h mut Option<(usize, u32)>,
+}
+
+impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
+    fn event<'e, A: Aead, R: TryCryptoRng + ?Sized>(
+        &mut self,
+        event: Event<'e>,
+        server: PublicKey<'c>,
+        out: &mut Outbox<'_, A>,
+        rng: &mut R,
+    ) -> Result<ClientStep<'e, 'c>, Error> {
+        match event {
+            Event::CheckServer(claim) => {
+                *self.verifying = Verifying::Server;
+                Ok(ClientStep::Verify { key: server, statement: claim.statement, signature: claim.signature })
+            }
+            Event::Connected(settings) => {
+                *self.stage = if self.own.is_some() { Stage::Ready } else { Stage::Ask };
+                if *self.stage == Stage::Ready {
+                    out.send(&Message::Listening)?;
+                }
+                Ok(ClientStep::Event(ClientEvent::Connected(settings)))
+            }
+            Event::Message(payload) => self.message(payload, false, out, rng),
+            Event::Closed(reason) => {
+                *self.stage = Stage::Closed;
+                Ok(ClientStep::Event(ClientEvent::Closed(reason)))
+            }
+            Event::Progress | Event::CheckClient(_) => Ok(ClientStep::Io),
+        }
+    }
+
+    /// Handles one message. `verified`: the signature in it that was given out was found right.
+    fn message<'e, A: Aead, R: TryCryptoRng + ?Sized>(
+        &mut self,
+        payload: &'e mut [u8],
+        verified: bool,
+        out: &mut Outbox<'_, A>,
+        rng: &mut R,
+    ) -> Result<ClientStep<'e, 'c>, Error> {
+        if matches!(Message::decode(payload)?, Message::Deliver { .. }) {
+            return self.deliver(payload, out);
+        }
+        match Message::decode(payload)? {
+            Message::Status { request } => {
+                out.send(&Message::StatusResponse { request })?;
+                Ok(ClientStep::Io)
+            }
+            Message::Settings(settings) => Ok(ClientStep::Event(ClientEvent::Settings(settings))),
+            Message::LookupResponse { request, entry } => self.looked_up(request, entry, verified, out, rng),
+            Message::Done { request } => self.done(request, out),
+            Message::Refused { request, reason, .. } => self.refused(request, reason),
+            Message::WrapDelivery { from, wrap, bundle } => self.wrapped(from, wrap, bundle, verified, out),
+            Message::Told(receipt) => Ok(self.told(receipt)),
+            // Of the rest nothing was asked for and nothing is owed.
+            _ => Ok(ClientStep::Io),
+        }
+    }
+
+    fn looked_up<'e, A: Aead, R: TryCryptoRng + ?Sized>(
+        &mut self,
+        request: u16,
+        entry: DirectoryEntry<'e>,
+        verified: bool,
+        out: &mut Outbox<'_, A>,
+        rng: &mut R,
+    ) -> Result<ClientStep<'e, 'c>, Error> {
+        if *self.stage == Stage::Asked(request) {
+            let newest = match entry.bundle {
+                Some(signed) => Some(Bundle::decode(signed.bundle)?),
+                None => None,
+            };
+            self.make_keys(newest, rng)?;
+            return Ok(ClientStep::Io);
+        }
+        let asked = |peer: &Peer<'_>| peer.start == Start::LookedUp(request);
+        let Some(index) = self.peers.iter().position(asked) else {
+            return Ok(ClientStep::Io);
+        };
+        let Some(peer) = self.peers.get_mut(index) else {
+            return Ok(ClientStep::Io);
+        };
+        let lost = |peer: &mut Peer<'_>, reason| {
+            peer.start = Start::Idle;
+            Ok(ClientStep::Event(ClientEvent::PeerLost { peer: index, reason }))
+        };
+        let Some(signed) = entry.bundle else {
+            return lost(peer, Reason::Unknown);
+        };
+        let Ok(bundle) = Bundle::decode(signed.bundle) else {
+            return lost(peer, Reason::Malformed);
+        };
+        match peer.check(&bundle, verified) {
+            Check::Verify => {
+                *self.verifying = Verifying::Peer(index);
+                let statement = bundle.statement();
+                return Ok(ClientStep::Verify { key: peer.key, statement, signature: signed.signature });
+            }
+            Check::Refuse(reason) => return lost(peer, reason),
+            Check::Good => {}
+        }
+        let Some(own) = &self.own else {
+            return lost(peer, Reason::Unavailable);
+        };
+        let chain = SendingChain::start(self.member, &peer.conversation, peer.chain_epoch, rng)?;
+        let mut wrap = [0; WRAP_LEN];
+        if chain.wrap(&own.keys, &own.bundle, &peer.member, &bundle, rng, &mut wrap).is_err() {
+            return lost(peer, Reason::Malformed);
+        }
+        let request = next(self.request);
+        let own_bundle = own.bundle.encode();
+        let own_bundle = SignedBundle { bundle: &own_bundle, signature: self.signature };
+        out.send(&Message::Wrap { request, to: peer.member.id, wrap: &wrap, bundle: own_bundle })?;
+        peer.chain_epoch = peer.chain_epoch.saturating_add(1);
+        peer.sending = Some(chain);
+        peer.start = Start::Wrapped(request);
+        Ok(ClientStep::Io)
+    }
+
+    /// New end-to-end keys, one epoch behind the newest that the directory knows.
+    fn make_keys<R: TryCryptoRng + ?Sized>(&mut self, newest: Option<Bundle>, rng: &mut R) -> Result<(), Error> {
+        let (epoch, previous) = match newest {
+            Some(bundle) => (bundle.epoch.checked_add(1).ok_or(Error::Decode)?, bundle.hash()),
+            None => (1, [0; HASH_LEN]),
+        };
+        let keys = BundleKeys::generate(epoch, rng)?;
+        let bundle = keys.bundle(self.member, epoch, previous);
+        let prekey = keys.prekey(&bundle)?;
+        *self.own = Some(Own { keys, bundle, prekey });
+        *self.stage = Stage::SignBundle;
+        Ok(())
+    }
+
+    fn done<'e, A: Aead>(&mut self, request: u16, out: &mut Outbox<'_, A>) -> Result<ClientStep<'e, 'c>, Error> {
+        if *self.stage == Stage::Published(request) {
+            out.send(&Message::Listening)?;
+            *self.stage = Stage::Ready;
+            return Ok(ClientStep::Event(ClientEvent::Ready));
+        }
+        let wrapped = |peer: &Peer<'_>| peer.start == Start::Wrapped(request);
+        match self.peers.iter().position(wrapped) {
+            Some(index) => {
+                if let Some(peer) = self.peers.get_mut(index) {
+                    peer.start = Start::Done;
+                }
+                Ok(ClientStep::Event(ClientEvent::PeerReady(index)))
+            }
+            None => Ok(ClientStep::Io),
+        }
+    }
+
+    fn refused<'e>(&mut self, request: u16, reason: Reason) -> Result<ClientStep<'e, 'c>, Error> {
+        match *self.stage {
+            // Without its bundle in the directory this client can do nothing: begin anew, with other keys.
+            Stage::Asked(asked) | Stage::Published(asked) if asked == request => {
+                *self.own = None;
+                *self.stage = Stage::Closed;
+                return Err(crate::error::PeerError::Refused { reason, retry_after: 0 }.into());
+            }
+            _ => {}
+        }
+        let asked = |peer: &Peer<'_>| peer.start == Start::LookedUp(request) || peer.start == Start::Wrapped(request);
+        match self.peers.iter().position(asked) {
+            Some(index) => Ok(self.lose(index, reason)),
+            None => Ok(ClientStep::Io),
+        }
+    }
+
+    fn lose<'e>(&mut self, index: usize, reason: Reason) -> ClientStep<'e, 'c> {
+        if let Some(peer) = self.peers.get_mut(index) {
+            peer.sending = None;
+            peer.start = Start::Idle;
+        }
+        ClientStep::Event(ClientEvent::PeerLost { peer: index, reason })
+    }
+
+    fn wrapped<'e, A: Aead>(
+        &mut self,
+        from: [u8; ID_LEN],
+        wrap: &'e [u8],
+        signed: SignedBundle<'e>,
+        verified: bool,
+        out: &mut Outbox<'_, A>,
+    ) -> Result<ClientStep<'e, 'c>, Error> {
+        let Ok(header) = WrapHeader::decode(wrap) else {
+            return Ok(ClientStep::Io);
+        };
+        let refuse = |out: &mut Outbox<'_, A>, reason| {
+            out.send(&Message::Tell(refusal(header.chain_id, 0, reason)))?;
+            Ok(ClientStep::Io)
+        };
+        let Some(index) = self.peers.iter().position(|peer| peer.member.id == from) else {
+            return refuse(out, Reason::Forbidden);
+        };
+        let (Some(peer), Some(own)) = (self.peers.get_mut(index), &self.own) else {
+            return refuse(out, Reason::Unavailable);
+        };
+        let Ok(bundle) = Bundle::decode(signed.bundle) else {
+            return refuse(out, Reason::Malformed);
+        };
+        match peer.check(&bundle, verified) {
+            Check::Verify => {
+                *self.verifying = Verifying::Peer(index);
+                let statement = bundle.statement();
+                return Ok(ClientStep::Verify { key: peer.key, statement, signature: signed.signature });
+            }
+            Check::Refuse(reason) => return refuse(out, reason),
+            Check::Good => {}
+        }
+        let mut text = [0; WRAP_LEN];
+        let Some(wrap) = wrap.first_chunk::<WRAP_LEN>() else {
+            return refuse(out, Reason::Malformed);
+        };
+        text.copy_from_slice(wrap);
+        let accepted = if header.prekey_id != own.prekey.id() || wrap.len() != WRAP_LEN {
+            Err(AcceptError::Unreadable)
+        } else if let Some(chain) = &mut peer.receiving {
+            chain.replace(&mut text, &own.prekey, &peer.member, &bundle, &peer.conversation)
+        } else {
+            match ReceivingChain::accept(&mut text, &own.prekey, &peer.member, &bundle, &peer.conversation, None) {
+                Ok(chain) => {
+                    peer.receiving = Some(chain);
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
+        };
+        match accepted {
+            Ok(()) | Err(AcceptError::Replayed) => Ok(ClientStep::Io),
+            Err(AcceptError::Unreadable) => refuse(out, Reason::Unreadable),
+        }
+    }
+
+    fn deliver<'e, A: Aead>(
+        &mut self,
+        payload: &'e mut [u8],
+        out: &mut Outbox<'_, A>,
+    ) -> Result<ClientStep<'e, 'c>, Error> {
+        let Message::Deliver { wanted, envelope } = Message::decode(payload)? else {
+            return Err(Error::Decode);
+        };
+        let Ok(header) = EnvelopeHeader::decode(envelope) else {
+            return Ok(ClientStep::Io);
+        };
+        let of_chain = |peer: &Peer<'_>| peer.receiving.as_ref().is_some_and(|c| *c.chain_id() == header.chain_id);
+        let index = self.peers.iter().position(of_chain);
+        let Some((index, peer)) = index.and_then(|index| Some((index, self.peers.get_mut(index)?))) else {
+            out.send(&Message::Tell(refusal(header.chain_id, header.n, Reason::Rekey)))?;
+            return Ok(ClientStep::Io);
+        };
+        let me = self.member;
+        let Some(chain) = &mut peer.receiving else {
+            return Ok(ClientStep::Io);
+        };
+        let envelope = payload.get_mut(SEND_HEAD_LEN..).unwrap_or_default();
+        match chain.open::<A>(envelope) {
+            Ok(opened) => {
+                if wanted.contains(Rung::Delivered) {
+                    if let Some(receipt) = chain.receipt(&me.id, Rung::Delivered, opened.n, opened.n) {
+                        out.send(&Message::Tell(receipt))?;
+                    }
+                }
+                if wanted.contains(Rung::Opened) {
+                    *self.opened = Some((index, opened.n));
+                }
+                Ok(ClientStep::Event(ClientEvent::Message {
+                    peer: index,
+                    n: opened.n,
+                    signed: opened.signed,
+                    kind: opened.kind,
+                    body: opened.body,
+                }))
+            }
+            Err(OpenError::Duplicate { n }) => {
+                if wanted.contains(Rung::Delivered) {
+                    if let Some(receipt) = chain.receipt(&me.id, Rung::Delivered, n, n) {
+                        out.send(&Message::Tell(receipt))?;
+                    }
+                }
+                Ok(ClientStep::Io)
+            }
+            // Without records of its own, a client that forgot a message cannot tell a repetition from a rewind.
+            Err(OpenError::Old { n, salt }) => {
+                out.send(&Message::Tell(chain.refusal(&me.id, Reason::Rewound, n, &salt)))?;
+                Ok(ClientStep::Io)
+            }
+            Err(OpenError::Refused(reason)) => {
+                out.send(&Message::Tell(chain.refusal(&me.id, reason, header.n, &header.salt)))?;
+                Ok(ClientStep::Io)
+            }
+        }
+    }
+
+    fn told<'e>(&mut self, receipt: Receipt) -> ClientStep<'e, 'c> {
+        let of_chain = |peer: &Peer<'_>| peer.sending.as_ref().is_some_and(|chain| *chain.chain_id() == receipt.chain);
+        let Some(index) = self.peers.iter().position(of_chain) else {
+            return ClientStep::Io;
+        };
+        let Some(peer) = self.peers.get(index) else {
+            return ClientStep::Io;
+        };
+        let theirs = matches!(receipt.rung, Rung::Delivered | Rung::Opened) || receipt.tag.is_some();
+        if theirs {
+            // PROTOCOL 10: the last two rungs are the recipient's word, or nothing at all.
+            let salt = peer.sent.iter().find(|(n, _)| *n == receipt.to);
+            let verified = match (&peer.sending, salt) {
+                (Some(chain), Some((_, salt))) => chain.verify_receipt(&peer.member.id, &receipt, salt).is_ok(),
+                _ => false,
+            };
+            if !verified {
+                return ClientStep::Io;
+            }
+        }
+        match (receipt.rung, receipt.reason) {
+            (Rung::Refused, Some(reason)) if ends_chain(reason) => self.lose(index, reason),
+            _ => ClientStep::Event(ClientEvent::Receipt { peer: index, receipt }),
+        }
+    }
+}
+
+/// What is to be done with a peer's bundle.
+enum Check {
+    Good,
+    Verify,
+    Refuse(Reason),
+}
+
+impl Peer<'_> {
+    /// Rule 3.1: no older epoch, no second bundle of one epoch, no other key. A bundle that was verified once is not
+    /// verified again.
+    fn check(&mut self, bundle: &Bundle, verified: bool) -> Check {
+        if bundle.member() != self.member {
+            return Check::Refuse(Reason::KeyChanged);
+        }
+        let known = self.view.is_some_and(|view| view.hash == bundle.hash());
+        if known {
+            return Check::Good;
+        }
+        if !verified {
+            return Check::Verify;
+        }
+        match &mut self.view {
+            None => self.view = Some(BundleView::new(bundle)),
+            Some(view) => {
+                if view.update(bundle).is_err() {
+                    return Check::Refuse(Reason::Rewound);
+                }
+            }
+        }
+        Check::Good
+    }
+
+    fn remember(&mut self, n: u32, salt: [u8; 8]) {
+        self.sent.rotate_right(1);
+        if let Some(first) = self.sent.first_mut() {
+            *first = (n, salt);
+        }
+    }
+
+    fn receipt(&self, me: &Member, rung: Rung, n: u32) -> Option<Receipt> {
+        self.receiving.as_ref()?.receipt(&me.id, rung, n, n)
+    }
+}
+
+/// A refusal of a chain whose keys are not here: nothing can authenticate it.
+const fn refusal(chain: [u8; 8], n: u32, reason: Reason) -> Receipt {
+    Receipt { rung: Rung::Refused, reason: Some(reason), chain, from: n, to: n, tag: None }
+}
+
+/// Whether a refused message means that its chain leads nowhere.
+const fn ends_chain(reason: Reason) -> bool {
+    matches!(reason, Reason::Rekey | Reason::Rewound | Reason::Gap | Reason::Unreadable | Reason::Unknown)
+}
