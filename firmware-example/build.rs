@@ -1,5 +1,7 @@
-//! Hands the linker the memory map and the linker scripts, for the device only, and refuses to build an
-//! image whose flags were replaced: such an image runs, but is larger than the one that was measured.
+//! Hands the linker the memory map and the linker scripts.
+//!
+//! For the device only: a host that imports the library builds it without any of this. It refuses to build
+//! an image whose flags were replaced: such an image runs, but is larger than the one that was measured.
 
 use std::path::PathBuf;
 use std::{env, fs};
@@ -22,6 +24,8 @@ fn main() {
 
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     fs::copy("memory.x", out.join("memory.x")).expect("memory.x can be copied");
+    // The start-up code wants to hear the names of interrupt handlers; there are none.
+    fs::write(out.join("device.x"), "").expect("device.x can be written");
     println!("cargo::rustc-link-search={}", out.display());
     for argument in ["--nmagic", "-Tlink.x", "-Tdefmt.x"] {
         println!("cargo::rustc-link-arg-bins={argument}");

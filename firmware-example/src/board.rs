@@ -95,6 +95,17 @@ enum Wake {
     Ethernet = 42,
 }
 
+/// The chip's part of the vector table. None of it is ever taken; it is here so that the 240 vectors that an
+/// unknown chip might have are not.
+#[unsafe(link_section = ".vector_table.interrupts")]
+#[unsafe(no_mangle)]
+static __INTERRUPTS: [unsafe extern "C" fn(); Wake::Ethernet as usize + 1] =
+    [DefaultHandler; Wake::Ethernet as usize + 1];
+
+unsafe extern "C" {
+    fn DefaultHandler();
+}
+
 // SAFETY: the numbers are those of the LM3S6965's vector table, and fixed.
 unsafe impl InterruptNumber for Wake {
     fn number(self) -> u16 {
@@ -545,6 +556,8 @@ unsafe impl GlobalAlloc for Heap {
 // --- stack ---------------------------------------------------------------------------------------------------
 
 unsafe extern "C" {
+    static __stext: u32;
+    static __etext: u32;
     static _stack_end: u32;
     static _stack_start: u32;
 }
@@ -596,12 +609,12 @@ const PANICKED: u8 = 101;
 /// What QEMU exits with after a fault of the processor.
 const FAULTED: u8 = 102;
 
+/// Says where it was, for `addr2line`: a file name for every place that may panic would take a quarter of
+/// the image, and its size would depend on the directory it was built in. The text of a `panic!` is lost for
+/// the same reason; `defmt::panic!` keeps it.
 #[panic_handler]
-fn panicked(info: &PanicInfo<'_>) -> ! {
-    match info.location() {
-        Some(at) => defmt::error!("panicked at {=str}:{=u32}", at.file(), at.line()),
-        None => defmt::error!("panicked"),
-    }
+fn panicked(_: &PanicInfo<'_>) -> ! {
+    defmt::error!("panicked in calls from {:#010x}", callers());
     exit(PANICKED)
 }
 
@@ -609,6 +622,29 @@ fn panicked(info: &PanicInfo<'_>) -> ! {
 #[defmt::panic_handler]
 fn panicked_after_log() -> ! {
     exit(PANICKED)
+}
+
+/// Where the calls were made that the stack shows, the latest first; zeros fill the rest. What only looks
+/// like an address to return to is among them.
+fn callers() -> [u32; 8] {
+    let code = addr_of!(__stext) as u32..addr_of!(__etext) as u32;
+    let top = addr_of!(_stack_start);
+    let mut word = cortex_m::register::msp::read() as *const u32;
+    let mut found = [0; 8];
+    for slot in &mut found {
+        while word < top {
+            // SAFETY: from the stack pointer up to the symbol lies the stack in use, word-aligned RAM.
+            let value = unsafe { ptr::read_volatile(word) };
+            word = word.wrapping_add(1);
+            // A return address is odd, as all addresses of Thumb code are when they are jumped to.
+            if value & 1 == 1 && code.contains(&value) {
+                // Back into the call, which may have been the last instruction of its function.
+                *slot = (value & !1) - 2;
+                break;
+            }
+        }
+    }
+    found
 }
 
 #[exception]

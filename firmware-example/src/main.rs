@@ -1,8 +1,4 @@
-//! The board brought up, and the application run.
-//!
-//! For now the application is an echo: it takes an address, connects to the port that the first two bytes
-//! of the identity page name (little endian) on the host, sends back whatever comes, and connects again
-//! when the peer has closed.
+//! The board brought up, and the application run. What happens goes to the log, in words that the tests wait for.
 
 #![no_std]
 #![no_main]
@@ -10,89 +6,110 @@
 #[allow(unsafe_code, reason = "registers, the heap and the linker's symbols are met here, and nowhere else")]
 mod board;
 
-use core::net::{Ipv4Addr, SocketAddrV4};
-
-use board::{Board, Clock, Ethernet};
-use embedded_io::{Read, Write};
-use firmware_example::net::{Error, Net, Sockets};
+use board::{Board, Clock, Ethernet, Led};
+use defmt::Display2Format;
+use firmware_example::net::{Net, Sockets};
+use firmware_example::{Buffers, Happened, Sensor};
+use ossicle_core::{IdentityPage, MAX_RSA_LEN};
 use static_cell::{ConstStaticCell, StaticCell};
-
-/// The host, as QEMU's user networking shows it to its guest.
-const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
 static TCP_RX: ConstStaticCell<[u8; 1024]> = ConstStaticCell::new([0; 1024]);
 static TCP_TX: ConstStaticCell<[u8; 1024]> = ConstStaticCell::new([0; 1024]);
 static SOCKETS: StaticCell<Sockets<'static>> = StaticCell::new();
+static NET: StaticCell<Net<'static, Ethernet, Clock>> = StaticCell::new();
+static BUFFERS: ConstStaticCell<Buffers> = ConstStaticCell::new(Buffers::new());
+static MODULUS: ConstStaticCell<[u8; MAX_RSA_LEN]> = ConstStaticCell::new([0; MAX_RSA_LEN]);
+static SENSOR: StaticCell<Sensor<'static, 'static>> = StaticCell::new();
 
-#[cortex_m_rt::entry]
-fn main() -> ! {
-    let Some(Board { clock, ethernet, mut led }) = Board::take() else {
-        defmt::panic!("the board was taken twice");
-    };
-    let &[low, high, ..] = board::identity_page() else {
-        defmt::panic!("the identity page is too short");
-    };
-    let port = u16::from_le_bytes([low, high]);
-    if port == 0 {
-        defmt::error!("no identity page: load one with -device loader");
-        board::exit(1);
+/// The board as the application sees it.
+struct Device {
+    led: Led,
+    /// Stands in for a sensor: counts up and down around 21 degrees.
+    samples: u32,
+}
+
+impl firmware_example::Board for Device {
+    fn entropy(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(32) {
+            let fresh = board::simulation_only_entropy::<32>();
+            for (to, from) in chunk.iter_mut().zip(fresh) {
+                *to = from;
+            }
+        }
     }
 
-    let seed = u64::from_le_bytes(board::simulation_only_entropy());
-    let mac = ethernet.mac();
-    let mut net = Net::new(ethernet, clock, mac, seed, TCP_RX.take(), TCP_TX.take(), SOCKETS.init_with(Sockets::new));
-    let address = loop {
-        match net.configure() {
-            Ok(address) => break address,
-            Err(error) => defmt::warn!("no address: {}", error),
-        }
-    };
-    defmt::info!("address {=[u8; 4]}", address.octets());
+    fn set_led(&mut self, on: bool) {
+        self.led.set(on);
+    }
 
-    loop {
-        let start = board::instructions();
-        net.set_deadline(Some(net.now() + 5_000));
-        match net.connect(SocketAddrV4::new(HOST, port)) {
-            Ok(()) => {
-                led.set(true);
-                defmt::info!("connected, led {=bool}", led.is_on());
-                let echoed = echo(&mut net);
-                led.set(false);
-                defmt::info!(
-                    "echo {}, instructions {=u64}, stack {=usize}, heap {}, led {=bool}",
-                    echoed,
-                    board::instructions() - start,
-                    board::stack_high_water(),
-                    board::heap_high_water(),
-                    led.is_on(),
-                );
+    fn led(&self) -> bool {
+        self.led.is_on()
+    }
+
+    fn temperature(&mut self) -> i32 {
+        self.samples = self.samples.wrapping_add(1);
+        let phase = i32::try_from(self.samples % 200).unwrap_or(0);
+        2_100 + if phase < 100 { phase } else { 200 - phase }
+    }
+
+    fn instructions(&self) -> u64 {
+        board::instructions()
+    }
+
+    fn observe(&mut self, happened: Happened) {
+        match happened {
+            Happened::Unreachable => defmt::warn!("server unreachable, trying again"),
+            Happened::Connected { instructions } => {
+                defmt::info!("connected, instructions {=u64}", instructions);
+                measure();
             }
-            Err(error) => {
-                defmt::warn!("connect: {}", error);
-                net.sleep(net.now() + 500);
+            Happened::Ready { instructions } => {
+                defmt::info!("bundle published, instructions {=u64}", instructions);
+                measure();
             }
+            Happened::OwnerReady { instructions } => {
+                defmt::info!("chain to the owner, instructions {=u64}", instructions);
+                measure();
+            }
+            Happened::OwnerLost(reason) => defmt::warn!("owner lost: {}", reason),
+            Happened::Reported { n, instructions } => {
+                defmt::info!("reported {=u32}, instructions {=u64}", n, instructions);
+            }
+            Happened::Refused(reason) => defmt::warn!("reading refused: {}", reason),
+            Happened::Obeyed { led } => defmt::info!("obeyed, led {=bool}", led),
+            Happened::Ignored { signed } => defmt::warn!("ignored, signed {=bool}", signed),
+            Happened::Ended(ending) => defmt::warn!("connection ended: {}", defmt::Debug2Format(&ending)),
+            _ => {}
         }
     }
 }
 
-/// Sends back what comes until the peer closes; returns how much came.
-fn echo(net: &mut Net<'_, Ethernet, Clock>) -> Result<usize, Error> {
-    let mut buffer = [0; 256];
-    let mut total = 0;
-    loop {
-        net.set_deadline(Some(net.now() + 1_000));
-        match net.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => {
-                total += n;
-                net.set_deadline(None);
-                net.write_all(buffer.get(..n).unwrap_or_default())?;
-            }
-            Err(Error::TimedOut) => defmt::info!("nothing came for a second"),
-            Err(error) => return Err(error),
+fn measure() {
+    defmt::info!("stack {=usize}, heap {}", board::stack_high_water(), board::heap_high_water());
+}
+
+#[cortex_m_rt::entry]
+fn main() -> ! {
+    let Some(Board { clock, ethernet, led }) = Board::take() else {
+        defmt::panic!("the board was taken twice");
+    };
+    let page = match IdentityPage::decode(board::identity_page()) {
+        Ok(page) => page,
+        Err(error) => {
+            defmt::error!("{}", Display2Format(&error));
+            board::exit(1);
         }
+    };
+    let mut device = Device { led, samples: 0 };
+    let seed = u64::from_le_bytes(board::simulation_only_entropy());
+    let mac = ethernet.mac();
+    let net = NET.init_with(|| {
+        Net::new(ethernet, clock, mac, seed, TCP_RX.take(), TCP_TX.take(), SOCKETS.init_with(Sockets::new))
+    });
+    defmt::info!("{=str} reports to {=str}", page.name, page.owner.name);
+    match Sensor::new(page, MODULUS.take(), BUFFERS.take(), &mut device) {
+        Ok(sensor) => SENSOR.init(sensor).run(net, &mut device),
+        Err(error) => defmt::error!("the identity page holds no key: {}", error),
     }
-    net.set_deadline(Some(net.now() + 5_000));
-    net.close()?;
-    Ok(total)
+    board::exit(1);
 }

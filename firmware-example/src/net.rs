@@ -335,6 +335,35 @@ impl<D: Device, C: Clock> Write for Net<'_, D, C> {
     }
 }
 
+impl<D: Device, C: Clock> crate::Transport for Net<'_, D, C> {
+    fn connect(&mut self, peer: SocketAddrV4) -> Result<(), Error> {
+        if self.address().is_none() {
+            self.configure()?;
+        }
+        Self::connect(self, peer)
+    }
+
+    fn abort(&mut self) {
+        Self::abort(self);
+    }
+
+    fn set_deadline(&mut self, deadline: Option<u64>) {
+        Self::set_deadline(self, deadline);
+    }
+
+    fn now(&self) -> u64 {
+        Self::now(self)
+    }
+
+    fn sleep(&mut self, until: u64) {
+        Self::sleep(self, until);
+    }
+
+    fn is_timeout(error: &Error) -> bool {
+        *error == Error::TimedOut
+    }
+}
+
 /// Why a connection did not open, or what ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(target_os = "none", derive(defmt::Format))]
