@@ -785,9 +785,10 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
                 }
                 Ok(ClientStep::Io)
             }
-            // Without records of its own, a client that forgot a message cannot tell a repetition from a rewind.
-            Err(OpenError::Old { n, salt }) => {
-                out.send(&Message::Tell(chain.refusal(&me.id, Reason::Rewound, n, &salt)))?;
+            // Without records of its own, a client that forgot a message cannot tell a repetition from a rewind. Its own
+            // word would be a verifiable refusal of what it may have opened, so it says so without a tag.
+            Err(OpenError::Old { n, .. }) => {
+                out.send(&Message::Tell(refusal(header.chain_id, n, Reason::Rewound)))?;
                 Ok(ClientStep::Io)
             }
             Err(OpenError::Refused(reason)) => {

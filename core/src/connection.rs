@@ -77,13 +77,17 @@ enum State<A> {
     VerifyServer(VerifyServer),
     SignClient(SignClient),
     ExpectSettings(ExpectSettings<A>),
-    ExpectClientHello(ExpectClientHello),
+    // A server's states bring their handlers along, so that an image in which nobody calls `Connection::server` does not
+    // hold them: a microcontroller is never a server, and the linker can see that.
+    ExpectClientHello(ExpectClientHello, fn(ExpectClientHello, &[u8]) -> Result<SignServer, Error>),
     SignServer(SignServer),
-    ExpectClientAuth(ExpectClientAuth),
+    ExpectClientAuth(ExpectClientAuth, HandleClientAuth),
     CheckClient(CheckClient),
     Established(Established<A>),
     Ended,
 }
+
+type HandleClientAuth = for<'d> fn(ExpectClientAuth, &'d mut [u8]) -> Result<(CheckClient, ClientClaim<'d>), Error>;
 
 struct Established<A> {
     sealing: Traffic<A>,
@@ -111,7 +115,7 @@ impl<A: Aead> Connection<A> {
 
     /// A server's end. `seed` is 64 bytes from a cryptographic generator, used for this connection only.
     pub fn server(config: ServerConfig, seed: &[u8; 64]) -> Self {
-        let state = State::ExpectClientHello(ExpectClientHello::new(config, seed));
+        let state = State::ExpectClientHello(ExpectClientHello::new(config, seed), ExpectClientHello::handle);
         Self { state, receive_limit: config.record_limit, failure: None }
     }
 
@@ -213,7 +217,7 @@ impl<A: Aead> Connection<A> {
             return Err(ApiMisuse::NotAsked.into());
         };
         let (next, len) = state.auth::<A>(key, signature, out)?;
-        self.state = State::ExpectClientAuth(next);
+        self.state = State::ExpectClientAuth(next, ExpectClientAuth::handle::<A>);
         Ok(len)
     }
 
@@ -414,8 +418,8 @@ impl<A: Aead> Connection<A> {
         match &self.state {
             State::ExpectServerHello(_) => only(RecordType::ServerHello, HEADER_LEN, MAX_SERVER_AUTH_LEN),
             State::ExpectServerAuth(_) => only(RecordType::ServerAuth, sealed, MAX_SERVER_AUTH_LEN),
-            State::ExpectClientHello(_) => only(RecordType::ClientHello, HEADER_LEN, MAX_CLIENT_HELLO_LEN),
-            State::ExpectClientAuth(_) => only(RecordType::ClientAuth, sealed, MAX_CLIENT_AUTH_LEN),
+            State::ExpectClientHello(..) => only(RecordType::ClientHello, HEADER_LEN, MAX_CLIENT_HELLO_LEN),
+            State::ExpectClientAuth(..) => only(RecordType::ClientAuth, sealed, MAX_CLIENT_AUTH_LEN),
             State::ExpectSettings(_) => Some(Expected {
                 kinds: [RecordType::Application, RecordType::Refusal],
                 min: sealed,
@@ -473,12 +477,12 @@ impl<A: Aead> Connection<A> {
                 self.state = State::VerifyServer(next);
                 Ok(Event::CheckServer(claim))
             }
-            State::ExpectClientHello(state) => {
-                self.state = State::SignServer(state.handle(record)?);
+            State::ExpectClientHello(state, handle) => {
+                self.state = State::SignServer(handle(state, record)?);
                 Ok(Event::Progress)
             }
-            State::ExpectClientAuth(state) => {
-                let (next, claim) = state.handle::<A>(record)?;
+            State::ExpectClientAuth(state, handle) => {
+                let (next, claim) = handle(state, record)?;
                 self.state = State::CheckClient(next);
                 Ok(Event::CheckClient(claim))
             }

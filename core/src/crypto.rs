@@ -66,6 +66,13 @@ pub(crate) fn expand<const N: usize>(prk: &Secret<HASH_LEN>, info: &[&[u8]]) -> 
     output
 }
 
+/// A seed for a deterministic generator, from fresh entropy and a secret that stays: where one can be guessed, the other
+/// cannot (PROTOCOL 8.4).
+pub fn generator_seed(entropy: &[u8], secret: &[u8]) -> Secret<HASH_LEN> {
+    let entropy = Secret(hash(&[b"ossicle entropy\0", entropy]));
+    Secret(mac(entropy.expose(), &[b"ossicle generator\0", secret]))
+}
+
 /// Compares in constant time.
 pub(crate) fn equal(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()

@@ -24,7 +24,7 @@ pub use config::{ClientConfig, Credentials, ServerConfig, Token};
 pub use connection::{Ask, Connection, Event, Received};
 pub use crypto::{
     Aead, ExchangeKey, HASH_LEN, MAX_RSA_LEN, MAX_SPKI_LEN, NONCE_LEN, PublicKey, RustCrypto, SIGNATURE_LEN, Secret,
-    SigningKey, Statement, TAG_LEN,
+    SigningKey, Statement, TAG_LEN, generator_seed,
 };
 #[cfg(feature = "async")]
 pub use driver::asynch;

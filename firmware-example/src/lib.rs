@@ -132,6 +132,7 @@ pub enum Happened {
 
 /// Why a connection has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(target_os = "none", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Ending {
     /// The server closed it.

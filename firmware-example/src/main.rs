@@ -7,10 +7,9 @@
 mod board;
 
 use board::{Board, Clock, Ethernet, Led};
-use defmt::Display2Format;
 use firmware_example::net::{Net, Sockets};
 use firmware_example::{Buffers, Happened, Sensor};
-use ossicle_core::{IdentityPage, MAX_RSA_LEN};
+use ossicle_core::{IdentityPage, MAX_RSA_LEN, PageError};
 use static_cell::{ConstStaticCell, StaticCell};
 
 static TCP_RX: ConstStaticCell<[u8; 1024]> = ConstStaticCell::new([0; 1024]);
@@ -78,7 +77,7 @@ impl firmware_example::Board for Device {
             Happened::Refused(reason) => defmt::warn!("reading refused: {}", reason),
             Happened::Obeyed { led } => defmt::info!("obeyed, led {=bool}", led),
             Happened::Ignored { signed } => defmt::warn!("ignored, signed {=bool}", signed),
-            Happened::Ended(ending) => defmt::warn!("connection ended: {}", defmt::Debug2Format(&ending)),
+            Happened::Ended(ending) => defmt::warn!("connection ended: {}", ending),
             _ => {}
         }
     }
@@ -96,7 +95,12 @@ fn main() -> ! {
     let page = match IdentityPage::decode(board::identity_page()) {
         Ok(page) => page,
         Err(error) => {
-            defmt::error!("{}", Display2Format(&error));
+            // Words of its own: formatting the sentence of the library would cost more flash than the driver.
+            match error {
+                PageError::Missing => defmt::error!("no identity page: make one with `ossicle enroll` and load it"),
+                PageError::Version => defmt::error!("identity page of another version: make a new one"),
+                _ => defmt::error!("broken identity page: load it again, or make a new one with `ossicle enroll`"),
+            }
             board::exit(1);
         }
     };
