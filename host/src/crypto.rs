@@ -360,12 +360,7 @@ impl CryptoPool {
     ///
     /// # Errors
     /// [`PoolError::Full`] at once if too many wait.
-    pub async fn verify(
-        &self,
-        modulus: Vec<u8>,
-        statement: Statement,
-        signature: Vec<u8>,
-    ) -> Result<bool, PoolError> {
+    pub async fn verify(&self, modulus: Vec<u8>, statement: Statement, signature: Vec<u8>) -> Result<bool, PoolError> {
         self.run(move |done| {
             done.verifies.fetch_add(1, Ordering::Relaxed);
             verify(&modulus, &statement, &signature)
@@ -463,13 +458,7 @@ mod backend {
             tag.ok().and_then(|tag| tag.as_ref().try_into().ok()).ok_or(Error::Crypto)
         }
 
-        fn open(
-            &self,
-            nonce: &[u8; NONCE_LEN],
-            aad: &[u8],
-            data: &mut [u8],
-            tag: &[u8; TAG_LEN],
-        ) -> Result<(), Error> {
+        fn open(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], data: &mut [u8], tag: &[u8; TAG_LEN]) -> Result<(), Error> {
             let key = self.0.as_ref().ok_or(Error::Crypto)?;
             let nonce = Nonce::assume_unique_for_key(*nonce);
             if key.open_in_place_separate_tag(nonce, Aad::from(aad), tag, data).is_ok() {

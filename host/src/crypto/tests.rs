@@ -216,10 +216,8 @@ fn a_key_file_that_others_can_open_is_refused() {
     for mode in [0o640, 0o604, 0o620, 0o660, 0o777] {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         let refused = error(IdentityKey::load(&path)).to_string();
-        let expected = format!(
-            "others can read the private key in {0} (mode {mode:04o}): run `chmod 600 {0}`",
-            path.display()
-        );
+        let expected =
+            format!("others can read the private key in {0} (mode {mode:04o}): run `chmod 600 {0}`", path.display());
         assert_eq!(refused, expected);
     }
     fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();

@@ -1,0 +1,613 @@
+//! What every backend must do, one case per promise of [`Store`]. A backend lists none of it: it implements [`Backend`]
+//! and calls `conformance!`, which makes a test of each case.
+
+use std::sync::Arc;
+
+use super::*;
+
+/// How the cases get at a store.
+pub(crate) trait Backend {
+    /// Opens the store of this test, the same one each time. What was opened before has been dropped by then.
+    async fn open(&self) -> SharedStore;
+}
+
+/// Makes a test of each case; the argument makes a [`Backend`] with a store of its own.
+macro_rules! conformance {
+    ($backend:expr) => {
+        $crate::store::conformance::conformance! { $backend;
+            a_new_store_knows_itself_and_nobody
+            enrolled_clients_are_found
+            names_are_compared_in_normalised_form
+            name_id_and_key_are_each_taken_once
+            a_repeat_changes_and_uses_nothing
+            a_repeat_is_the_same_key_id_and_name
+            tokens_admit_what_they_say
+            a_refusal_tells_nothing_to_who_may_not_enrol
+            a_token_of_a_refused_enrolment_is_not_used
+            a_token_of_one_use_admits_one_of_many_at_once
+            one_name_goes_to_one_of_many_at_once
+            tokens_are_kept_whole
+            ended_tokens_admit_nobody
+            devices_are_listed_under_their_owner
+            a_revoked_client_loses_all_but_its_id_and_key
+            revoking_nobody_is_harmless
+            bundles_go_up_one_epoch_at_a_time
+            chains_belong_to_one_sender
+            the_oldest_chains_go_first
+            chains_know_all_their_recipients
+            channels_are_at_most_two
+            expired_channels_are_not_there
+            clients_are_paged_by_name
+            last_seen_only_goes_forward
+            record_limits_change
+            times_and_sizes_at_their_ends
+            many_at_once_are_all_durable
+            a_dropped_call_harms_nothing
+        }
+    };
+    ($backend:expr; $($case:ident)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                $crate::store::conformance::$case(&$backend).await;
+            }
+        )*
+    };
+}
+pub(crate) use conformance;
+
+const NOW: u64 = 1_800_000_000;
+
+fn id(n: u16) -> ClientId {
+    let [high, low] = n.to_be_bytes();
+    let mut id = [0x42; 16];
+    (id[0], id[1]) = (high, low);
+    id
+}
+
+fn modulus(n: u16) -> Vec<u8> {
+    let mut modulus = vec![0xa5; 256];
+    modulus[100..102].copy_from_slice(&n.to_be_bytes());
+    modulus
+}
+
+fn name(text: &str) -> Name {
+    Name::parse(text).unwrap()
+}
+
+/// Number `n` under the name `text`, with its own id and key.
+fn enrolment(n: u16, text: &str) -> Enrolment {
+    Enrolment {
+        id: id(n),
+        name: name(text),
+        modulus: modulus(n),
+        token_id: None,
+        enrolled_by: None,
+        record_limit: 16_384,
+        now: NOW,
+    }
+}
+
+fn with_token(n: u16, text: &str, token: u8) -> Enrolment {
+    Enrolment { token_id: Some([token; 8]), ..enrolment(n, text) }
+}
+
+fn token(n: u8, uses: Option<u32>) -> Token {
+    Token {
+        id: [n; 8],
+        verifier: [n; 32],
+        name_pattern: None,
+        preset_id: None,
+        expires: NOW + 60,
+        uses,
+        printed: false,
+    }
+}
+
+fn channel(n: u8) -> ChannelRecord {
+    ChannelRecord { id: [n; 16], sealed: vec![n; 100], expires: NOW + 60 }
+}
+
+async fn uses(store: &SharedStore, n: u8) -> Option<u32> {
+    store.token(&[n; 8]).await.unwrap().unwrap().uses
+}
+
+/// A store with clients 1 "alice" and 2 "bob".
+async fn with_two(backend: &impl Backend) -> SharedStore {
+    let store = backend.open().await;
+    for (n, text) in [(1, "alice"), (2, "bob")] {
+        assert_eq!(store.enrol(enrolment(n, text)).await, Ok(Enrolled::New));
+    }
+    store
+}
+
+pub(crate) async fn a_new_store_knows_itself_and_nobody(backend: &impl Backend) {
+    let store = backend.open().await;
+    let meta = store.meta();
+    assert_ne!(meta.server_id, [0; 16]);
+    assert_ne!(meta.store_epoch, [0; 8]);
+    assert_eq!(store.client(&id(1)).await, Ok(None));
+    assert_eq!(store.client_by_name(&name("alice")).await, Ok(None));
+    assert_eq!(store.clients(None, 10).await, Ok(vec![]));
+    assert_eq!(store.bundle(&id(1)).await, Ok(None));
+    assert_eq!(store.chain(&[1; 8]).await, Ok(None));
+    assert_eq!(store.channel(&[1; 16], NOW).await, Ok(None));
+    assert!(store.token(&[1; 8]).await.unwrap().is_none());
+    drop(store);
+    assert_eq!(backend.open().await.meta(), meta, "nothing of it changes when the server starts again");
+}
+
+pub(crate) async fn enrolled_clients_are_found(backend: &impl Backend) {
+    let store = backend.open().await;
+    let record = ClientRecord {
+        id: id(1),
+        name: "Alice".into(),
+        modulus: modulus(1),
+        key_epoch: 0,
+        enrolled_by: None,
+        revoked: false,
+        enrolled_at: NOW,
+        last_seen: None,
+        record_limit: 16_384,
+    };
+    assert_eq!(store.enrol(enrolment(1, "Alice")).await, Ok(Enrolled::New));
+    assert_eq!(store.client(&id(1)).await, Ok(Some(record.clone())), "at once");
+    drop(store);
+    let store = backend.open().await;
+    assert_eq!(store.client(&id(1)).await, Ok(Some(record.clone())), "and after a new start");
+    assert_eq!(store.client_by_name(&name("Alice")).await, Ok(Some(record)));
+    assert_eq!(store.client(&id(2)).await, Ok(None));
+    assert_eq!(store.client_by_name(&name("bob")).await, Ok(None));
+}
+
+pub(crate) async fn names_are_compared_in_normalised_form(backend: &impl Backend) {
+    let store = backend.open().await;
+    assert_eq!(store.enrol(enrolment(1, "Zoë")).await, Ok(Enrolled::New));
+    for text in ["zoë", "ZOË", "zoe\u{308}", "ｚｏë"] {
+        assert_eq!(store.client_by_name(&name(text)).await.unwrap().unwrap().name, "Zoë");
+        assert_eq!(store.enrol(enrolment(2, text)).await, Err(EnrolError::NameInUse));
+    }
+    assert_eq!(store.client_by_name(&name("zoe")).await, Ok(None));
+}
+
+pub(crate) async fn name_id_and_key_are_each_taken_once(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    let fresh = || enrolment(3, "carol");
+    let cases = [
+        (Enrolment { name: name("ALICE"), ..fresh() }, EnrolError::NameInUse),
+        (Enrolment { id: id(1), ..fresh() }, EnrolError::IdInUse),
+        (Enrolment { modulus: modulus(1), ..fresh() }, EnrolError::KeyInUse),
+        (Enrolment { id: id(1), modulus: modulus(1), ..fresh() }, EnrolError::KeyInUse),
+        (Enrolment { id: id(1), modulus: modulus(2), ..fresh() }, EnrolError::IdInUse),
+        (Enrolment { id: id(1), name: name("bob"), ..fresh() }, EnrolError::NameInUse),
+    ];
+    for (enrolment, refusal) in cases {
+        assert_eq!(store.enrol(enrolment).await, Err(refusal));
+    }
+    assert_eq!(store.clients(None, 10).await.unwrap().len(), 2);
+    assert_eq!(store.enrol(fresh()).await, Ok(Enrolled::New));
+}
+
+pub(crate) async fn a_repeat_changes_and_uses_nothing(backend: &impl Backend) {
+    let store = backend.open().await;
+    store.add_token(token(1, Some(2))).await.unwrap();
+    assert_eq!(store.enrol(with_token(1, "alice", 1)).await, Ok(Enrolled::New));
+    assert_eq!(uses(&store, 1).await, Some(1));
+    let before = store.client(&id(1)).await;
+    let repeat = Enrolment { name: name("Alice"), now: NOW + 5, record_limit: 9, ..with_token(1, "alice", 1) };
+    assert_eq!(store.enrol(repeat).await, Ok(Enrolled::Repeat));
+    assert_eq!(uses(&store, 1).await, Some(1));
+    assert_eq!(store.client(&id(1)).await, before);
+    // Also when the token has no use left, has expired, or was never there.
+    assert_eq!(store.enrol(with_token(2, "bob", 1)).await, Ok(Enrolled::New));
+    assert_eq!(uses(&store, 1).await, Some(0));
+    for repeat in
+        [with_token(2, "bob", 1), Enrolment { now: NOW + 600, ..with_token(1, "alice", 1) }, with_token(1, "alice", 9)]
+    {
+        assert_eq!(store.enrol(repeat).await, Ok(Enrolled::Repeat));
+    }
+    drop(store);
+    let store = backend.open().await;
+    assert_eq!(store.enrol(with_token(2, "bob", 1)).await, Ok(Enrolled::Repeat));
+    assert_eq!(uses(&store, 1).await, Some(0));
+}
+
+pub(crate) async fn a_repeat_is_the_same_key_id_and_name(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    let moved = Enrolment { id: id(3), ..enrolment(1, "carol") };
+    assert_eq!(store.enrol(moved).await, Err(EnrolError::KeyInUse));
+    assert_eq!(store.enrol(enrolment(1, "carol")).await, Err(EnrolError::KeyInUse), "a key has one name");
+    let other_key = Enrolment { modulus: modulus(3), ..enrolment(1, "alice") };
+    assert_eq!(store.enrol(other_key).await, Err(EnrolError::NameInUse));
+}
+
+pub(crate) async fn tokens_admit_what_they_say(backend: &impl Backend) {
+    let store = backend.open().await;
+    store.add_token(token(1, None)).await.unwrap();
+    store.add_token(token(2, Some(0))).await.unwrap();
+    store.add_token(Token { expires: NOW, ..token(3, None) }).await.unwrap();
+    let pattern = Some(Pattern::parse("Sensor-0[1-3]").unwrap());
+    store.add_token(Token { name_pattern: pattern, ..token(4, None) }).await.unwrap();
+    store.add_token(Token { preset_id: Some(id(77)), ..token(5, None) }).await.unwrap();
+    let refusals = [
+        (with_token(1, "alice", 9), TokenRefusal::Unknown),
+        (with_token(1, "alice", 2), TokenRefusal::UsedUp),
+        (with_token(1, "alice", 3), TokenRefusal::Expired),
+        (with_token(1, "alice", 4), TokenRefusal::Name),
+        (with_token(1, "sensor-04", 4), TokenRefusal::Name),
+        (with_token(1, "alice", 5), TokenRefusal::Id),
+    ];
+    for (enrolment, refusal) in refusals {
+        assert_eq!(store.enrol(enrolment).await, Err(EnrolError::Token(refusal)));
+    }
+    assert_eq!(store.clients(None, 10).await, Ok(vec![]));
+    for n in 1..=5 {
+        assert_eq!(store.enrol(with_token(n, &format!("alice-{n}"), 1)).await, Ok(Enrolled::New));
+    }
+    assert_eq!(uses(&store, 1).await, None, "without end");
+    assert_eq!(store.enrol(with_token(6, "SENSOR-02", 4)).await, Ok(Enrolled::New));
+    assert_eq!(store.enrol(with_token(77, "bob", 5)).await, Ok(Enrolled::New));
+}
+
+pub(crate) async fn a_refusal_tells_nothing_to_who_may_not_enrol(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    store.add_token(token(1, Some(0))).await.unwrap();
+    for enrolment in [
+        with_token(3, "alice", 1),
+        Enrolment { id: id(1), ..with_token(3, "carol", 1) },
+        Enrolment { modulus: modulus(1), ..with_token(3, "carol", 1) },
+    ] {
+        assert_eq!(store.enrol(enrolment).await, Err(EnrolError::Token(TokenRefusal::UsedUp)));
+    }
+    let by_nobody = Enrolment { enrolled_by: Some(id(99)), ..enrolment(3, "alice") };
+    assert_eq!(store.enrol(by_nobody).await, Err(EnrolError::Enroller));
+}
+
+pub(crate) async fn a_token_of_a_refused_enrolment_is_not_used(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    store.add_token(token(1, Some(1))).await.unwrap();
+    for refused in [
+        with_token(3, "alice", 1),
+        Enrolment { id: id(1), ..with_token(3, "carol", 1) },
+        Enrolment { modulus: modulus(1), ..with_token(3, "carol", 1) },
+        Enrolment { now: NOW + 60, ..with_token(3, "carol", 1) },
+    ] {
+        store.enrol(refused).await.unwrap_err();
+        assert_eq!(uses(&store, 1).await, Some(1));
+    }
+    assert_eq!(store.enrol(with_token(3, "carol", 1)).await, Ok(Enrolled::New));
+    assert_eq!(uses(&store, 1).await, Some(0));
+}
+
+pub(crate) async fn a_token_of_one_use_admits_one_of_many_at_once(backend: &impl Backend) {
+    let store = backend.open().await;
+    store.add_token(token(1, Some(1))).await.unwrap();
+    let tasks: Vec<_> = (1..=50)
+        .map(|n| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.enrol(with_token(n, &format!("client-{n}"), 1)).await })
+        })
+        .collect();
+    let mut entered = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(Enrolled::New) => entered += 1,
+            other => assert_eq!(other, Err(EnrolError::Token(TokenRefusal::UsedUp))),
+        }
+    }
+    assert_eq!(entered, 1);
+    assert_eq!(store.clients(None, 100).await.unwrap().len(), 1);
+}
+
+pub(crate) async fn one_name_goes_to_one_of_many_at_once(backend: &impl Backend) {
+    let store = backend.open().await;
+    let tasks: Vec<_> = (1..=50)
+        .map(|n| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.enrol(enrolment(n, "alice")).await })
+        })
+        .collect();
+    let mut entered = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(Enrolled::New) => entered += 1,
+            other => assert_eq!(other, Err(EnrolError::NameInUse)),
+        }
+    }
+    assert_eq!(entered, 1);
+}
+
+pub(crate) async fn tokens_are_kept_whole(backend: &impl Backend) {
+    let store = backend.open().await;
+    let whole = Token {
+        name_pattern: Some(Pattern::parse("Sensor-[0-9]*").unwrap()),
+        preset_id: Some(id(7)),
+        printed: true,
+        ..token(1, Some(3))
+    };
+    store.add_token(whole).await.unwrap();
+    assert_eq!(store.add_token(token(1, None)).await, Err(TokenError::IdInUse));
+    drop(store);
+    let found = backend.open().await.token(&[1; 8]).await.unwrap().unwrap();
+    assert_eq!((found.id, found.verifier, found.expires), ([1; 8], [1; 32], NOW + 60));
+    assert_eq!(found.name_pattern.as_ref().map(Pattern::as_str), Some("Sensor-[0-9]*"));
+    assert_eq!((found.preset_id, found.uses, found.printed), (Some(id(7)), Some(3), true));
+    assert!(!format!("{found:?}").contains("verifier"), "what verifies is not for logs");
+}
+
+pub(crate) async fn ended_tokens_admit_nobody(backend: &impl Backend) {
+    let store = backend.open().await;
+    for n in 1..=2 {
+        store.add_token(Token { printed: true, ..token(n, None) }).await.unwrap();
+    }
+    store.add_token(token(3, None)).await.unwrap();
+    store.add_token(Token { printed: true, ..token(4, Some(0)) }).await.unwrap();
+    assert_eq!(store.end_tokens(Tokens::Printed, NOW).await, Ok(2));
+    assert_eq!(store.end_tokens(Tokens::Printed, NOW).await, Ok(0));
+    assert_eq!(store.enrol(with_token(1, "alice", 1)).await, Err(EnrolError::Token(TokenRefusal::Expired)));
+    assert!(store.token(&[1; 8]).await.unwrap().is_some(), "a repeat is still verified against it");
+    assert_eq!(store.enrol(with_token(1, "alice", 3)).await, Ok(Enrolled::New));
+    assert_eq!(store.end_tokens(Tokens::All, NOW).await, Ok(1));
+    assert_eq!(store.enrol(with_token(2, "bob", 3)).await, Err(EnrolError::Token(TokenRefusal::Expired)));
+    store.end_tokens(Tokens::All, NOW + 40 * 24 * 60 * 60).await.unwrap();
+    assert!(store.token(&[1; 8]).await.unwrap().is_none(), "but not for ever");
+}
+
+pub(crate) async fn devices_are_listed_under_their_owner(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    let device = Enrolment { enrolled_by: Some(id(1)), ..enrolment(3, "sensor") };
+    assert_eq!(store.enrol(device).await, Ok(Enrolled::New));
+    assert_eq!(store.client(&id(3)).await.unwrap().unwrap().enrolled_by, Some(id(1)));
+    store.revoke(&id(1), NOW).await.unwrap();
+    let device = Enrolment { enrolled_by: Some(id(1)), ..enrolment(4, "sensor-2") };
+    assert_eq!(store.enrol(device).await, Err(EnrolError::Enroller));
+    assert!(!store.client(&id(3)).await.unwrap().unwrap().revoked, "a device stays when its owner goes");
+}
+
+pub(crate) async fn a_revoked_client_loses_all_but_its_id_and_key(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    store.publish_bundle(&id(1), 1, b"bundle", b"signature").await.unwrap();
+    store.put_channel(&id(1), channel(1), None).await.unwrap();
+    store.put_channel(&id(2), channel(2), None).await.unwrap();
+    store.register_chain(&[1; 8], &id(1), &[9; 16], &id(2)).await.unwrap();
+    store.register_chain(&[2; 8], &id(2), &[9; 16], &id(1)).await.unwrap();
+    store.register_chain(&[3; 8], &id(2), &[8; 16], &id(2)).await.unwrap();
+    assert_eq!(store.revoke(&id(1), NOW).await, Ok(true));
+    drop(store);
+
+    let store = backend.open().await;
+    assert!(store.client(&id(1)).await.unwrap().unwrap().revoked);
+    assert_eq!(store.client_by_name(&name("alice")).await, Ok(None));
+    assert_eq!(store.clients(None, 10).await.unwrap().len(), 1);
+    assert_eq!(store.bundle(&id(1)).await, Ok(None));
+    assert_eq!(store.channel(&[1; 16], NOW).await, Ok(None));
+    assert_eq!((store.chain(&[1; 8]).await, store.chain(&[2; 8]).await), (Ok(None), Ok(None)));
+    assert!(store.channel(&[2; 16], NOW).await.unwrap().is_some());
+    assert!(store.chain(&[3; 8]).await.unwrap().is_some());
+
+    let refused = store.publish_bundle(&id(1), 2, b"bundle", b"signature").await;
+    assert_eq!(refused, Err(PublishError::Unknown));
+    assert_eq!(store.put_channel(&id(1), channel(3), None).await, Err(ChannelError::Unknown));
+    assert_eq!(store.register_chain(&[4; 8], &id(1), &[9; 16], &id(2)).await, Err(ChainError::Unknown));
+    assert_eq!(store.register_chain(&[4; 8], &id(2), &[9; 16], &id(1)).await, Err(ChainError::Unknown));
+
+    assert_eq!(store.enrol(enrolment(1, "alice")).await, Err(EnrolError::KeyInUse), "no way back");
+    let old_id = Enrolment { id: id(1), ..enrolment(3, "alice") };
+    assert_eq!(store.enrol(old_id).await, Err(EnrolError::IdInUse));
+    let old_key = Enrolment { modulus: modulus(1), ..enrolment(3, "alice") };
+    assert_eq!(store.enrol(old_key).await, Err(EnrolError::KeyInUse));
+    assert_eq!(store.enrol(enrolment(3, "alice")).await, Ok(Enrolled::New), "the name is free");
+    assert_eq!(store.client_by_name(&name("alice")).await.unwrap().unwrap().id, id(3));
+}
+
+pub(crate) async fn revoking_nobody_is_harmless(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    assert_eq!(store.revoke(&id(3), NOW).await, Ok(false));
+    assert_eq!(store.revoke(&id(1), NOW).await, Ok(true));
+    assert_eq!(store.revoke(&id(1), NOW).await, Ok(false));
+    assert_eq!(store.clients(None, 10).await.unwrap().len(), 1);
+}
+
+pub(crate) async fn bundles_go_up_one_epoch_at_a_time(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    let publish = async |epoch, bundle: &[u8]| store.publish_bundle(&id(1), epoch, bundle, b"signature").await;
+    assert_eq!(publish(7, b"seven").await, Ok(()), "the first may have any epoch");
+    assert_eq!(publish(7, b"seven").await, Ok(()));
+    assert_eq!(publish(7, b"other").await, Err(PublishError::Epoch { stored: 7 }));
+    for epoch in [0, 6, 9, u32::MAX] {
+        assert_eq!(publish(epoch, b"seven").await, Err(PublishError::Epoch { stored: 7 }));
+    }
+    assert_eq!(publish(8, b"eight").await, Ok(()));
+    let again = store.publish_bundle(&id(1), 8, b"eight", b"signed anew").await;
+    assert_eq!(again, Ok(()), "a signature is different each time");
+    let expected = BundleRecord { epoch: 8, bundle: b"eight".into(), signature: b"signature".into() };
+    assert_eq!(store.bundle(&id(1)).await, Ok(Some(expected.clone())));
+    assert_eq!(store.bundle(&id(2)).await, Ok(None));
+    assert_eq!(store.publish_bundle(&id(3), 1, b"", b"").await, Err(PublishError::Unknown));
+    assert_eq!(store.publish_bundle(&id(2), u32::MAX, b"last", b"").await, Ok(()));
+    let refused = store.publish_bundle(&id(2), 0, b"next", b"").await;
+    assert_eq!(refused, Err(PublishError::Epoch { stored: u32::MAX }));
+    drop(store);
+    assert_eq!(backend.open().await.bundle(&id(1)).await, Ok(Some(expected)));
+}
+
+pub(crate) async fn chains_belong_to_one_sender(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    let route = ChainRoute { sender: id(1), sid: [9; 16], recipients: vec![id(2)] };
+    assert_eq!(store.register_chain(&[1; 8], &id(1), &[9; 16], &id(2)).await, Ok(()));
+    assert_eq!(store.register_chain(&[1; 8], &id(1), &[9; 16], &id(2)).await, Ok(()));
+    assert_eq!(store.chain(&[1; 8]).await, Ok(Some(route.clone())));
+    assert_eq!(store.register_chain(&[1; 8], &id(2), &[9; 16], &id(1)).await, Err(ChainError::InUse));
+    assert_eq!(store.register_chain(&[1; 8], &id(1), &[8; 16], &id(2)).await, Err(ChainError::InUse));
+    assert_eq!(store.register_chain(&[2; 8], &id(3), &[9; 16], &id(2)).await, Err(ChainError::Unknown));
+    assert_eq!(store.register_chain(&[2; 8], &id(1), &[9; 16], &id(3)).await, Err(ChainError::Unknown));
+    assert_eq!(store.chain(&[2; 8]).await, Ok(None));
+    drop(store);
+    assert_eq!(backend.open().await.chain(&[1; 8]).await, Ok(Some(route)));
+}
+
+pub(crate) async fn the_oldest_chains_go_first(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    store.register_chain(&[0xff; 8], &id(2), &[9; 16], &id(1)).await.unwrap();
+    for n in 0..=64 {
+        store.register_chain(&[n; 8], &id(1), &[9; 16], &id(2)).await.unwrap();
+    }
+    assert_eq!(store.chain(&[0; 8]).await, Ok(None));
+    for n in 1..=64 {
+        assert!(store.chain(&[n; 8]).await.unwrap().is_some(), "{n}");
+    }
+    assert!(store.chain(&[0xff; 8]).await.unwrap().is_some(), "the other direction counts apart");
+}
+
+pub(crate) async fn chains_know_all_their_recipients(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    store.enrol(enrolment(3, "carol")).await.unwrap();
+    store.register_chain(&[1; 8], &id(1), &[9; 16], &id(3)).await.unwrap();
+    store.register_chain(&[1; 8], &id(1), &[9; 16], &id(2)).await.unwrap();
+    let route = ChainRoute { sender: id(1), sid: [9; 16], recipients: vec![id(3), id(2)] };
+    assert_eq!(store.chain(&[1; 8]).await, Ok(Some(route)));
+    store.revoke(&id(3), NOW).await.unwrap();
+    let route = ChainRoute { sender: id(1), sid: [9; 16], recipients: vec![id(2)] };
+    assert_eq!(store.chain(&[1; 8]).await, Ok(Some(route)));
+}
+
+pub(crate) async fn channels_are_at_most_two(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    store.put_channel(&id(2), channel(20), None).await.unwrap();
+    store.put_channel(&id(1), channel(1), None).await.unwrap();
+    store.put_channel(&id(1), channel(2), Some([1; 16])).await.unwrap();
+    assert_eq!(store.channel(&[1; 16], NOW).await, Ok(Some((id(1), channel(1)))));
+    assert_eq!(store.channel(&[2; 16], NOW).await, Ok(Some((id(1), channel(2)))));
+    store.put_channel(&id(1), channel(3), Some([2; 16])).await.unwrap();
+    assert_eq!(store.channel(&[1; 16], NOW).await, Ok(None));
+    assert!(store.channel(&[2; 16], NOW).await.unwrap().is_some());
+    // Another client's channel cannot be kept, nor is it lost.
+    store.put_channel(&id(1), channel(4), Some([20; 16])).await.unwrap();
+    assert_eq!(store.channel(&[2; 16], NOW).await, Ok(None));
+    assert_eq!(store.channel(&[3; 16], NOW).await, Ok(None));
+    drop(store);
+    let store = backend.open().await;
+    assert_eq!(store.channel(&[4; 16], NOW).await, Ok(Some((id(1), channel(4)))));
+    assert_eq!(store.channel(&[20; 16], NOW).await, Ok(Some((id(2), channel(20)))));
+    assert_eq!(store.drop_channels(&id(1)).await, Ok(1));
+    assert_eq!(store.drop_channels(&id(1)).await, Ok(0));
+    assert_eq!(store.channel(&[4; 16], NOW).await, Ok(None));
+    assert!(store.channel(&[20; 16], NOW).await.unwrap().is_some());
+    assert_eq!(store.put_channel(&id(3), channel(5), None).await, Err(ChannelError::Unknown));
+}
+
+pub(crate) async fn expired_channels_are_not_there(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    store.put_channel(&id(1), channel(1), None).await.unwrap();
+    assert!(store.channel(&[1; 16], NOW + 59).await.unwrap().is_some());
+    assert_eq!(store.channel(&[1; 16], NOW + 60).await, Ok(None));
+}
+
+pub(crate) async fn clients_are_paged_by_name(backend: &impl Backend) {
+    let store = backend.open().await;
+    for (n, text) in [(1, "delta"), (2, "Alpha"), (3, "charlie"), (4, "BRAVO"), (5, "ольга"), (6, "alpha-2")] {
+        store.enrol(enrolment(n, text)).await.unwrap();
+    }
+    let mut found = Vec::new();
+    let mut after = None;
+    loop {
+        let page = store.clients(after.as_ref(), 2).await.unwrap();
+        let Some(last) = page.last() else {
+            break;
+        };
+        after = Some(name(&last.name));
+        found.extend(page.into_iter().map(|client| client.name));
+    }
+    assert_eq!(found, ["Alpha", "alpha-2", "BRAVO", "charlie", "delta", "ольга"]);
+    assert_eq!(store.clients(None, 0).await, Ok(vec![]));
+    let rest = store.clients(Some(&name("bz")), usize::MAX).await.unwrap();
+    assert_eq!(rest.len(), 3, "who pages may begin anywhere");
+}
+
+pub(crate) async fn last_seen_only_goes_forward(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    store.touch(&id(1), NOW + 10).await.unwrap();
+    store.touch(&id(1), NOW + 5).await.unwrap();
+    store.touch(&id(99), NOW).await.unwrap();
+    let seen = async |store: &SharedStore| store.client(&id(1)).await.unwrap().unwrap().last_seen;
+    assert_eq!(seen(&store).await, Some(NOW + 10), "at once");
+    assert_eq!(store.client_by_name(&name("alice")).await.unwrap().unwrap().last_seen, Some(NOW + 10));
+    assert_eq!(store.clients(None, 1).await.unwrap()[0].last_seen, Some(NOW + 10));
+    assert_eq!(store.client(&id(2)).await.unwrap().unwrap().last_seen, None);
+    drop(store);
+    let store = backend.open().await;
+    assert_eq!(seen(&store).await, Some(NOW + 10), "and after an orderly stop");
+    store.touch(&id(1), NOW + 7).await.unwrap();
+    assert_eq!(seen(&store).await, Some(NOW + 10));
+    drop(store);
+    assert_eq!(seen(&backend.open().await).await, Some(NOW + 10));
+}
+
+pub(crate) async fn record_limits_change(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    for limit in [1024, 1024, u16::MAX, 0] {
+        store.set_record_limit(&id(1), limit).await.unwrap();
+        assert_eq!(store.client(&id(1)).await.unwrap().unwrap().record_limit, limit);
+    }
+    assert_eq!(store.client(&id(2)).await.unwrap().unwrap().record_limit, 16_384);
+    store.set_record_limit(&id(99), 1).await.unwrap();
+}
+
+pub(crate) async fn times_and_sizes_at_their_ends(backend: &impl Backend) {
+    let store = backend.open().await;
+    let longest = "é".repeat(32);
+    let extreme = Enrolment { now: u64::MAX, modulus: vec![0xff; 512], ..enrolment(1, &longest) };
+    assert_eq!(store.enrol(extreme).await, Ok(Enrolled::New));
+    store.add_token(Token { expires: u64::MAX, uses: Some(u32::MAX), ..token(1, None) }).await.unwrap();
+    assert_eq!(
+        store.enrol(with_token(2, "'; DROP TABLE client; --".replace(' ', "_").as_str(), 1)).await,
+        Ok(Enrolled::New)
+    );
+    assert_eq!(uses(&store, 1).await, Some(u32::MAX - 1));
+    store.publish_bundle(&id(1), 0, &[], &[]).await.unwrap();
+    store.publish_bundle(&id(2), 0, &vec![7; 1 << 20], &[]).await.unwrap();
+    assert_eq!(store.bundle(&id(2)).await.unwrap().unwrap().bundle.len(), 1 << 20);
+    let client = store.client(&id(1)).await.unwrap().unwrap();
+    assert_eq!((client.name, client.modulus), (longest, vec![0xff; 512]));
+    assert!(client.enrolled_at > u64::MAX / 4, "no clock comes near what is lost here");
+}
+
+pub(crate) async fn many_at_once_are_all_durable(backend: &impl Backend) {
+    let store = backend.open().await;
+    let tasks: Vec<_> = (0..300)
+        .map(|n| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                assert_eq!(store.enrol(enrolment(n, &format!("client-{n:03}"))).await, Ok(Enrolled::New));
+                assert!(store.client(&id(n)).await.unwrap().is_some(), "who wrote can read it");
+                store.publish_bundle(&id(n), 1, &n.to_be_bytes(), b"").await.unwrap();
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    drop(store);
+    let store = backend.open().await;
+    let clients = store.clients(None, 1000).await.unwrap();
+    assert_eq!(clients.len(), 300);
+    for client in clients {
+        assert!(store.bundle(&client.id).await.unwrap().is_some());
+    }
+}
+
+pub(crate) async fn a_dropped_call_harms_nothing(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    for n in 10..60 {
+        let mut call = store.enrol(enrolment(n, &format!("client-{n}")));
+        tokio::select! {
+            biased;
+            _ = &mut call => {}
+            () = core::future::ready(()) => {}
+        }
+    }
+    assert_eq!(store.enrol(enrolment(3, "carol")).await, Ok(Enrolled::New));
+    for client in store.clients(None, 100).await.unwrap() {
+        assert_eq!(store.client_by_name(&name(&client.name)).await, Ok(Some(client)), "whole or not at all");
+    }
+}

@@ -1,0 +1,436 @@
+//! The store: the source of truth about who exists on this server and what belongs to them.
+//!
+//! The rest of the house knows [`Store`] alone. Every `Ok` means durable (the one exception, [`Store::touch`], says so),
+//! every refusal is typed, and every operation is one transaction, so that a backend which several servers share can
+//! keep the same promises. A backend never blocks the thread of its caller. Nothing here can read a message, and no
+//! private key or token is kept, only what verifies them. `sqlite` is the default backend; whatever is added must pass
+//! `conformance`.
+
+use core::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::name::{Name, Pattern};
+
+#[cfg(test)]
+mod conformance;
+mod sqlite;
+
+pub use sqlite::SqliteStore;
+
+/// A client's id.
+pub type ClientId = [u8; 16];
+/// A conversation's id (`sid`).
+pub type ConversationId = [u8; 16];
+/// A sender chain's id.
+pub type ChainId = [u8; 8];
+/// A channel's id.
+pub type ChannelId = [u8; 16];
+/// An enrolment token's id.
+pub type TokenId = [u8; 8];
+
+/// Routes that one sender can keep to one recipient; beyond it the oldest goes.
+pub const MAX_ROUTES: usize = 64;
+
+/// What a server must remember, durably.
+///
+/// Times are seconds since 1970. A call whose future is dropped may or may not take effect; a call that returned an
+/// error other than a refusal may take effect only if the error is [`StoreError::Io`] and the server then starts anew.
+#[async_trait]
+pub trait Store: Send + Sync + fmt::Debug {
+    /// What was decided when the store was made.
+    fn meta(&self) -> Meta;
+
+    /// The client with this id, revoked or not.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn client(&self, id: &ClientId) -> Result<Option<ClientRecord>, StoreError>;
+
+    /// The client that holds this name; who was revoked holds none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn client_by_name(&self, name: &Name) -> Result<Option<ClientRecord>, StoreError>;
+
+    /// At most `limit` clients that hold a name, by the bytes of the normalised name, from the first one after `after`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn clients(&self, after: Option<&Name>, limit: usize) -> Result<Vec<ClientRecord>, StoreError>;
+
+    /// Enters a client: checks and uses the token, and takes name, id and key, all or nothing.
+    ///
+    /// The same key under the same id and name is a [`Enrolled::Repeat`] and uses nothing, whatever became of its token.
+    /// The order of the checks is: repeat, enroller, token, name, id, key; so that only who may enrol learns what is in
+    /// use. That the caller holds key and token was proved before.
+    ///
+    /// # Errors
+    /// [`EnrolError`].
+    async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, EnrolError>;
+
+    /// Ends a client for good: its bundle, channels and chain routes go, its id and key are never admitted again, its
+    /// name is free for a new key. False if there is no such client or it was revoked before.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn revoke(&self, id: &ClientId, now: u64) -> Result<bool, StoreError>;
+
+    /// Notes the largest record that the client takes.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn set_record_limit(&self, id: &ClientId, limit: u16) -> Result<(), StoreError>;
+
+    /// Notes when the client was last seen. Every later read shows it, but it is made durable lazily: a crash may lose it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn touch(&self, id: &ClientId, now: u64) -> Result<(), StoreError>;
+
+    /// Replaces a client's bundle. The first may have any epoch, each further one exactly the next; the same bundle
+    /// again is fine and changes nothing.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    async fn publish_bundle(
+        &self,
+        id: &ClientId,
+        epoch: u32,
+        bundle: &[u8],
+        signature: &[u8],
+    ) -> Result<(), PublishError>;
+
+    /// The client's bundle.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn bundle(&self, id: &ClientId) -> Result<Option<BundleRecord>, StoreError>;
+
+    /// Enters a token.
+    ///
+    /// # Errors
+    /// [`TokenError`].
+    async fn add_token(&self, token: Token) -> Result<(), TokenError>;
+
+    /// The token with this id, also when it is expired or used up: what a repeat proves is verified against it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn token(&self, id: &TokenId) -> Result<Option<Token>, StoreError>;
+
+    /// Ends tokens that are still open at `now`, and returns how many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn end_tokens(&self, which: Tokens, now: u64) -> Result<u64, StoreError>;
+
+    /// Notes that `chain` is `sender`'s in the conversation `sid`, and that `recipient` has its wrap. The same again is
+    /// fine. Of more than [`MAX_ROUTES`] routes from one sender to one recipient the oldest goes.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    async fn register_chain(
+        &self,
+        chain: &ChainId,
+        sender: &ClientId,
+        sid: &ConversationId,
+        recipient: &ClientId,
+    ) -> Result<(), ChainError>;
+
+    /// Where messages of this chain go.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn chain(&self, chain: &ChainId) -> Result<Option<ChainRoute>, StoreError>;
+
+    /// Keeps a channel of `client`, drops every other but `keep`: a client has at most two. Durable like the rest; who
+    /// must not wait for the disk does not wait for this call.
+    ///
+    /// # Errors
+    /// [`ChannelError`].
+    async fn put_channel(
+        &self,
+        client: &ClientId,
+        channel: ChannelRecord,
+        keep: Option<ChannelId>,
+    ) -> Result<(), ChannelError>;
+
+    /// The channel with this id and its client, unless it has expired at `now`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn channel(&self, id: &ChannelId, now: u64) -> Result<Option<(ClientId, ChannelRecord)>, StoreError>;
+
+    /// Drops all channels of `client`, and returns how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn drop_channels(&self, client: &ClientId) -> Result<u64, StoreError>;
+}
+
+/// A store that tasks share.
+pub type SharedStore = Arc<dyn Store>;
+
+/// What is decided once, when a store is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// The server's id.
+    pub server_id: [u8; 16],
+    /// Random, another one for each init and restore: clients that see it change publish and send again.
+    pub store_epoch: [u8; 8],
+}
+
+/// A client, as the store knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientRecord {
+    /// Its id.
+    pub id: ClientId,
+    /// Its name as it was given.
+    pub name: String,
+    /// The modulus of its identity key.
+    pub modulus: Vec<u8>,
+    /// How often the identity key was changed.
+    pub key_epoch: u32,
+    /// The client that enrolled it, if it is somebody's device.
+    pub enrolled_by: Option<ClientId>,
+    /// Whether it may not enter any more.
+    pub revoked: bool,
+    /// When it was enrolled.
+    pub enrolled_at: u64,
+    /// When it was last seen, if ever.
+    pub last_seen: Option<u64>,
+    /// The largest record that it takes, in bytes.
+    pub record_limit: u16,
+}
+
+/// A client to be entered.
+#[derive(Clone, Debug)]
+pub struct Enrolment {
+    /// Its id.
+    pub id: ClientId,
+    /// Its name.
+    pub name: Name,
+    /// The modulus of its identity key, which has been accepted.
+    pub modulus: Vec<u8>,
+    /// The token that it proved to hold; `None` where policy or enroller admit it without.
+    pub token_id: Option<TokenId>,
+    /// The client that enrols it as its device.
+    pub enrolled_by: Option<ClientId>,
+    /// The largest record that it takes, in bytes.
+    pub record_limit: u16,
+    /// The time.
+    pub now: u64,
+}
+
+/// What an enrolment did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enrolled {
+    /// The client was entered.
+    New,
+    /// It was there before, and nothing was used or changed.
+    Repeat,
+}
+
+/// An enrolment token, as the server keeps it: enough to verify a proof, not enough to make one out of.
+#[derive(Clone)]
+pub struct Token {
+    /// Its id, which is public.
+    pub id: TokenId,
+    /// What verifies that a client holds it.
+    pub verifier: [u8; 32],
+    /// The names that it admits; `None` for any.
+    pub name_pattern: Option<Pattern>,
+    /// The id that it admits; `None` for any.
+    pub preset_id: Option<ClientId>,
+    /// When it ends.
+    pub expires: u64,
+    /// How many clients it still admits; `None` without end.
+    pub uses: Option<u32>,
+    /// Whether it is in the URL that the server printed at its start.
+    pub printed: bool,
+}
+
+/// Shows everything but the verifier.
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token")
+            .field("id", &self.id)
+            .field("name_pattern", &self.name_pattern)
+            .field("preset_id", &self.preset_id)
+            .field("expires", &self.expires)
+            .field("uses", &self.uses)
+            .field("printed", &self.printed)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Which tokens to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tokens {
+    /// All of them, as a restored server must.
+    All,
+    /// Those of URLs that the server printed, at its next start.
+    Printed,
+}
+
+/// A client's bundle and the signature of its identity key over it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BundleRecord {
+    /// The bundle's epoch.
+    pub epoch: u32,
+    /// The bundle, encoded.
+    pub bundle: Vec<u8>,
+    /// The signature.
+    pub signature: Vec<u8>,
+}
+
+/// Where messages of a chain go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainRoute {
+    /// The only client that may use it.
+    pub sender: ClientId,
+    /// The conversation that it belongs to.
+    pub sid: ConversationId,
+    /// Who has a wrap of it, in the order in which they got it.
+    pub recipients: Vec<ClientId>,
+}
+
+/// A channel, sealed under a key that the store does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelRecord {
+    /// Its id.
+    pub id: ChannelId,
+    /// The secret and what it is bound to, opaque here.
+    pub sealed: Vec<u8>,
+    /// When it ends.
+    pub expires: u64,
+}
+
+/// Why a client was not entered. Only the log may say so in full; a peer is told less.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnrolError {
+    /// The client that enrols it is unknown or revoked.
+    #[error("who enrols it is unknown or revoked")]
+    Enroller,
+    /// Another key has this id, or had it before it was revoked.
+    #[error("another client has this id")]
+    IdInUse,
+    /// This key has another id or name, or was revoked.
+    #[error("this key belongs to another or a revoked client")]
+    KeyInUse,
+    /// Another client has this name.
+    #[error("another client has this name")]
+    NameInUse,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The token does not admit it.
+    #[error("the token {0}")]
+    Token(TokenRefusal),
+}
+
+/// Why a token does not admit a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenRefusal {
+    /// Its time is over.
+    #[error("has expired")]
+    Expired,
+    /// It is for another id.
+    #[error("is for another id")]
+    Id,
+    /// It is for other names.
+    #[error("is for other names")]
+    Name,
+    /// There is none with this id.
+    #[error("is unknown")]
+    Unknown,
+    /// It has admitted as many clients as it may.
+    #[error("is used up")]
+    UsedUp,
+}
+
+/// Why a token was not entered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenError {
+    /// There is another one with this id.
+    #[error("another token has this id")]
+    IdInUse,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a bundle was not published.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// It is not the next one, or another one of the same epoch.
+    #[error("the epoch must be the next after {stored}")]
+    Epoch {
+        /// The epoch of the stored bundle.
+        stored: u32,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The client is unknown or revoked.
+    #[error("the client is unknown or revoked")]
+    Unknown,
+}
+
+/// Why a chain was not registered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChainError {
+    /// The id is another sender's, or the same sender's in another conversation.
+    #[error("the chain id is in use")]
+    InUse,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Sender or recipient is unknown or revoked.
+    #[error("sender or recipient is unknown or revoked")]
+    Unknown,
+}
+
+/// Why a channel was not kept.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChannelError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The client is unknown or revoked.
+    #[error("the client is unknown or revoked")]
+    Unknown,
+}
+
+/// What is wrong with the store itself. Each says what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Somebody else is using it.
+    #[error("{0} is in use by another process: stop it, or choose another data directory with --data")]
+    Busy(String),
+    /// It is shut.
+    #[error("the store is closed: the server is stopping")]
+    Closed,
+    /// It holds what it cannot hold. Nothing that could be read wrongly is used.
+    #[error("the store is damaged ({0}): stop the server, keep a copy of its data directory, and restore a backup")]
+    Corrupt(String),
+    /// No room. What was acknowledged is safe, and the store goes on by itself once there is room.
+    #[error("the disk that holds {0} is full: free some space, the server goes on by itself")]
+    Full(String),
+    /// The system or its disk failed. After a failed write nothing more is accepted, because nobody can tell what of it
+    /// the disk has: only a new start can.
+    #[error("the store failed ({0}): look at the disk and its permissions, then start the server again")]
+    Io(String),
+    /// It was made by a newer version.
+    #[error("{0} was written by a newer version of ossicle: use that version, or choose another directory with --data")]
+    Newer(String),
+}

@@ -1,0 +1,966 @@
+//! The store in one SQLite file: the default, for one server with one data directory. Alone to name `rusqlite`.
+//!
+//! One thread writes: it takes whatever has queued up, runs it as one transaction with a savepoint per operation, and
+//! answers everybody after the commit, which is on the disk by then (WAL, `synchronous=FULL`). So one flush serves as
+//! many callers as came during the one before. Another thread reads, on its own connection, and never waits for a flush.
+//! A full disk refuses what does not fit and nothing else; a failing one ends the store: what a failed flush has
+//! written nobody can know, so nothing more is acknowledged. A lock keeps a second server out of the directory.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
+use std::collections::HashMap;
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use async_trait::async_trait;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, ffi, params};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord,
+    ConversationId, EnrolError, Enrolled, Enrolment, MAX_ROUTES, Meta, PublishError, Store, StoreError, Token,
+    TokenError, TokenId, TokenRefusal, Tokens,
+};
+use crate::name::{Name, Pattern};
+
+#[cfg(test)]
+mod tests;
+
+/// Operations that may wait for a thread; who comes later waits for room.
+const QUEUE: usize = 1024;
+/// Operations that share one flush at most.
+const MAX_BATCH: usize = 512;
+/// Seconds for which ended tokens are remembered.
+const TOKEN_MEMORY: u64 = 30 * 24 * 60 * 60;
+
+/// "OSSI": tells our files from any other SQLite file.
+const APPLICATION_ID: i32 = 0x4f53_5349;
+/// Version of [`SCHEMA`]. A newer one is refused; older ones are brought up to date when there are any.
+const SCHEMA_VERSION: i32 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE meta (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    server_id BLOB NOT NULL CHECK (length(server_id) = 16),
+    store_epoch BLOB NOT NULL CHECK (length(store_epoch) = 8)
+) STRICT;
+CREATE TABLE client (
+    id BLOB PRIMARY KEY CHECK (length(id) = 16),
+    name TEXT NOT NULL,
+    name_key TEXT NOT NULL,
+    modulus BLOB NOT NULL UNIQUE,
+    key_epoch INTEGER NOT NULL,
+    enrolled_by BLOB REFERENCES client (id),
+    enrolled_at INTEGER NOT NULL,
+    revoked_at INTEGER,
+    last_seen INTEGER,
+    record_limit INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX client_name ON client (name_key) WHERE revoked_at IS NULL;
+CREATE TABLE bundle (
+    client BLOB PRIMARY KEY REFERENCES client (id),
+    epoch INTEGER NOT NULL,
+    bundle BLOB NOT NULL,
+    signature BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE token (
+    id BLOB PRIMARY KEY CHECK (length(id) = 8),
+    verifier BLOB NOT NULL CHECK (length(verifier) = 32),
+    name_pattern TEXT,
+    preset_id BLOB,
+    expires INTEGER NOT NULL,
+    uses INTEGER CHECK (uses >= 0),
+    printed INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE chain (
+    seq INTEGER PRIMARY KEY,
+    id BLOB NOT NULL CHECK (length(id) = 8),
+    sender BLOB NOT NULL REFERENCES client (id),
+    sid BLOB NOT NULL CHECK (length(sid) = 16),
+    recipient BLOB NOT NULL REFERENCES client (id),
+    UNIQUE (id, recipient)
+) STRICT;
+CREATE INDEX chain_pair ON chain (sender, recipient, seq);
+CREATE INDEX chain_recipient ON chain (recipient);
+CREATE TABLE channel (
+    id BLOB PRIMARY KEY CHECK (length(id) = 16),
+    client BLOB NOT NULL REFERENCES client (id),
+    sealed BLOB NOT NULL,
+    expires INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX channel_client ON channel (client);
+";
+
+/// A store in a data directory. Dropping it waits for what was acknowledged to be written out, then frees the directory.
+pub struct SqliteStore {
+    meta: Meta,
+    shared: Arc<Shared>,
+    /// `None` only while dropping, as `reader`.
+    writer: Option<mpsc::Sender<Box<dyn Write>>>,
+    reader: Option<mpsc::Sender<Read>>,
+    threads: Vec<JoinHandle<()>>,
+    /// Released last, when this is dropped.
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Opens the store in `directory`, or makes both. Blocks for as long as the disk takes.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] if another process has it open, [`StoreError::Newer`] if this version cannot read it, and the
+    /// others if there is no room, no right, or no store in the file.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        let shared = Arc::new(Shared::new(directory));
+        make_directory(directory).map_err(|error| shared.system("make", directory, &error))?;
+        let lock = shared.lock(&directory.join("lock"))?;
+        let path = directory.join("store.db");
+        make_private(&path).map_err(|error| shared.system("open", &path, &error))?;
+        let opened = || -> rusqlite::Result<_> {
+            let writer = connect(&path)?;
+            let meta = initialise(&writer)?;
+            let reader = connect(&path)?;
+            reader.pragma_update(None, "query_only", true)?;
+            Ok((writer, reader, meta))
+        };
+        let (writer, reader, meta) = opened().map_err(|error| shared.classify(&error))?;
+        let Some(meta) = meta else {
+            return Err(StoreError::Newer(shared.directory.clone()));
+        };
+
+        let (write_jobs, write_queue) = mpsc::channel(QUEUE);
+        let (read_jobs, read_queue) = mpsc::channel(QUEUE);
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            thread::Builder::new()
+                .name(name.into())
+                .spawn(work)
+                .map_err(|error| StoreError::Io(format!("cannot start a thread: {error}")))
+        };
+        let for_writer = Arc::clone(&shared);
+        let threads = vec![
+            spawn("ossicle-write", Box::new(move || write_all(&writer, write_queue, &for_writer)))?,
+            spawn("ossicle-read", Box::new(move || read_all(&reader, read_queue)))?,
+        ];
+        Ok(Self { meta, shared, writer: Some(write_jobs), reader: Some(read_jobs), threads, _lock: lock })
+    }
+
+    /// Runs `work` in the next transaction and returns once it is durable. A refusal leaves nothing of it.
+    async fn write<T, E, F>(&self, work: F) -> Result<Result<T, E>, StoreError>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, Fault<E>> + Send + 'static,
+    {
+        self.shared.check()?;
+        let (answer, answered) = oneshot::channel();
+        let task = Task { work: Some(work), result: None, answer };
+        let writer = self.writer.as_ref().ok_or(StoreError::Closed)?;
+        writer.send(Box::new(task)).await.map_err(|_| StoreError::Closed)?;
+        answered.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// [`SqliteStore::write`] for operations that are never refused.
+    async fn update<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let done = self.write(move |db| work(db).map_err(Fault::<core::convert::Infallible>::Sqlite)).await?;
+        match done {
+            Ok(value) => Ok(value),
+            Err(never) => match never {},
+        }
+    }
+
+    /// Runs `work` on what is durable now.
+    async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        self.shared.check()?;
+        let (answer, answered) = oneshot::channel();
+        let job: Read = Box::new(move |db| {
+            if !answer.is_closed() {
+                // Nobody to tell is nobody's loss.
+                let _ = answer.send(work(db));
+            }
+        });
+        let reader = self.reader.as_ref().ok_or(StoreError::Closed)?;
+        reader.send(job).await.map_err(|_| StoreError::Closed)?;
+        let result = answered.await.map_err(|_| StoreError::Closed)?;
+        result.map_err(|error| self.shared.classify(&error))
+    }
+
+    /// Reads clients, and adds what of them is not durable yet.
+    async fn read_clients<F>(&self, work: F) -> Result<Vec<ClientRecord>, StoreError>
+    where
+        F: FnOnce(&Connection) -> rusqlite::Result<Vec<ClientRecord>> + Send + 'static,
+    {
+        // Taken before the reading: what leaves it meanwhile is durable, so the reading finds it, or finds it twice.
+        let seen = Arc::clone(&self.shared.seen());
+        let mut records = self.read(work).await?;
+        for record in &mut records {
+            record.last_seen = record.last_seen.max(seen.get(&record.id).copied());
+        }
+        Ok(records)
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        drop((self.writer.take(), self.reader.take()));
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has nothing more to write.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl core::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("SqliteStore").field("directory", &self.shared.directory).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    fn meta(&self) -> Meta {
+        self.meta
+    }
+
+    async fn client(&self, id: &ClientId) -> Result<Option<ClientRecord>, StoreError> {
+        let id = *id;
+        let found = self.read_clients(move |db| select_clients(db, "id = ?", params![id])).await?;
+        Ok(found.into_iter().next())
+    }
+
+    async fn client_by_name(&self, name: &Name) -> Result<Option<ClientRecord>, StoreError> {
+        let key = name.key().to_owned();
+        let condition = "name_key = ? AND revoked_at IS NULL";
+        let found = self.read_clients(move |db| select_clients(db, condition, params![key])).await?;
+        Ok(found.into_iter().next())
+    }
+
+    async fn clients(&self, after: Option<&Name>, limit: usize) -> Result<Vec<ClientRecord>, StoreError> {
+        // Every key has at least one byte, so that the empty one stands before them all.
+        let after = after.map(|name| name.key().to_owned()).unwrap_or_default();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let condition = "name_key > ? AND revoked_at IS NULL ORDER BY name_key LIMIT ?";
+        self.read_clients(move |db| select_clients(db, condition, params![after, limit])).await
+    }
+
+    async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, EnrolError> {
+        self.write(move |db| enrol(db, &enrolment)).await?
+    }
+
+    async fn revoke(&self, id: &ClientId, now: u64) -> Result<bool, StoreError> {
+        let id = *id;
+        self.update(move |db| {
+            let revoked = db
+                .prepare_cached("UPDATE client SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL")?
+                .execute(params![to_time(now), id])?;
+            db.prepare_cached("DELETE FROM bundle WHERE client = ?")?.execute([id])?;
+            db.prepare_cached("DELETE FROM channel WHERE client = ?")?.execute([id])?;
+            db.prepare_cached("DELETE FROM chain WHERE sender = ?1 OR recipient = ?1")?.execute([id])?;
+            Ok(revoked > 0)
+        })
+        .await
+    }
+
+    async fn set_record_limit(&self, id: &ClientId, limit: u16) -> Result<(), StoreError> {
+        let id = *id;
+        let same = self
+            .read(move |db| {
+                db.prepare_cached("SELECT 1 FROM client WHERE id = ? AND record_limit = ?")?.exists(params![id, limit])
+            })
+            .await?;
+        if same {
+            return Ok(());
+        }
+        self.update(move |db| {
+            db.prepare_cached("UPDATE client SET record_limit = ? WHERE id = ?")?.execute(params![limit, id])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn touch(&self, id: &ClientId, now: u64) -> Result<(), StoreError> {
+        self.shared.check()?;
+        {
+            let mut seen = self.shared.seen();
+            let last = Arc::make_mut(&mut seen).entry(*id).or_default();
+            *last = now.max(*last);
+        }
+        if !self.shared.nudged.swap(true, Ordering::AcqRel) {
+            // A full queue will be emptied soon, and every transaction takes what was seen along.
+            let writer = self.writer.as_ref().ok_or(StoreError::Closed)?;
+            let _ = writer.try_send(Box::new(Nudge));
+        }
+        Ok(())
+    }
+
+    async fn publish_bundle(
+        &self,
+        id: &ClientId,
+        epoch: u32,
+        bundle: &[u8],
+        signature: &[u8],
+    ) -> Result<(), PublishError> {
+        let (id, bundle, signature) = (*id, bundle.to_vec(), signature.to_vec());
+        self.write(move |db| publish(db, &id, epoch, &bundle, &signature)).await?
+    }
+
+    async fn bundle(&self, id: &ClientId) -> Result<Option<BundleRecord>, StoreError> {
+        let id = *id;
+        self.read(move |db| {
+            db.prepare_cached("SELECT epoch, bundle, signature FROM bundle WHERE client = ?")?
+                .query_row([id], |row| {
+                    Ok(BundleRecord { epoch: row.get(0)?, bundle: row.get(1)?, signature: row.get(2)? })
+                })
+                .optional()
+        })
+        .await
+    }
+
+    async fn add_token(&self, token: Token) -> Result<(), TokenError> {
+        self.write(move |db| {
+            let added = db
+                .prepare_cached(
+                    "INSERT INTO token (id, verifier, name_pattern, preset_id, expires, uses, printed)
+                    VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                )?
+                .execute(params![
+                    token.id,
+                    token.verifier,
+                    token.name_pattern.as_ref().map(Pattern::as_str),
+                    token.preset_id,
+                    to_time(token.expires),
+                    token.uses,
+                    token.printed,
+                ])?;
+            if added == 0 { Err(Fault::Refused(TokenError::IdInUse)) } else { Ok(()) }
+        })
+        .await?
+    }
+
+    async fn token(&self, id: &TokenId) -> Result<Option<Token>, StoreError> {
+        let id = *id;
+        self.read(move |db| find_token(db, &id)).await
+    }
+
+    async fn end_tokens(&self, which: Tokens, now: u64) -> Result<u64, StoreError> {
+        self.update(move |db| {
+            db.prepare_cached("DELETE FROM token WHERE expires < ?")?
+                .execute([to_time(now.saturating_sub(TOKEN_MEMORY))])?;
+            let ended = db
+                .prepare_cached(
+                    "UPDATE token SET expires = ?1
+                    WHERE expires > ?1 AND (uses IS NULL OR uses > 0) AND (printed OR ?2)",
+                )?
+                .execute(params![to_time(now), which == Tokens::All])?;
+            Ok(count(ended))
+        })
+        .await
+    }
+
+    async fn register_chain(
+        &self,
+        chain: &ChainId,
+        sender: &ClientId,
+        sid: &ConversationId,
+        recipient: &ClientId,
+    ) -> Result<(), ChainError> {
+        let (chain, sender, sid, recipient) = (*chain, *sender, *sid, *recipient);
+        self.write(move |db| register_chain(db, &chain, &sender, &sid, &recipient)).await?
+    }
+
+    async fn chain(&self, chain: &ChainId) -> Result<Option<ChainRoute>, StoreError> {
+        let chain = *chain;
+        self.read(move |db| {
+            let mut query = db.prepare_cached("SELECT sender, sid, recipient FROM chain WHERE id = ? ORDER BY seq")?;
+            let mut rows = query.query([chain])?;
+            let mut route: Option<ChainRoute> = None;
+            while let Some(row) = rows.next()? {
+                match &mut route {
+                    Some(route) => route.recipients.push(row.get(2)?),
+                    None => {
+                        route =
+                            Some(ChainRoute { sender: row.get(0)?, sid: row.get(1)?, recipients: vec![row.get(2)?] });
+                    }
+                }
+            }
+            Ok(route)
+        })
+        .await
+    }
+
+    async fn put_channel(
+        &self,
+        client: &ClientId,
+        channel: ChannelRecord,
+        keep: Option<ChannelId>,
+    ) -> Result<(), ChannelError> {
+        let client = *client;
+        self.write(move |db| {
+            if !is_live(db, &client)? {
+                return Err(Fault::Refused(ChannelError::Unknown));
+            }
+            db.prepare_cached("DELETE FROM channel WHERE client = ? AND id IS NOT ?")?
+                .execute(params![client, keep])?;
+            db.prepare_cached("INSERT OR REPLACE INTO channel (id, client, sealed, expires) VALUES (?, ?, ?, ?)")?
+                .execute(params![channel.id, client, channel.sealed, to_time(channel.expires)])?;
+            Ok(())
+        })
+        .await?
+    }
+
+    async fn channel(&self, id: &ChannelId, now: u64) -> Result<Option<(ClientId, ChannelRecord)>, StoreError> {
+        let id = *id;
+        self.read(move |db| {
+            db.prepare_cached("SELECT client, id, sealed, expires FROM channel WHERE id = ? AND expires > ?")?
+                .query_row(params![id, to_time(now)], |row| {
+                    let channel = ChannelRecord { id: row.get(1)?, sealed: row.get(2)?, expires: time(row, 3)? };
+                    Ok((row.get(0)?, channel))
+                })
+                .optional()
+        })
+        .await
+    }
+
+    async fn drop_channels(&self, client: &ClientId) -> Result<u64, StoreError> {
+        let client = *client;
+        self.update(move |db| Ok(count(db.prepare_cached("DELETE FROM channel WHERE client = ?")?.execute([client])?)))
+            .await
+    }
+}
+
+// The operations that can be refused, each inside one transaction.
+
+fn enrol(db: &Connection, enrolment: &Enrolment) -> Result<Enrolled, Fault<EnrolError>> {
+    let Enrolment { id, name, modulus, .. } = enrolment;
+    let same_id = db
+        .prepare_cached("SELECT name_key, modulus, revoked_at IS NOT NULL FROM client WHERE id = ?")?
+        .query_row([id], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, bool>(2)?)))
+        .optional()?;
+    if let Some((key, held, revoked)) = &same_id
+        && key == name.key()
+        && held == modulus
+        && !revoked
+    {
+        return Ok(Enrolled::Repeat);
+    }
+    if let Some(enroller) = &enrolment.enrolled_by
+        && !is_live(db, enroller)?
+    {
+        return Err(Fault::Refused(EnrolError::Enroller));
+    }
+    if let Some(token_id) = &enrolment.token_id {
+        use_token(db, token_id, enrolment)?;
+    }
+    if db.prepare_cached("SELECT 1 FROM client WHERE name_key = ? AND revoked_at IS NULL")?.exists([name.key()])? {
+        return Err(Fault::Refused(EnrolError::NameInUse));
+    }
+    if same_id.is_some_and(|(_, held, _)| held != *modulus) {
+        return Err(Fault::Refused(EnrolError::IdInUse));
+    }
+    if db.prepare_cached("SELECT 1 FROM client WHERE modulus = ?")?.exists([modulus])? {
+        return Err(Fault::Refused(EnrolError::KeyInUse));
+    }
+    db.prepare_cached(
+        "INSERT INTO client (id, name, name_key, modulus, key_epoch, enrolled_by, enrolled_at, record_limit)
+        VALUES (?, ?, ?, ?, 0, ?, ?, ?)",
+    )?
+    .execute(params![
+        id,
+        name.as_str(),
+        name.key(),
+        modulus,
+        enrolment.enrolled_by,
+        to_time(enrolment.now),
+        enrolment.record_limit,
+    ])?;
+    Ok(Enrolled::New)
+}
+
+fn use_token(db: &Connection, id: &TokenId, enrolment: &Enrolment) -> Result<(), Fault<EnrolError>> {
+    let refused = |refusal| Err(Fault::Refused(EnrolError::Token(refusal)));
+    let Some(token) = find_token(db, id)? else {
+        return refused(TokenRefusal::Unknown);
+    };
+    if token.expires <= enrolment.now {
+        return refused(TokenRefusal::Expired);
+    }
+    if token.uses == Some(0) {
+        return refused(TokenRefusal::UsedUp);
+    }
+    if token.name_pattern.is_some_and(|pattern| !pattern.matches(&enrolment.name)) {
+        return refused(TokenRefusal::Name);
+    }
+    if token.preset_id.is_some_and(|preset| preset != enrolment.id) {
+        return refused(TokenRefusal::Id);
+    }
+    db.prepare_cached("UPDATE token SET uses = uses - 1 WHERE id = ? AND uses IS NOT NULL")?.execute([id])?;
+    Ok(())
+}
+
+fn find_token(db: &Connection, id: &TokenId) -> rusqlite::Result<Option<Token>> {
+    db.prepare_cached("SELECT id, verifier, name_pattern, preset_id, expires, uses, printed FROM token WHERE id = ?")?
+        .query_row([id], |row| {
+            let pattern: Option<String> = row.get(2)?;
+            let name_pattern = pattern.map(|text| Pattern::parse(&text)).transpose().map_err(|error| {
+                rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(error))
+            })?;
+            Ok(Token {
+                id: row.get(0)?,
+                verifier: row.get(1)?,
+                name_pattern,
+                preset_id: row.get(3)?,
+                expires: time(row, 4)?,
+                uses: row.get(5)?,
+                printed: row.get(6)?,
+            })
+        })
+        .optional()
+}
+
+fn publish(
+    db: &Connection,
+    id: &ClientId,
+    epoch: u32,
+    bundle: &[u8],
+    signature: &[u8],
+) -> Result<(), Fault<PublishError>> {
+    if !is_live(db, id)? {
+        return Err(Fault::Refused(PublishError::Unknown));
+    }
+    let stored = db
+        .prepare_cached("SELECT epoch, bundle FROM bundle WHERE client = ?")?
+        .query_row([id], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, Vec<u8>>(1)?)))
+        .optional()?;
+    if let Some((stored, held)) = stored {
+        // Signatures are randomised: the same bundle signed again is the same bundle.
+        if stored == epoch && held == bundle {
+            return Ok(());
+        }
+        if stored.checked_add(1) != Some(epoch) {
+            return Err(Fault::Refused(PublishError::Epoch { stored }));
+        }
+    }
+    db.prepare_cached("INSERT OR REPLACE INTO bundle (client, epoch, bundle, signature) VALUES (?, ?, ?, ?)")?
+        .execute(params![id, epoch, bundle, signature])?;
+    Ok(())
+}
+
+fn register_chain(
+    db: &Connection,
+    chain: &ChainId,
+    sender: &ClientId,
+    sid: &ConversationId,
+    recipient: &ClientId,
+) -> Result<(), Fault<ChainError>> {
+    if !is_live(db, sender)? || !is_live(db, recipient)? {
+        return Err(Fault::Refused(ChainError::Unknown));
+    }
+    let other = db
+        .prepare_cached("SELECT 1 FROM chain WHERE id = ? AND (sender <> ? OR sid <> ?)")?
+        .exists(params![chain, sender, sid])?;
+    if other {
+        return Err(Fault::Refused(ChainError::InUse));
+    }
+    db.prepare_cached(
+        "INSERT INTO chain (id, sender, sid, recipient) VALUES (?, ?, ?, ?) ON CONFLICT (id, recipient) DO NOTHING",
+    )?
+    .execute(params![chain, sender, sid, recipient])?;
+    db.prepare_cached(
+        "DELETE FROM chain WHERE seq IN (
+            SELECT seq FROM chain WHERE sender = ? AND recipient = ? ORDER BY seq DESC LIMIT -1 OFFSET ?)",
+    )?
+    .execute(params![sender, recipient, i64::try_from(MAX_ROUTES).unwrap_or(i64::MAX)])?;
+    Ok(())
+}
+
+fn is_live(db: &Connection, id: &ClientId) -> rusqlite::Result<bool> {
+    db.prepare_cached("SELECT 1 FROM client WHERE id = ? AND revoked_at IS NULL")?.exists([id])
+}
+
+fn select_clients(db: &Connection, condition: &str, values: &[&dyn ToSql]) -> rusqlite::Result<Vec<ClientRecord>> {
+    let sql = format!(
+        "SELECT id, name, modulus, key_epoch, enrolled_by, revoked_at IS NOT NULL, enrolled_at, last_seen, record_limit
+        FROM client WHERE {condition}"
+    );
+    let mut query = db.prepare_cached(&sql)?;
+    let clients = query.query_map(values, |row| {
+        Ok(ClientRecord {
+            id: row.get(0)?,
+            name: row.get(1)?,
+            modulus: row.get(2)?,
+            key_epoch: row.get(3)?,
+            enrolled_by: row.get(4)?,
+            revoked: row.get(5)?,
+            enrolled_at: time(row, 6)?,
+            last_seen: row.get::<_, Option<i64>>(7)?.map(|_| time(row, 7)).transpose()?,
+            record_limit: row.get(8)?,
+        })
+    })?;
+    clients.collect()
+}
+
+fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let seconds: i64 = row.get(column)?;
+    u64::try_from(seconds).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, seconds))
+}
+
+/// SQLite has no unsigned numbers; no clock comes near the difference.
+fn to_time(seconds: u64) -> i64 {
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+fn count(rows: usize) -> u64 {
+    u64::try_from(rows).unwrap_or(u64::MAX)
+}
+
+// The threads.
+
+/// What the two threads and the callers share.
+struct Shared {
+    /// For sentences.
+    directory: String,
+    /// Set once by a failed write, and the answer to everything from then on.
+    failed: OnceLock<StoreError>,
+    /// Who was seen when, not durable yet.
+    seen: Mutex<Arc<HashMap<ClientId, u64>>>,
+    /// Whether the writer has been told about `seen`.
+    nudged: AtomicBool,
+}
+
+type Read = Box<dyn FnOnce(&Connection) + Send>;
+
+/// Why an operation did not happen.
+enum Fault<E> {
+    Refused(E),
+    Sqlite(rusqlite::Error),
+}
+
+impl<E> From<rusqlite::Error> for Fault<E> {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+/// An operation in the writer's queue.
+trait Write: Send {
+    /// Does it. `false` if nothing of it may remain.
+    fn run(&mut self, db: &Connection) -> rusqlite::Result<bool>;
+
+    /// Tells the caller, once it is known whether the transaction is durable.
+    fn answer(self: Box<Self>, outcome: Result<(), StoreError>);
+}
+
+struct Task<T, E, F> {
+    /// Until it has run.
+    work: Option<F>,
+    result: Option<Result<T, E>>,
+    answer: oneshot::Sender<Result<Result<T, E>, StoreError>>,
+}
+
+impl<T, E, F> Write for Task<T, E, F>
+where
+    T: Send,
+    E: Send,
+    F: FnOnce(&Connection) -> Result<T, Fault<E>> + Send,
+{
+    fn run(&mut self, db: &Connection) -> rusqlite::Result<bool> {
+        // Whoever left before it began does not want it any more.
+        if self.answer.is_closed() {
+            return Ok(false);
+        }
+        let Some(work) = self.work.take() else {
+            return Ok(false);
+        };
+        match work(db) {
+            Ok(value) => {
+                self.result = Some(Ok(value));
+                Ok(true)
+            }
+            Err(Fault::Refused(refusal)) => {
+                self.result = Some(Err(refusal));
+                Ok(false)
+            }
+            Err(Fault::Sqlite(error)) => Err(error),
+        }
+    }
+
+    fn answer(self: Box<Self>, outcome: Result<(), StoreError>) {
+        let answer = match (outcome, self.result) {
+            (Ok(()), Some(result)) => Ok(result),
+            (Ok(()), None) => return,
+            (Err(error), _) => Err(error),
+        };
+        // Who left meanwhile cannot be told; the operation stands.
+        let _ = self.answer.send(answer);
+    }
+}
+
+/// Wakes the writer for what was seen.
+struct Nudge;
+
+impl Write for Nudge {
+    fn run(&mut self, _: &Connection) -> rusqlite::Result<bool> {
+        Ok(true)
+    }
+
+    fn answer(self: Box<Self>, _: Result<(), StoreError>) {}
+}
+
+fn read_all(db: &Connection, mut queue: mpsc::Receiver<Read>) {
+    while let Some(job) = queue.blocking_recv() {
+        job(db);
+    }
+}
+
+fn write_all(db: &Connection, mut queue: mpsc::Receiver<Box<dyn Write>>, shared: &Shared) {
+    let mut jobs = Vec::new();
+    while queue.blocking_recv_many(&mut jobs, MAX_BATCH) > 0 {
+        write_batch(db, core::mem::take(&mut jobs), shared);
+    }
+    write_batch(db, Vec::new(), shared);
+}
+
+/// Does all jobs in one transaction, then answers them all: also a refusal may rest on what another job of the batch did.
+fn write_batch(db: &Connection, jobs: Vec<Box<dyn Write>>, shared: &Shared) {
+    if let Some(error) = shared.failed.get() {
+        for job in jobs {
+            job.answer(Err(error.clone()));
+        }
+        return;
+    }
+    // First this, then the look at `seen`: whoever adds something later nudges again.
+    shared.nudged.store(false, Ordering::Release);
+    let seen = Arc::clone(&shared.seen());
+    let mut jobs: Vec<_> = jobs.into_iter().map(|job| (job, Ok(()))).collect();
+    match transact(db, &mut jobs, &seen, shared) {
+        Ok(()) => {
+            Arc::make_mut(&mut shared.seen()).retain(|id, now| seen.get(id) != Some(now));
+            for (job, outcome) in jobs {
+                job.answer(outcome);
+            }
+        }
+        Err(error) => {
+            let mut error = shared.classify(&error);
+            if !db.is_autocommit()
+                && let Err(worse) = db.execute_batch("ROLLBACK")
+            {
+                error = StoreError::Io(worse.to_string());
+            }
+            if matches!(error, StoreError::Full(_))
+                && let Err(worse) = shrink(db)
+                && let worse @ StoreError::Io(_) = shared.classify(&worse)
+            {
+                error = worse;
+            }
+            if matches!(error, StoreError::Io(_)) {
+                tracing::error!(directory = %shared.directory, %error, "nothing more is stored");
+                // Only this thread sets it, once.
+                let _ = shared.failed.set(error.clone());
+            }
+            for (job, _) in jobs {
+                job.answer(Err(error.clone()));
+            }
+        }
+    }
+}
+
+type Outcome = (Box<dyn Write>, Result<(), StoreError>);
+
+fn transact(
+    db: &Connection,
+    jobs: &mut [Outcome],
+    seen: &HashMap<ClientId, u64>,
+    shared: &Shared,
+) -> rusqlite::Result<()> {
+    let run = |sql: &str| db.prepare_cached(sql)?.execute([]).map(|_| ());
+    if jobs.is_empty() && seen.is_empty() {
+        return Ok(());
+    }
+    run("BEGIN IMMEDIATE")?;
+    for (job, outcome) in jobs {
+        run("SAVEPOINT job")?;
+        match job.run(db) {
+            Ok(true) => {}
+            Ok(false) => run("ROLLBACK TO job")?,
+            Err(error) if spoils_all(db, &error) => return Err(error),
+            Err(error) => {
+                *outcome = Err(shared.classify(&error));
+                run("ROLLBACK TO job")?;
+            }
+        }
+        run("RELEASE job")?;
+    }
+    for (id, now) in seen {
+        db.prepare_cached("UPDATE client SET last_seen = ?2 WHERE id = ?1 AND (last_seen IS NULL OR last_seen < ?2)")?
+            .execute(params![id, to_time(*now)])?;
+    }
+    run("COMMIT")
+}
+
+/// Gives back what the WAL holds more than once, as far as the disk allows: what is refused now may fit the next time.
+fn shrink(db: &Connection) -> rusqlite::Result<()> {
+    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+}
+
+/// Some errors end the whole transaction by themselves; after others the rest of it can still be had.
+fn spoils_all(db: &Connection, error: &rusqlite::Error) -> bool {
+    let job_only = match error {
+        rusqlite::Error::SqliteFailure(failure, _) => {
+            matches!(failure.code, ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch)
+        }
+        _ => true,
+    };
+    db.is_autocommit() || !job_only
+}
+
+impl Shared {
+    fn new(directory: &Path) -> Self {
+        Self {
+            directory: directory.display().to_string(),
+            failed: OnceLock::new(),
+            seen: Mutex::default(),
+            nudged: AtomicBool::new(false),
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Arc<HashMap<ClientId, u64>>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        self.failed.get().cloned().map_or(Ok(()), Err)
+    }
+
+    /// A lock that ends with the process, whatever ends it.
+    fn lock(&self, path: &Path) -> Result<File, StoreError> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| self.system("open", path, &error))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(StoreError::Busy(self.directory.clone())),
+            Err(TryLockError::Error(error)) => Err(self.system("lock", path, &error)),
+        }
+    }
+
+    fn system(&self, doing: &str, path: &Path, error: &io::Error) -> StoreError {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full(self.directory.clone()),
+            _ => StoreError::Io(format!("cannot {doing} {}: {error}", path.display())),
+        }
+    }
+
+    fn classify(&self, error: &rusqlite::Error) -> StoreError {
+        match error {
+            rusqlite::Error::SqliteFailure(failure, _) => match failure.code {
+                ErrorCode::DiskFull => StoreError::Full(self.directory.clone()),
+                // The index beside the WAL is extended before anything is written.
+                ErrorCode::SystemIoFailure if failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE => {
+                    StoreError::Full(self.directory.clone())
+                }
+                ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => StoreError::Busy(self.directory.clone()),
+                ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => {
+                    StoreError::Corrupt(format!("{}: {error}", self.directory))
+                }
+                _ => StoreError::Io(format!("{}: {error}", self.directory)),
+            },
+            rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::Utf8Error(..) => StoreError::Corrupt(format!("{}: {error}", self.directory)),
+            _ => StoreError::Io(format!("{}: {error}", self.directory)),
+        }
+    }
+}
+
+// Opening.
+
+fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    match directory.parent() {
+        Some(parent) if parent != Path::new("") => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+/// An empty file is an empty database, and what SQLite puts beside it gets the same mode.
+fn make_private(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    if file.metadata()?.permissions().mode() & 0o077 != 0 {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    db.busy_timeout(Duration::from_secs(5))?;
+    db.set_prepared_statement_cache_capacity(64);
+    db.pragma_update(None, "synchronous", "FULL")?;
+    db.pragma_update(None, "foreign_keys", true)?;
+    db.pragma_update(None, "trusted_schema", false)?;
+    db.pragma_update(None, "cell_size_check", true)?;
+    // Nothing of a transaction may need room elsewhere.
+    db.pragma_update(None, "temp_store", "MEMORY")?;
+    db.pragma_update(None, "journal_size_limit", 16 * 1024 * 1024)?;
+    Ok(db)
+}
+
+/// Checks whose file this is, and makes the tables in an empty one, in one transaction. `None` if a newer version did.
+fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
+    let failure = |code, text: &str| rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(text.into()));
+    let number = |pragma| db.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
+    let is_new = db.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get::<_, bool>(0))?;
+    if !is_new {
+        if number("application_id")? != APPLICATION_ID {
+            return Err(failure(ffi::SQLITE_NOTADB, "store.db is a database of another program"));
+        }
+        match number("user_version")? {
+            SCHEMA_VERSION => {}
+            newer if newer > SCHEMA_VERSION => return Ok(None),
+            _ => return Err(failure(ffi::SQLITE_CORRUPT, "store.db has no version")),
+        }
+    }
+    // Only now is anything written, if only a mark in the header.
+    let mode: String = db.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(failure(ffi::SQLITE_CANTOPEN, "this file system cannot hold a store: use a local disk"));
+    }
+    if is_new {
+        let (mut id, mut store_epoch) = ([0; 16], [0; 8]);
+        getrandom::fill(&mut id)
+            .and_then(|()| getrandom::fill(&mut store_epoch))
+            .map_err(|_| failure(ffi::SQLITE_ERROR, "this system has no randomness"))?;
+        let server_id = uuid::Builder::from_random_bytes(id).into_uuid().into_bytes();
+        let transaction = db.unchecked_transaction()?;
+        transaction.execute_batch(SCHEMA)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        transaction.execute(
+            "INSERT INTO meta (only, server_id, store_epoch) VALUES (1, ?, ?)",
+            params![server_id, store_epoch],
+        )?;
+        transaction.commit()?;
+    }
+    let meta = db.query_row("SELECT server_id, store_epoch FROM meta", [], |row| {
+        Ok(Meta { server_id: row.get(0)?, store_epoch: row.get(1)? })
+    })?;
+    Ok(Some(meta))
+}

@@ -1,0 +1,452 @@
+//! The conformance suite over SQLite, and what only SQLite can get wrong: files, locks, full and failing disks.
+
+use core::convert::Infallible;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::mpsc::channel;
+
+use super::super::conformance::{Backend, conformance};
+use super::super::{SharedStore, TokenRefusal};
+use super::*;
+
+struct Directory(tempfile::TempDir);
+
+impl Directory {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("data")
+    }
+
+    fn store(&self) -> SqliteStore {
+        SqliteStore::open(&self.path()).unwrap()
+    }
+}
+
+impl Backend for Directory {
+    async fn open(&self) -> SharedStore {
+        Arc::new(self.store())
+    }
+}
+
+conformance!(Directory::new());
+
+const NOW: u64 = 1_800_000_000;
+
+fn enrolment(n: u8) -> Enrolment {
+    Enrolment {
+        id: [n; 16],
+        name: Name::parse(&format!("client-{n}")).unwrap(),
+        modulus: vec![n; 256],
+        token_id: None,
+        enrolled_by: None,
+        record_limit: 1024,
+        now: NOW,
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+/// Keeps the writer busy until the sender is used or dropped, so that what is queued meanwhile becomes one batch.
+async fn hold(store: &Arc<SqliteStore>) -> (tokio::task::JoinHandle<()>, std::sync::mpsc::Sender<()>) {
+    let (begun, has_begun) = oneshot::channel();
+    let (release, released) = channel::<()>();
+    let held = tokio::spawn({
+        let store = Arc::clone(store);
+        async move {
+            let work = move |_: &Connection| {
+                begun.send(()).unwrap();
+                let _ = released.recv();
+                Ok::<_, Fault<Infallible>>(())
+            };
+            let _ = store.write(work).await;
+        }
+    });
+    has_begun.await.unwrap();
+    (held, release)
+}
+
+fn is_full<E: core::fmt::Debug>(result: &Result<Enrolled, E>, text: &str) -> bool {
+    format!("{result:?}").contains(text)
+}
+
+// Files
+
+#[tokio::test]
+async fn nobody_else_can_read_the_files() {
+    let directory = Directory::new();
+    let store = directory.store();
+    store.enrol(enrolment(1)).await.unwrap();
+    assert_eq!(mode(&directory.path()), 0o700);
+    let mut names: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.sort();
+    assert_eq!(names.len(), 4, "database, its WAL and index, and the lock: {names:?}");
+    for path in names {
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+    }
+}
+
+#[test]
+fn a_file_that_others_can_read_is_closed_to_them() {
+    let directory = Directory::new();
+    drop(directory.store());
+    let path = directory.path().join("store.db");
+    fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+    drop(directory.store());
+    assert_eq!(mode(&path), 0o600);
+}
+
+#[test]
+fn a_directory_that_is_there_is_used_as_it_is() {
+    let directory = Directory::new();
+    fs::create_dir(directory.path()).unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+    drop(directory.store());
+    assert_eq!(mode(&directory.path()), 0o755);
+}
+
+#[test]
+fn one_directory_has_one_server() {
+    let directory = Directory::new();
+    let first = directory.store();
+    let refused = SqliteStore::open(&directory.path()).unwrap_err();
+    assert_eq!(refused, StoreError::Busy(directory.path().display().to_string()));
+    let sentence = format!(
+        "{} is in use by another process: stop it, or choose another data directory with --data",
+        directory.path().display()
+    );
+    assert_eq!(refused.to_string(), sentence);
+    drop(first);
+    directory.store();
+}
+
+#[test]
+fn a_newer_store_is_left_alone() {
+    let directory = Directory::new();
+    drop(directory.store());
+    let path = directory.path().join("store.db");
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
+    let before = fs::read(&path).unwrap();
+    let refused = SqliteStore::open(&directory.path()).unwrap_err();
+    assert_eq!(refused, StoreError::Newer(directory.path().display().to_string()));
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn another_programs_database_is_left_alone() {
+    let directory = Directory::new();
+    fs::create_dir(directory.path()).unwrap();
+    let path = directory.path().join("store.db");
+    Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (a); INSERT INTO theirs VALUES (1)").unwrap();
+    let before = fs::read(&path).unwrap();
+    assert!(matches!(SqliteStore::open(&directory.path()), Err(StoreError::Corrupt(_))));
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn what_is_no_database_is_refused() {
+    let directory = Directory::new();
+    fs::create_dir(directory.path()).unwrap();
+    fs::write(directory.path().join("store.db"), [b'x'; 8192]).unwrap();
+    let refused = SqliteStore::open(&directory.path()).unwrap_err();
+    assert!(matches!(refused, StoreError::Corrupt(_)));
+    assert!(refused.to_string().contains("restore a backup"), "{refused}");
+}
+
+#[test]
+fn a_path_that_cannot_be_is_one_sentence() {
+    let directory = Directory::new();
+    fs::write(directory.path(), "a file").unwrap();
+    let refused = SqliteStore::open(&directory.path()).unwrap_err();
+    assert!(matches!(refused, StoreError::Io(_)));
+    assert!(refused.to_string().contains(&format!("cannot make {}", directory.path().display())), "{refused}");
+}
+
+#[tokio::test]
+async fn damage_is_an_error_and_not_a_wrong_answer() {
+    let directory = Directory::new();
+    let store = directory.store();
+    store.enrol(enrolment(1)).await.unwrap();
+    store
+        .update(|db| {
+            db.pragma_update(None, "ignore_check_constraints", true)?;
+            db.execute("INSERT INTO token VALUES (zeroblob(8), zeroblob(5), NULL, NULL, 1, 1, 0)", [])?;
+            db.execute("INSERT INTO token VALUES (x'0101010101010101', zeroblob(32), '[', NULL, 1, 1, 0)", [])?;
+            db.execute("UPDATE client SET enrolled_at = -1", [])
+        })
+        .await
+        .unwrap();
+    assert!(matches!(store.token(&[0; 8]).await, Err(StoreError::Corrupt(_))));
+    assert!(matches!(store.token(&[1; 8]).await, Err(StoreError::Corrupt(_))));
+    assert!(matches!(store.client(&[1; 16]).await, Err(StoreError::Corrupt(_))));
+    let refused = store.enrol(Enrolment { token_id: Some([1; 8]), ..enrolment(2) }).await;
+    assert!(matches!(refused, Err(EnrolError::Store(StoreError::Corrupt(_)))));
+    assert_eq!(store.enrol(enrolment(3)).await, Ok(Enrolled::New), "the rest is usable");
+}
+
+// Batches
+
+#[tokio::test]
+async fn jobs_of_one_batch_see_each_other_and_fail_alone() {
+    let directory = Directory::new();
+    let store = Arc::new(directory.store());
+    let (held, release) = hold(&store).await;
+    let same_name = Enrolment { name: enrolment(1).name, ..enrolment(2) };
+    let (first, second, third, fourth) = tokio::join!(
+        biased;
+        store.enrol(enrolment(1)),
+        store.enrol(same_name),
+        store.write(|db| {
+            db.execute("UPDATE client SET name = 'changed'", [])?;
+            db.execute("INSERT INTO meta VALUES (2, zeroblob(16), zeroblob(8))", [])?;
+            Ok::<_, Fault<Infallible>>(())
+        }),
+        async {
+            let fourth = store.enrol(enrolment(4));
+            drop(release);
+            fourth.await
+        },
+    );
+    held.await.unwrap();
+    assert_eq!((first, second, fourth), (Ok(Enrolled::New), Err(EnrolError::NameInUse), Ok(Enrolled::New)));
+    assert!(matches!(third, Err(StoreError::Io(_))), "an operation that breaks a rule of the tables fails");
+    assert_eq!(store.client(&[1; 16]).await.unwrap().unwrap().name, "client-1", "and leaves nothing behind");
+}
+
+#[tokio::test]
+async fn who_left_before_his_turn_changes_nothing() {
+    let directory = Directory::new();
+    let store = Arc::new(directory.store());
+    let (held, release) = hold(&store).await;
+    {
+        let mut left = store.enrol(enrolment(1));
+        tokio::select! {
+            biased;
+            _ = &mut left => panic!("the writer is busy"),
+            () = core::future::ready(()) => {}
+        }
+    }
+    drop(release);
+    held.await.unwrap();
+    assert_eq!(store.enrol(enrolment(2)).await, Ok(Enrolled::New));
+    assert_eq!(store.client(&[1; 16]).await, Ok(None));
+}
+
+#[tokio::test]
+async fn reads_do_not_wait_for_writes() {
+    let directory = Directory::new();
+    let store = Arc::new(directory.store());
+    store.enrol(enrolment(1)).await.unwrap();
+    let (held, release) = hold(&store).await;
+    assert!(store.client(&[1; 16]).await.unwrap().is_some());
+    store.touch(&[1; 16], NOW).await.unwrap();
+    assert_eq!(store.client(&[1; 16]).await.unwrap().unwrap().last_seen, Some(NOW));
+    drop(release);
+    held.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_seen_becomes_durable_without_any_other_write() {
+    let directory = Directory::new();
+    let store = directory.store();
+    store.enrol(enrolment(1)).await.unwrap();
+    store.touch(&[1; 16], NOW).await.unwrap();
+    // The queue is in order, so this comes after the nudge.
+    store.update(|_| Ok(())).await.unwrap();
+    assert!(store.shared.seen().is_empty());
+    let durable =
+        store.read(|db| db.query_row("SELECT last_seen FROM client", [], |row| row.get::<_, Option<i64>>(0))).await;
+    assert_eq!(durable, Ok(Some(1_800_000_000)));
+}
+
+// Disks
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_recovers() {
+    let directory = Directory::new();
+    let store = directory.store();
+    store.enrol(enrolment(1)).await.unwrap();
+    let token = Token {
+        id: [7; 8],
+        verifier: [7; 32],
+        name_pattern: None,
+        preset_id: None,
+        expires: NOW + 60,
+        uses: Some(1),
+        printed: false,
+    };
+    store.add_token(token).await.unwrap();
+    let limit = async |pages: i64| {
+        let set = move |db: &Connection| db.pragma_update(None, "max_page_count", pages);
+        store.update(set).await.unwrap();
+    };
+    // SQLite takes the present size for any smaller limit.
+    limit(1).await;
+    let full = StoreError::Full(directory.path().display().to_string());
+    let mut refused = 0;
+    for n in 2..20 {
+        let big = vec![n; 100_000];
+        match store.publish_bundle(&[1; 16], u32::from(n), &big, b"").await {
+            Ok(()) => {}
+            Err(error) => {
+                assert_eq!(error, PublishError::Store(full.clone()));
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0);
+    assert!(full.to_string().contains("free some space"), "{full}");
+    assert!(store.client(&[1; 16]).await.unwrap().is_some(), "reading goes on");
+    // An enrolment that does not fit does not use its token.
+    let long = Enrolment { modulus: vec![9; 100_000], token_id: Some([7; 8]), ..enrolment(2) };
+    assert_eq!(store.enrol(long.clone()).await, Err(EnrolError::Store(full)));
+    assert_eq!(store.token(&[7; 8]).await.unwrap().unwrap().uses, Some(1));
+    limit(1 << 30).await;
+    assert_eq!(store.enrol(long).await, Ok(Enrolled::New));
+    let used = store.enrol(Enrolment { token_id: Some([7; 8]), ..enrolment(3) }).await;
+    assert_eq!(used, Err(EnrolError::Token(TokenRefusal::UsedUp)));
+    drop(store);
+    assert!(directory.store().client(&[2; 16]).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_the_whole_batch() {
+    let directory = Directory::new();
+    let store = Arc::new(directory.store());
+    store.update(|db| db.pragma_update(None, "max_page_count", 1)).await.unwrap();
+    let (held, release) = hold(&store).await;
+    let long = Enrolment { modulus: vec![9; 100_000], ..enrolment(2) };
+    let (small, large) = tokio::join!(
+        biased;
+        store.enrol(enrolment(1)),
+        async {
+            let large = store.enrol(long);
+            let mut large = Box::pin(large);
+            tokio::select! {
+                biased;
+                _ = &mut large => panic!("the writer is busy"),
+                () = core::future::ready(()) => {}
+            }
+            drop(release);
+            large.await
+        },
+    );
+    held.await.unwrap();
+    assert!(is_full(&small, "Full") && is_full(&large, "Full"), "{small:?} {large:?}");
+    assert_eq!(store.client(&[1; 16]).await, Ok(None), "what was refused is not there");
+    assert_eq!(store.enrol(enrolment(1)).await, Ok(Enrolled::New));
+}
+
+#[tokio::test]
+async fn after_a_failed_flush_nothing_is_acknowledged() {
+    let directory = Directory::new();
+    let store = Arc::new(directory.store());
+    store.enrol(enrolment(1)).await.unwrap();
+    let (held, release) = hold(&store).await;
+    let fail = |_: &Connection| {
+        let error = ffi::Error::new(ffi::SQLITE_IOERR_FSYNC);
+        Err::<(), _>(Fault::<Infallible>::Sqlite(rusqlite::Error::SqliteFailure(error, None)))
+    };
+    let (before, failed, after) = tokio::join!(
+        biased;
+        store.enrol(enrolment(2)),
+        store.write(fail),
+        async {
+            let after = store.enrol(enrolment(3));
+            drop(release);
+            after.await
+        },
+    );
+    held.await.unwrap();
+    assert!(matches!(before, Err(EnrolError::Store(StoreError::Io(_)))), "its batch failed: {before:?}");
+    assert!(matches!(failed, Err(StoreError::Io(_))));
+    assert!(matches!(after, Err(EnrolError::Store(StoreError::Io(_)))));
+    assert!(matches!(store.client(&[1; 16]).await, Err(StoreError::Io(_))));
+    assert!(matches!(store.touch(&[1; 16], NOW).await, Err(StoreError::Io(_))));
+    drop(store);
+    let store = directory.store();
+    assert!(store.client(&[1; 16]).await.unwrap().is_some(), "what was acknowledged is there");
+    assert_eq!(store.client(&[2; 16]).await, Ok(None));
+    assert_eq!(store.enrol(enrolment(2)).await, Ok(Enrolled::New));
+}
+
+/// Runs the test `name` of this binary again, with a tmpfs of 2 MiB that exists for it alone.
+fn on_small_disk(name: &str) {
+    let mount_point = tempfile::tempdir().unwrap();
+    let script =
+        "mount -t tmpfs -o size=2m tmpfs \"$1\" && cd \"$1\" && exec \"$2\" --exact --ignored --nocapture \"$3\"";
+    let status = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(mount_point.path())
+        .arg(std::env::current_exe().unwrap())
+        .arg(name)
+        .env("OSSICLE_TEST_SMALL_DISK", mount_point.path())
+        .status()
+        .expect("unshare (util-linux) is needed");
+    assert!(status.success(), "the test on the small disk failed");
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace"]
+async fn a_really_full_disk_loses_nothing() {
+    let Some(disk) = std::env::var_os("OSSICLE_TEST_SMALL_DISK").map(PathBuf::from) else {
+        return on_small_disk("store::sqlite::tests::a_really_full_disk_loses_nothing");
+    };
+    let directory = disk.join("data");
+    let full = StoreError::Full(directory.display().to_string());
+    let ballast = disk.join("ballast");
+    fs::write(&ballast, vec![0; 512 * 1024]).unwrap();
+    let store = SqliteStore::open(&directory).unwrap();
+    store.enrol(enrolment(1)).await.unwrap();
+    store.enrol(enrolment(2)).await.unwrap();
+
+    // Until nothing fits, in steps that get smaller.
+    let mut published = 0;
+    for size in [200_000, 20_000, 2_000, 10] {
+        while store.publish_bundle(&[1; 16], published + 1, &vec![7; size], b"").await.is_ok() {
+            published += 1;
+            assert!(published < 10_000, "a disk of 2 MiB takes for ever");
+        }
+    }
+    for _ in 0..3 {
+        let refused = store.publish_bundle(&[2; 16], 1, &vec![8; 8_000], b"").await;
+        assert_eq!(refused, Err(PublishError::Store(full.clone())));
+    }
+    store.touch(&[2; 16], NOW).await.unwrap();
+    assert_eq!(store.bundle(&[1; 16]).await.unwrap().unwrap().epoch, published, "reading goes on");
+    assert_eq!(store.bundle(&[2; 16]).await, Ok(None), "nothing refused is there");
+
+    // A server that stops and starts on the full disk has everything, too.
+    drop(store);
+    let store = SqliteStore::open(&directory);
+    let store = match store {
+        Ok(store) => {
+            assert_eq!(store.bundle(&[1; 16]).await.unwrap().unwrap().epoch, published);
+            while store.publish_bundle(&[1; 16], published + 1, &vec![7; 8_000], b"").await.is_ok() {
+                published += 1;
+            }
+            fs::remove_file(&ballast).unwrap();
+            store
+        }
+        Err(error) => {
+            assert_eq!(error, full);
+            fs::remove_file(&ballast).unwrap();
+            SqliteStore::open(&directory).unwrap()
+        }
+    };
+    assert_eq!(store.bundle(&[1; 16]).await.unwrap().unwrap().epoch, published, "nothing acknowledged is lost");
+    for _ in 0..10 {
+        published += 1;
+        store.publish_bundle(&[1; 16], published, &[7; 8_000], b"").await.unwrap();
+    }
+    store.publish_bundle(&[2; 16], 1, &[8; 8_000], b"").await.unwrap();
+    drop(store);
+    let store = SqliteStore::open(&directory).unwrap();
+    assert_eq!(store.bundle(&[1; 16]).await.unwrap().unwrap().epoch, published);
+    assert!(store.bundle(&[2; 16]).await.unwrap().is_some());
+}
