@@ -1,0 +1,745 @@
+//! One peer: its socket, its connection, its deadlines. One task each, from the first byte to the last.
+//!
+//! The task reads into its thread's scratch buffer, opens records there, and seals what waits in the client's mailbox
+//! into another, so that an idle client owns no buffer: it owns bytes only while a record is torn or its socket is full.
+//! RSA and the store are jobs that the task awaits while it goes on writing. Before authentication every failure is
+//! silent; afterwards a malformed request is refused and a bad record ends the connection. Nothing is read of an envelope
+//! but its chain and number.
+
+use core::cell::RefCell;
+use core::future::{Future, pending};
+use core::pin::{Pin, pin};
+use core::time::Duration;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ossicle_core::{
+    Ask, BufferError, ClaimKind, ClientClaim, Connection, EnvelopeHeader, Error, Event, Lookup, MAX_RECORD_LEN,
+    MIN_RECORD_LIMIT, Message, RECORD_OVERHEAD, Reason, Received, Settings, Statement,
+};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::crypto::{HostAead, PoolError, dummy_key};
+use crate::directory::{Asker, answer, enrol_reason, fingerprint, told_reason, unavailable};
+use crate::limits::Admission;
+use crate::mailbox::{Mailbox, Next, Owed, refusal};
+use crate::name::Name;
+use crate::router::Handed;
+use crate::server::{Policy, Server, now};
+use crate::store::{ClientId, ClientRecord, Enrolment, StoreError};
+
+/// Bytes read at once: some records, and always room for the longest.
+const READ_LEN: usize = 32 * 1024;
+/// Bytes sealed for one write.
+const WRITE_LEN: usize = 64 * 1024;
+/// Room for a key update, which may come before any record.
+const UPDATE_ROOM: usize = 64;
+/// Room for ServerHello and ServerAuth with the longest key and signature, or for the settings.
+const HANDSHAKE_LEN: usize = 4096;
+
+const _: () = assert!(READ_LEN > MAX_RECORD_LEN && WRITE_LEN > MAX_RECORD_LEN + UPDATE_ROOM);
+const LINGER: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_LEN]);
+    static WRITE: RefCell<WriteScratch> = RefCell::new(WriteScratch { bytes: vec![0; WRITE_LEN], handed: Vec::new() });
+}
+
+struct WriteScratch {
+    bytes: Vec<u8>,
+    /// What was sealed for others, with the end of its record in `bytes`.
+    handed: Vec<(usize, Handed)>,
+}
+
+/// Why a connection ended. For the log: a peer is told a [`Reason`] or nothing.
+#[derive(Debug, thiserror::Error)]
+enum Exit {
+    #[error("closed")]
+    Closed,
+    #[error("ended: {0}")]
+    Ended(Reason),
+    #[error("no whole hello came in time")]
+    Hello,
+    #[error("socket: {0}")]
+    Io(#[from] io::Error),
+    #[error("it does not read what it is owed")]
+    Overrun,
+    #[error("{0}")]
+    Pool(#[from] PoolError),
+    #[error("{0}")]
+    Protocol(#[from] Error),
+    #[error("too many handshakes from this source")]
+    Rate,
+    #[error("refused: {0}")]
+    Refused(Reason),
+    #[error("it was silent for too long")]
+    Silent,
+    #[error("the server is stopping")]
+    Stopping,
+    #[error("the handshake took too long")]
+    Timeout,
+    #[error("it stopped without a close")]
+    Truncated,
+}
+
+/// Serves one peer until it or the server is done. Logs how it ended.
+pub(crate) async fn run(
+    server: Arc<Server>,
+    stream: TcpStream,
+    address: SocketAddr,
+    permit: OwnedSemaphorePermit,
+) {
+    // Boxed, so that the handshake's buffers and keys are gone once it is over.
+    let entered = Box::pin(async {
+        tokio::select! {
+            entered = timeout(server.config.handshake_within, enter(&server, stream, address)) => {
+                entered.unwrap_or(Err(Exit::Timeout))
+            }
+            () = server.stopped() => Err(Exit::Stopping),
+        }
+    })
+    .await;
+    drop(permit);
+    match entered {
+        Ok(peer) => peer.serve().await,
+        Err(why) => info!(%address, %why, "did not enter"),
+    }
+}
+
+/// The server's side of the handshake, to a seated client whose settings wait to be written.
+async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> Result<Box<Peer>, Exit> {
+    // Small records must not wait for each other: what belongs together is written together already.
+    stream.set_nodelay(true)?;
+    let mut seed = Zeroizing::new([0; 64]);
+    getrandom::fill(seed.as_mut()).map_err(|_| Error::Crypto)?;
+    let mut connection = Box::new(Connection::<HostAead>::server(server.core_config(), &seed));
+    let mut buffer = Vec::new();
+
+    // -> ClientHello
+    let hello = read_record(&stream, &mut connection, &mut buffer);
+    timeout(server.config.hello_within, hello).await.map_err(|_| Exit::Hello)??;
+    let admission = server.limits.handshake(address.ip());
+    if admission == Admission::Ignore {
+        return Err(Exit::Rate);
+    }
+
+    // <- ServerHello, <- {ServerAuth}
+    let Some(Ask::Sign(statement)) = connection.ask() else {
+        return Err(Error::Decode.into());
+    };
+    let signature = server.pool.sign(Arc::clone(&server.identity), statement).await?;
+    let mut out = vec![0; HANDSHAKE_LEN];
+    let len = connection.sign_server(server.key()?, &signature, &mut out)?;
+    write_all(&stream, out.get(..len).unwrap_or_default()).await?;
+
+    // -> {ClientAuth}
+    let claim = read_record(&stream, &mut connection, &mut buffer).await?;
+    let claim = ClientClaim::decode(&claim)?;
+    let revocations = server.revocations();
+    let checked = match admission {
+        Admission::Refuse { retry_after } => Err((Reason::Rate, retry_after)),
+        _ => check(server, &mut connection, &claim, statement).await,
+    };
+
+    // <- {Settings}, or <- {Refusal}
+    let client = match checked {
+        Ok(client) => client,
+        Err((reason, retry_after)) => {
+            let len = connection.refuse(reason, retry_after, &mut out)?;
+            write_all(&stream, out.get(..len).unwrap_or_default()).await?;
+            return Err(Exit::Refused(reason));
+        }
+    };
+    let meta = server.store.meta();
+    let settings = Settings {
+        heartbeat: server.config.heartbeat,
+        timeout: server.config.timeout,
+        time: now(),
+        store_epoch: meta.store_epoch,
+        ..Settings::default()
+    };
+    let len = connection.accept(&settings, &mut out)?;
+    out.truncate(len);
+    out.shrink_to_fit();
+
+    // No record of ours is longer than those we take ourselves.
+    let max_payload = connection.max_payload()?.min(MAX_RECORD_LEN - RECORD_OVERHEAD);
+    let number = server.next_connection();
+    let mailbox = Mailbox::new(number, max_payload, server.config.mailbox, Arc::clone(&server.budget));
+    let mut peer = Box::new(Peer {
+        server: Arc::clone(server),
+        stream,
+        address,
+        connection: *connection,
+        id: client.id,
+        mailbox: Arc::new(mailbox),
+        job: None,
+        rest: buffer,
+        out,
+        written: 0,
+        handed: Vec::new(),
+        heard: Instant::now(),
+        paused_until: None,
+        asked: false,
+        closed: None,
+        farewell: None,
+    });
+    // Only now, with the client's Finished verified, does anything change for anybody (rule 1.5).
+    if let Some(older) = server.router.enter(client.id, Arc::clone(&peer.mailbox)) {
+        info!(%address, client = %Uuid::from_bytes(client.id), name = client.name, "took over an older connection");
+        server.router.end(&older, Some(Reason::TakenOver));
+    }
+    info!(%address, client = %Uuid::from_bytes(client.id), name = client.name, "connected");
+    peer.settle_in(&client, revocations).await;
+    Ok(peer)
+}
+
+/// Whether the claim holds, and whose it is; otherwise what the client is told, with the milliseconds to wait.
+///
+/// An unknown id, a revoked client, another key and a wrong signature take one path and cost the same. `dummy` is any
+/// statement, to be verified where there is none to verify.
+async fn check(
+    server: &Server,
+    connection: &mut Connection<HostAead>,
+    claim: &ClientClaim<'_>,
+    dummy: Statement,
+) -> Result<ClientRecord, (Reason, u32)> {
+    let busy = |_: PoolError| (Reason::Unavailable, 1000);
+    let failed = |error| (unavailable(&error), 1000);
+    let unauthorised = (Reason::Unauthorised, 0);
+
+    let held = server.store.client(&claim.id()).await.map_err(failed)?;
+    match claim.kind() {
+        ClaimKind::Key { key_epoch } => {
+            let client = held.filter(|client| !client.revoked && client.key_epoch == key_epoch);
+            let key = client.as_ref().and_then(fingerprint);
+            let bound = connection.bind(claim, &key.unwrap_or_default());
+            let (modulus, statement) = match (&client, bound) {
+                (Some(client), Ok(statement)) => (client.modulus.clone(), statement),
+                _ => (dummy_key().to_vec(), dummy),
+            };
+            let verified = server.pool.verify(modulus, statement, claim.signature().to_vec()).await.map_err(busy)?;
+            client.filter(|_| verified).ok_or(unauthorised)
+        }
+        ClaimKind::Enroll { name, key, token } => {
+            let statement = connection.bind(claim, &key.fingerprint()).map_err(|_| unauthorised)?;
+            let signature = claim.signature().to_vec();
+            if !server.pool.verify(key.modulus().to_vec(), statement, signature).await.map_err(busy)? {
+                return Err(unauthorised);
+            }
+            let name = Name::parse(name).map_err(|_| (Reason::Malformed, 0));
+            // Who was enrolled so already is let in, whatever the policy is now: his first answer was lost (rule 2.2).
+            let repeats = |client: &ClientRecord| {
+                let same_name = Name::parse(&client.name).ok().as_ref() == name.as_ref().ok();
+                client.modulus == key.modulus() && same_name && !client.revoked
+            };
+            if let Some(client) = held.filter(repeats) {
+                return Ok(client);
+            }
+            let token_id = match server.config.enrol {
+                Policy::Closed => return Err((Reason::Forbidden, 0)),
+                Policy::Open => None,
+                Policy::Token => {
+                    let id = token.unwrap_or_default();
+                    let held = server.store.token(&id).await.map_err(failed)?;
+                    let verifier = held.as_ref().map(|token| token.verifier).unwrap_or_default();
+                    if !connection.proves(claim, &verifier) || held.is_none() {
+                        return Err(unauthorised);
+                    }
+                    Some(id)
+                }
+            };
+            let enrolment = Enrolment {
+                id: claim.id(),
+                name: name?,
+                modulus: key.modulus().to_vec(),
+                token_id,
+                enrolled_by: None,
+                // Known once the connection is accepted.
+                record_limit: u16::try_from(MIN_RECORD_LIMIT).unwrap_or(u16::MAX),
+                now: now(),
+            };
+            if let Err(error) = server.store.enrol(enrolment).await {
+                info!(client = %Uuid::from_bytes(claim.id()), %error, "not enrolled");
+                return Err((enrol_reason(&error), 0));
+            }
+            server.store.client(&claim.id()).await.map_err(failed)?.ok_or(unauthorised)
+        }
+        _ => Err((Reason::Unsupported, 0)),
+    }
+}
+
+/// Reads until one record was opened, never beyond it, and returns the claim it held, if it held one.
+async fn read_record(
+    stream: &TcpStream,
+    connection: &mut Connection<HostAead>,
+    buffer: &mut Vec<u8>,
+) -> Result<Vec<u8>, Exit> {
+    loop {
+        let wanted = match connection.receive(buffer)? {
+            Received::Need(len) => len,
+            Received::Wait => return Err(Error::Decode.into()),
+            Received::Record { event, .. } => {
+                let claim = match event {
+                    Event::Progress => Vec::new(),
+                    Event::CheckClient(claim) => claim.bytes().to_vec(),
+                    _ => return Err(Error::Decode.into()),
+                };
+                *buffer = Vec::new();
+                return Ok(claim);
+            }
+        };
+        stream.readable().await?;
+        let missing = wanted.saturating_sub(buffer.len());
+        let read = READ.with_borrow_mut(|scratch| {
+            let room = scratch.get_mut(..missing).unwrap_or_default();
+            let len = stream.try_read(room)?;
+            buffer.extend_from_slice(room.get(..len).unwrap_or_default());
+            Ok(len)
+        });
+        match read {
+            Ok(0) => return Err(Exit::Truncated),
+            Ok(_) => {}
+            Err(error) if is_blocked(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> Result<(), Exit> {
+    while !bytes.is_empty() {
+        match stream.try_write(bytes) {
+            Ok(len) => bytes = bytes.get(len..).unwrap_or_default(),
+            Err(error) if is_blocked(&error) => stream.writable().await?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn is_blocked(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// An authenticated client's connection.
+struct Peer {
+    server: Arc<Server>,
+    stream: TcpStream,
+    address: SocketAddr,
+    connection: Connection<HostAead>,
+    id: ClientId,
+    mailbox: Arc<Mailbox>,
+    /// A request that needs the disk or RSA. While it runs nothing is read.
+    job: Option<Job>,
+    /// Bytes that were read and not yet opened: a torn record, or what a job keeps waiting.
+    rest: Vec<u8>,
+    /// Sealed bytes that the socket had no room for, and how many of them it took since.
+    out: Vec<u8>,
+    written: usize,
+    /// What `out` holds for others, with the ends of their records.
+    handed: Vec<(usize, Handed)>,
+    /// When the last record was opened.
+    heard: Instant,
+    /// Nothing is read before this.
+    paused_until: Option<Instant>,
+    /// The peer was asked whether it is there.
+    asked: bool,
+    /// The close was sealed, with this reason.
+    closed: Option<Option<Reason>>,
+    /// By then the close has been written.
+    farewell: Option<Instant>,
+}
+
+impl Peer {
+    /// What follows from the client's being here, and what may have happened while it entered.
+    async fn settle_in(&mut self, client: &ClientRecord, revocations: u64) {
+        let server = &self.server;
+        if server.is_stopping() {
+            server.router.end(&self.mailbox, Some(Reason::Unavailable));
+        }
+        if server.revocations() != revocations {
+            let still = server.store.client(&self.id).await;
+            if !still.is_ok_and(|client| client.is_some_and(|client| !client.revoked)) {
+                server.router.end(&self.mailbox, Some(Reason::Unauthorised));
+            }
+        }
+        let limit = self.mailbox.max_payload() + RECORD_OVERHEAD;
+        let limit = u16::try_from(limit).unwrap_or(u16::MAX);
+        if limit != client.record_limit {
+            note(self.id, server.store.set_record_limit(&self.id, limit).await);
+        }
+        note(self.id, server.store.touch(&self.id, now()).await);
+    }
+
+    async fn serve(mut self: Box<Self>) {
+        let why = match self.drive().await {
+            Ok(why) | Err(why) => why,
+        };
+        self.leave();
+        info!(address = %self.address, client = %Uuid::from_bytes(self.id), %why, "disconnected");
+        note(self.id, self.server.store.touch(&self.id, now()).await);
+        if matches!(why, Exit::Closed | Exit::Ended(_)) {
+            // Unread bytes here would become a reset there, which takes back what the peer has not read yet.
+            let lingered = timeout(LINGER, self.linger()).await;
+            debug!(address = %self.address, in_time = lingered.is_ok(), "hung up");
+        }
+    }
+
+    /// Reads, does, writes, until one side closes.
+    async fn drive(&mut self) -> Result<Exit, Exit> {
+        let mut timer = pin!(sleep_until(self.due()));
+        loop {
+            self.flush()?;
+            let blocked = !self.out.is_empty();
+            if let Some(reason) = self.closed.filter(|_| !blocked) {
+                return Ok(reason.map_or(Exit::Closed, Exit::Ended));
+            }
+            let pressure = self.mailbox.pressure();
+            if pressure.ending && self.farewell.is_none() {
+                self.farewell = Some(Instant::now() + self.server.config.farewell_within);
+            }
+            let reading = self.job.is_none() && self.paused_until.is_none() && !pressure.behind && !pressure.ending;
+            // A deadline that moved away is noticed when the old one comes: most never do.
+            if self.due() < timer.deadline() {
+                timer.as_mut().reset(self.due());
+            }
+            tokio::select! {
+                biased;
+                () = self.mailbox.changed() => {}
+                writable = self.stream.writable(), if blocked => writable?,
+                () = finish(&mut self.job), if self.job.is_some() => {
+                    self.job = None;
+                    self.open(false)?;
+                }
+                readable = self.stream.readable(), if reading => {
+                    readable?;
+                    self.open(true)?;
+                }
+                () = &mut timer => {
+                    self.tick()?;
+                    timer.as_mut().reset(self.due());
+                }
+            }
+        }
+    }
+
+    /// When something must be done though nothing happens.
+    fn due(&self) -> Instant {
+        let config = &self.server.config;
+        let silence = self.heard + Duration::from_secs(if self.asked { config.timeout } else { config.heartbeat }.into());
+        [self.farewell, self.paused_until].into_iter().flatten().fold(silence, Instant::min)
+    }
+
+    fn tick(&mut self) -> Result<(), Exit> {
+        let now = Instant::now();
+        let config = &self.server.config;
+        let silent = |seconds: u16| self.heard + Duration::from_secs(seconds.into()) <= now;
+        if self.farewell.is_some_and(|farewell| farewell <= now) {
+            return Err(Exit::Overrun);
+        }
+        if self.asked && silent(config.timeout) {
+            return Err(Exit::Silent);
+        }
+        if !self.asked && silent(config.heartbeat) {
+            self.asked = true;
+            self.mailbox.owe(Owed::Status(0));
+        }
+        if self.paused_until.is_some_and(|until| until <= now) {
+            self.paused_until = None;
+            self.open(false)?;
+        }
+        Ok(())
+    }
+
+    /// Opens what is there, behind what the socket has if it is to be `read`.
+    fn open(&mut self, read: bool) -> Result<(), Exit> {
+        READ.with_borrow_mut(|scratch| {
+            let mut len = self.rest.len();
+            let (held, room) = scratch.split_at_mut_checked(len).ok_or(BufferError::RxFull).map_err(Error::from)?;
+            held.copy_from_slice(&self.rest);
+            if read {
+                match self.stream.try_read(room) {
+                    Ok(0) => return Err(Exit::Truncated),
+                    Ok(read) => len += read,
+                    Err(error) if is_blocked(&error) => return Ok(()),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let data = scratch.get_mut(..len).unwrap_or_default();
+            let used = self.receive(data)?;
+            let rest = data.get(used..).unwrap_or_default();
+            if rest.len() != self.rest.len() || used > 0 {
+                self.rest = rest.to_vec();
+            }
+            Ok(())
+        })
+    }
+
+    /// Opens records until the data ends or one of them needs time, and returns how many bytes they had.
+    fn receive(&mut self, data: &mut [u8]) -> Result<usize, Exit> {
+        let mut used = 0;
+        // Whoever was revoked a moment ago has nothing more to ask.
+        while self.job.is_none() && self.paused_until.is_none() && !self.mailbox.pressure().ending {
+            let rest = data.get_mut(used..).unwrap_or_default();
+            let Received::Record { used: len, event } = self.connection.receive(rest)? else {
+                break;
+            };
+            used += len;
+            match event {
+                Event::Progress => {}
+                Event::Message(payload) => self.handle(payload)?,
+                Event::Closed(_) => self.server.router.end(&self.mailbox, None),
+                _ => return Err(Error::Decode.into()),
+            }
+        }
+        if used > 0 {
+            self.heard = Instant::now();
+            self.asked = false;
+        }
+        Ok(used)
+    }
+
+    /// Does what the client says, or begins to.
+    fn handle(&mut self, payload: &[u8]) -> Result<(), Exit> {
+        let message = Message::decode(payload);
+        if let Err(wait) = self.server.limits.message(&self.id) {
+            match message.as_ref().ok().and_then(|message| refused_for_haste(message, wait)) {
+                Some(owed) => {
+                    let is_receipt = matches!(owed, Owed::Receipt(_));
+                    // A receipt has no time to wait, so the first of a run is followed by one.
+                    if !self.mailbox.owe(owed) && is_receipt {
+                        let retry_after = Some(wait);
+                        self.mailbox.owe(Owed::Refused { request: 0, reason: Reason::Rate, retry_after });
+                    }
+                    return Ok(());
+                }
+                // What cannot be refused, such as a receipt, is done; but the client is listened to more slowly.
+                None => self.paused_until = Some(Instant::now() + Duration::from_millis(wait.into())),
+            }
+        }
+        let router = &self.server.router;
+        let owed = match message {
+            Ok(Message::Send { wanted, envelope }) => match EnvelopeHeader::decode(envelope) {
+                Ok(header) => match router.route(&header.chain_id) {
+                    Some(route) => {
+                        router.send(&self.id, Some(&route), &header, wanted, envelope).map(Owed::Receipt)
+                    }
+                    None => return self.begin(payload),
+                },
+                Err(_) => Some(Owed::refused(0, Reason::Malformed)),
+            },
+            Ok(Message::Tell(receipt)) => match router.route(&receipt.chain) {
+                Some(route) => {
+                    told_reason(router.tell(&self.id, Some(&route), &receipt)).map(|reason| Owed::refused(0, reason))
+                }
+                None => return self.begin(payload),
+            },
+            Ok(Message::Listening) => {
+                self.mailbox.listen();
+                None
+            }
+            Ok(Message::NotListening) => {
+                router.hand_back(self.mailbox.stop_listening(), Reason::Offline);
+                None
+            }
+            Ok(Message::Status { request }) => Some(Owed::StatusResponse(request)),
+            Ok(Message::StatusResponse { .. }) => None,
+            Ok(message) if request_id(&message).is_some() => return self.begin(payload),
+            Ok(_) => Some(Owed::refused(0, Reason::Unsupported)),
+            Err(_) => Some(Owed::refused(0, Reason::Malformed)),
+        };
+        if let Some(owed) = owed {
+            self.mailbox.owe(owed);
+        }
+        Ok(())
+    }
+
+    /// Begins a job. Nothing more is read until it is done, so that a client's requests stay in order and few.
+    fn begin(&mut self, payload: &[u8]) -> Result<(), Exit> {
+        let asker = Asker {
+            id: self.id,
+            source: self.address.ip(),
+            mailbox: Arc::clone(&self.mailbox),
+            exporter: self.connection.exporter()?.clone(),
+        };
+        self.job = Some(Box::pin(answer(Arc::clone(&self.server), asker, payload.to_vec())));
+        Ok(())
+    }
+
+    /// Seals and writes what waits, until nothing does or the socket is full. Never waits.
+    fn flush(&mut self) -> Result<(), Exit> {
+        while self.written < self.out.len() {
+            let rest = self.out.get(self.written..).unwrap_or_default();
+            match self.stream.try_write(rest) {
+                Ok(len) => self.written += len,
+                Err(error) if is_blocked(&error) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if !self.out.is_empty() {
+            self.out = Vec::new();
+            self.written = 0;
+            for (_, handed) in core::mem::take(&mut self.handed) {
+                self.server.router.handed_over(&handed);
+            }
+        }
+        WRITE.with_borrow_mut(|scratch| {
+            while self.closed.is_none() {
+                scratch.handed.clear();
+                let len = self.seal(scratch)?;
+                let Some(bytes) = scratch.bytes.get(..len).filter(|bytes| !bytes.is_empty()) else {
+                    return Ok(());
+                };
+                let (written, failed) = match self.stream.try_write(bytes) {
+                    Ok(written) => (written, None),
+                    Err(error) if is_blocked(&error) => (0, None),
+                    Err(error) => (0, Some(error)),
+                };
+                for (end, handed) in scratch.handed.drain(..) {
+                    if end <= written {
+                        self.server.router.handed_over(&handed);
+                    } else {
+                        self.handed.push((end, handed));
+                    }
+                }
+                if let Some(error) = failed {
+                    return Err(error.into());
+                }
+                if written < len {
+                    self.out = bytes.get(written..).unwrap_or_default().to_vec();
+                    for (end, _) in &mut self.handed {
+                        *end -= written;
+                    }
+                    return Ok(());
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Seals as much of the mailbox as one write takes, and returns its length.
+    fn seal(&mut self, scratch: &mut WriteScratch) -> Result<usize, Exit> {
+        let bytes = &mut scratch.bytes;
+        let mut len = self.connection.transmit(bytes)?;
+        loop {
+            let room = bytes.get_mut(len..).unwrap_or_default();
+            match self.mailbox.next(room.len().saturating_sub(UPDATE_ROOM)) {
+                Next::Owed(owed) => match self.connection.send(&owed.message()?, room) {
+                    Ok(sealed) => len += sealed,
+                    // Answers are made to measure, so this is a fault of ours; the client's request stays unanswered.
+                    Err(Error::Buffer(error)) => debug!(client = %Uuid::from_bytes(self.id), %error, "an answer was too long"),
+                    Err(error) => return Err(error.into()),
+                },
+                Next::Delivery(delivery) => match self.connection.send(&delivery.message()?, room) {
+                    Ok(sealed) => {
+                        len += sealed;
+                        scratch.handed.push((len, Handed::new(&delivery)));
+                    }
+                    Err(Error::Buffer(_)) => self.server.router.refuse(&delivery, Reason::TooLarge),
+                    Err(error) => {
+                        self.server.router.refuse(&delivery, Reason::Offline);
+                        return Err(error.into());
+                    }
+                },
+                Next::Close(reason) => {
+                    len += self.connection.close(reason, room)?;
+                    self.closed = Some(reason);
+                    return Ok(len);
+                }
+                Next::Full | Next::Empty => return Ok(len),
+                Next::Overrun => return Err(Exit::Overrun),
+            }
+        }
+    }
+
+    /// Frees the seat and tells senders what did not leave any more. The second call does nothing.
+    fn leave(&mut self) {
+        let router = &self.server.router;
+        router.leave(&self.id, &self.mailbox);
+        router.end(&self.mailbox, None);
+        for (end, handed) in core::mem::take(&mut self.handed) {
+            if end > self.written {
+                router.refuse(&handed.into_delivery(), Reason::Offline);
+            } else {
+                router.handed_over(&handed);
+            }
+        }
+        self.job = None;
+    }
+
+    /// Reads without looking, until the peer hangs up.
+    async fn linger(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await?;
+        loop {
+            self.stream.readable().await?;
+            match READ.with_borrow_mut(|scratch| self.stream.try_read(scratch)) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if is_blocked(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // Also when the task is aborted: a seat without a connection would swallow messages.
+        self.leave();
+    }
+}
+
+/// What others learn of a client's being here is not worth its connection.
+fn note(client: ClientId, stored: Result<(), StoreError>) {
+    if let Err(error) = stored {
+        warn!(client = %Uuid::from_bytes(client), %error, "could not note when a client was here");
+    }
+}
+
+async fn finish(job: &mut Option<Job>) {
+    match job {
+        Some(job) => job.await,
+        None => pending().await,
+    }
+}
+
+/// The answer to what came too fast, where there is one.
+fn refused_for_haste(message: &Message<'_>, wait: u32) -> Option<Owed> {
+    if let Message::Send { envelope, .. } = message {
+        let header = EnvelopeHeader::decode(envelope).ok()?;
+        return Some(Owed::Receipt(refusal(header.chain_id, header.n, Reason::Rate)));
+    }
+    request_id(message).map(|request| Owed::Refused { request, reason: Reason::Rate, retry_after: Some(wait) })
+}
+
+/// The correlation id of a request that needs the store.
+const fn request_id(message: &Message<'_>) -> Option<u16> {
+    match message {
+        Message::Lookup(Lookup { request, .. })
+        | Message::List { request, .. }
+        | Message::Enrol { request, .. }
+        | Message::Revoke { request, .. }
+        | Message::Publish { request, .. }
+        | Message::Wrap { request, .. } => Some(*request),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_client_costs_little() {
+        assert!(size_of::<Peer>() <= 3072, "{}", size_of::<Peer>());
+    }
+}

@@ -1,0 +1,325 @@
+//! Requests that need the disk or RSA: who is who, bundles, chains, enrolling and revoking.
+//!
+//! Each runs as a job of the asking client's channel, which reads nothing more from that client until it is done, and
+//! puts its answer into the client's mailbox. The authority of the asker is checked here and nowhere else; that the asker
+//! is who it says was settled by the handshake. Wraps and envelopes pass through unread.
+
+use core::num::NonZeroUsize;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ossicle_core::{
+    Bundle, DirectoryEntry, DirectoryList, EnvelopeHeader, Lookup, MIN_RECORD_LIMIT, Message, PeerStatus, Presence,
+    PublicKey, Reason, Secret, SignedBundle, Subject, WrapHeader, enrolment_statement,
+};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::crypto::PoolError;
+use crate::limits::Admission;
+use crate::mailbox::{Content, Delivery, Mailbox, Owed, refusal};
+use crate::name::Name;
+use crate::router::Told;
+use crate::server::{Policy, Server, now};
+use crate::store::{ChainError, ClientId, ClientRecord, EnrolError, Enrolment, PublishError, StoreError};
+
+/// Lines of a directory page that are asked of the store at once.
+const PAGE: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+
+/// The authenticated client that asks.
+pub(crate) struct Asker {
+    pub(crate) id: ClientId,
+    pub(crate) source: IpAddr,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) exporter: Secret<32>,
+}
+
+/// Does what the decoded `payload` asks for, and owes the answer to the asker.
+pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) {
+    let Ok(message) = Message::decode(&payload) else {
+        asker.mailbox.owe(Owed::refused(0, Reason::Malformed));
+        return;
+    };
+    let (request, answered) = match message {
+        Message::Send { wanted, envelope } => {
+            let Ok(header) = EnvelopeHeader::decode(envelope) else {
+                asker.mailbox.owe(Owed::refused(0, Reason::Malformed));
+                return;
+            };
+            let receipt = match server.route(&header.chain_id).await {
+                Ok(route) => server.router.send(&asker.id, route.as_deref(), &header, wanted, envelope),
+                Err(error) => Some(refusal(header.chain_id, header.n, unavailable(&error))),
+            };
+            if let Some(receipt) = receipt {
+                asker.mailbox.owe(Owed::Receipt(receipt));
+            }
+            return;
+        }
+        Message::Tell(receipt) => {
+            let told = match server.route(&receipt.chain).await {
+                Ok(route) => server.router.tell(&asker.id, route.as_deref(), &receipt),
+                Err(error) => {
+                    asker.mailbox.owe(Owed::refused(0, unavailable(&error)));
+                    return;
+                }
+            };
+            if let Some(reason) = told_reason(told) {
+                asker.mailbox.owe(Owed::refused(0, reason));
+            }
+            return;
+        }
+        Message::Lookup(asked) => (asked.request, lookup(&server, &asker, &asked).await),
+        Message::List { request, after } => (request, list(&server, &asker, request, after).await),
+        Message::Publish { request, bundle } => (request, publish(&server, &asker, request, &bundle).await),
+        Message::Enrol { request, id, name, modulus, signature } => {
+            (request, enrol(&server, &asker, request, id, name, modulus, signature).await)
+        }
+        Message::Revoke { request, subject } => (request, revoke(&server, &asker, request, &subject).await),
+        Message::Wrap { request, to, wrap, bundle } => {
+            (request, self::wrap(&server, &asker, request, to, wrap, bundle).await)
+        }
+        _ => (0, Err(Reason::Unsupported.into())),
+    };
+    match answered {
+        Ok(Some(owed)) => asker.mailbox.owe(owed),
+        Ok(None) => return,
+        Err(Refusal { reason, retry_after }) => asker.mailbox.owe(Owed::Refused { request, reason, retry_after }),
+    };
+}
+
+/// What a recipient whose receipt was not taken is told.
+pub(crate) const fn told_reason(told: Told) -> Option<Reason> {
+    match told {
+        Told::Done => None,
+        Told::Forbidden => Some(Reason::Forbidden),
+        Told::Malformed => Some(Reason::Malformed),
+    }
+}
+
+/// Why a request is not done.
+struct Refusal {
+    reason: Reason,
+    retry_after: Option<u32>,
+}
+
+/// The answer to be sent now, or none if it comes from elsewhere.
+type Answered = Result<Option<Owed>, Refusal>;
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self { reason, retry_after: None }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        unavailable(&error).into()
+    }
+}
+
+impl From<PoolError> for Refusal {
+    fn from(_: PoolError) -> Self {
+        Self { reason: Reason::Unavailable, retry_after: Some(1000) }
+    }
+}
+
+pub(crate) fn unavailable(error: &StoreError) -> Reason {
+    warn!(%error, "the store could not answer");
+    Reason::Unavailable
+}
+
+async fn lookup(server: &Server, asker: &Asker, asked: &Lookup<'_>) -> Answered {
+    let client = find(server, &asked.subject).await?;
+    let bundle = if asked.bundle { server.store.bundle(&client.id).await? } else { None };
+    let entry = DirectoryEntry {
+        id: client.id,
+        name: &client.name,
+        key_epoch: client.key_epoch,
+        record_limit: client.record_limit,
+        status: status(server, &client),
+        modulus: asked.key.then_some(&client.modulus),
+        bundle: bundle.as_ref().map(|held| SignedBundle { bundle: &held.bundle, signature: &held.signature }),
+    };
+    encode(asker, &Message::LookupResponse { request: asked.request, entry })
+}
+
+async fn list(server: &Server, asker: &Asker, request: u16, after: &str) -> Answered {
+    let after = match after {
+        "" => None,
+        name => Some(Name::parse(name).map_err(|_| Reason::Malformed)?),
+    };
+    let clients = server.store.clients(after.as_ref(), PAGE.get()).await?;
+    let mut more = clients.len() == PAGE.get();
+    // Code, request and `more` take six bytes at most.
+    let mut lines = vec![0; asker.mailbox.max_payload().saturating_sub(6)];
+    let mut len = 0;
+    for client in &clients {
+        let line = Presence { id: client.id, name: &client.name, status: status(server, client) };
+        match DirectoryList::append(&line, lines.get_mut(len..).unwrap_or_default()) {
+            Some(line) => len += line,
+            None => {
+                more = true;
+                break;
+            }
+        }
+    }
+    let lines = lines.get(..len).unwrap_or_default();
+    encode(asker, &Message::ListResponse(DirectoryList::new(request, more, lines)))
+}
+
+/// A bundle of the next epoch, signed by the asker's key.
+async fn publish(server: &Server, asker: &Asker, request: u16, signed: &SignedBundle<'_>) -> Answered {
+    let bundle = Bundle::decode(signed.bundle).map_err(|_| Reason::Malformed)?;
+    let client = server.store.client(&asker.id).await?.ok_or(Reason::Unauthorised)?;
+    if bundle.id != asker.id || fingerprint(&client) != Some(bundle.key) {
+        return Err(Reason::Forbidden.into());
+    }
+    if !server.pool.verify(client.modulus, bundle.statement(), signed.signature.to_vec()).await? {
+        return Err(Reason::Unauthorised.into());
+    }
+    match server.store.publish_bundle(&asker.id, bundle.epoch, signed.bundle, signed.signature).await {
+        Ok(()) => Ok(Some(Owed::Done(request))),
+        Err(PublishError::Epoch { stored }) if bundle.epoch <= stored => Err(Reason::Rewound.into()),
+        Err(PublishError::Epoch { .. }) => Err(Reason::Gap.into()),
+        Err(PublishError::Store(error)) => Err(error.into()),
+        Err(_) => Err(Reason::Unauthorised.into()),
+    }
+}
+
+async fn enrol(
+    server: &Server,
+    asker: &Asker,
+    request: u16,
+    id: ClientId,
+    name: &str,
+    modulus: &[u8],
+    signature: &[u8],
+) -> Answered {
+    if server.config.enrol == Policy::Closed {
+        return Err(Reason::Forbidden.into());
+    }
+    // As dear to the server as a first contact, and limited with it.
+    match server.limits.handshake(asker.source) {
+        Admission::Admit => {}
+        Admission::Refuse { retry_after } => {
+            return Err(Refusal { reason: Reason::Rate, retry_after: Some(retry_after) });
+        }
+        Admission::Ignore => return Err(Refusal { reason: Reason::Rate, retry_after: Some(1000) }),
+    }
+    let key = PublicKey::from_modulus(modulus).map_err(|_| Reason::Malformed)?;
+    // Over the name as it was sent: the server's normalisation is none of the device's business.
+    let statement = enrolment_statement(&asker.exporter, &asker.id, &id, name, key);
+    let name = Name::parse(name).map_err(|_| Reason::Malformed)?;
+    if !server.pool.verify(modulus.to_vec(), statement, signature.to_vec()).await? {
+        return Err(Reason::Unauthorised.into());
+    }
+    let enrolment = Enrolment {
+        id,
+        name,
+        modulus: modulus.to_vec(),
+        token_id: None,
+        enrolled_by: Some(asker.id),
+        // It says more when it connects.
+        record_limit: u16::try_from(MIN_RECORD_LIMIT).unwrap_or(u16::MAX),
+        now: now(),
+    };
+    let name = enrolment.name.clone();
+    match server.store.enrol(enrolment).await {
+        Ok(enrolled) => {
+            info!(device = %Uuid::from_bytes(id), %name, by = %Uuid::from_bytes(asker.id), ?enrolled, "enrolled a device");
+            Ok(Some(Owed::Done(request)))
+        }
+        Err(error) => {
+            info!(%name, by = %Uuid::from_bytes(asker.id), %error, "did not enrol a device");
+            Err(enrol_reason(&error).into())
+        }
+    }
+}
+
+/// What a client that was not entered is told.
+pub(crate) fn enrol_reason(error: &EnrolError) -> Reason {
+    match error {
+        EnrolError::IdInUse | EnrolError::KeyInUse | EnrolError::NameInUse => Reason::NameInUse,
+        EnrolError::Store(error) => unavailable(error),
+        _ => Reason::Unauthorised,
+    }
+}
+
+/// A client revokes itself and what it enrolled.
+async fn revoke(server: &Server, asker: &Asker, request: u16, subject: &Subject<'_>) -> Answered {
+    let client = find(server, subject).await?;
+    if client.id != asker.id && client.enrolled_by != Some(asker.id) {
+        return Err(Reason::Forbidden.into());
+    }
+    server.revoke(&client.id).await?;
+    info!(client = %Uuid::from_bytes(client.id), by = %Uuid::from_bytes(asker.id), "revoked");
+    Ok(Some(Owed::Done(request)))
+}
+
+/// The chain is registered before its wrap leaves, so that no message on it meets a server that does not know it. `Done`
+/// comes when the recipient's socket has the wrap.
+async fn wrap(
+    server: &Server,
+    asker: &Asker,
+    request: u16,
+    to: ClientId,
+    wrap: &[u8],
+    bundle: SignedBundle<'_>,
+) -> Answered {
+    let header = WrapHeader::decode(wrap).map_err(|_| Reason::Malformed)?;
+    if Bundle::decode(bundle.bundle).map_err(|_| Reason::Malformed)?.id != asker.id {
+        return Err(Reason::Forbidden.into());
+    }
+    server.store.client(&to).await?.filter(|client| !client.revoked).ok_or(Reason::Unknown)?;
+    let recipient = server.router.mailbox(&to).filter(|mailbox| mailbox.is_listening()).ok_or(Reason::Offline)?;
+    let bytes = bytes_of(&Message::WrapDelivery { from: asker.id, wrap, bundle }, recipient.max_payload())
+        .ok_or(Reason::TooLarge)?;
+    match server.store.register_chain(&header.chain_id, &asker.id, &header.sid, &to).await {
+        Ok(()) => {}
+        Err(ChainError::InUse) => return Err(Reason::NameInUse.into()),
+        Err(ChainError::Store(error)) => return Err(error.into()),
+        Err(_) => return Err(Reason::Unknown.into()),
+    }
+    server.router.forget_chain(&header.chain_id);
+    let content = Content::Wrap { connection: asker.mailbox.connection(), request, bytes };
+    server.router.deliver(&to, Delivery { sender: asker.id, content })?;
+    Ok(None)
+}
+
+/// Who is meant; the revoked are as unknown as those who never were.
+async fn find(server: &Server, subject: &Subject<'_>) -> Result<ClientRecord, Refusal> {
+    let client = match subject {
+        Subject::Id(id) => server.store.client(id).await?,
+        Subject::Name(name) => match Name::parse(name) {
+            Ok(name) => server.store.client_by_name(&name).await?,
+            Err(_) => None,
+        },
+    };
+    client.filter(|client| !client.revoked).ok_or_else(|| Reason::Unknown.into())
+}
+
+fn status(server: &Server, client: &ClientRecord) -> PeerStatus {
+    if server.router.is_online(&client.id) {
+        PeerStatus::Online
+    } else {
+        PeerStatus::Offline { last_seen: client.last_seen }
+    }
+}
+
+pub(crate) fn fingerprint(client: &ClientRecord) -> Option<[u8; 32]> {
+    PublicKey::from_modulus(&client.modulus).ok().map(|key| key.fingerprint())
+}
+
+fn encode(asker: &Asker, message: &Message<'_>) -> Answered {
+    let bytes = bytes_of(message, asker.mailbox.max_payload()).ok_or(Reason::TooLarge)?;
+    Ok(Some(Owed::Answer(bytes)))
+}
+
+/// The encoded message, if it has at most `max` bytes.
+fn bytes_of(message: &Message<'_>, max: usize) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; max];
+    let len = message.encode(&mut bytes).ok()?;
+    bytes.truncate(len);
+    bytes.shrink_to_fit();
+    Some(bytes)
+}

@@ -1,0 +1,187 @@
+//! How much one client or one source may ask of a server: token buckets, bounded and cleaned.
+//!
+//! Messages are counted per client, whatever its connections; full handshakes per source, because each makes the server
+//! sign once. Beyond a limit the answer is `rate` with the time to wait, as long as answering is itself affordable.
+
+use core::num::NonZeroU32;
+use core::time::Duration;
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+
+use governor::clock::{Clock, DefaultClock};
+use governor::state::{InMemoryState, NotKeyed, keyed::HashMapStateStore};
+use governor::{Quota, RateLimiter};
+
+use crate::store::ClientId;
+
+/// So many a second, and so many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// A second, in the long run.
+    pub per_second: u32,
+    /// At once, after a rest.
+    pub burst: u32,
+}
+
+/// Every rate that a server limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rates {
+    /// Records of one client.
+    pub messages: Rate,
+    /// Full handshakes of one source: an IPv4 address, or a /64 of IPv6.
+    pub handshakes: Rate,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self {
+            messages: Rate { per_second: 5_000, burst: 20_000 },
+            handshakes: Rate { per_second: 50, burst: 500 },
+        }
+    }
+}
+
+/// Keys that a limiter remembers; beyond them, and until the next cleaning, keys share buckets.
+const MAX_KEYS: usize = 65_536;
+const SHARED: u64 = 1024;
+/// Refusals that cost a signature each, a second, for all sources together.
+const REFUSALS: u32 = 50;
+
+type Keyed = RateLimiter<u128, HashMapStateStore<u128>, DefaultClock>;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Limits {
+    clock: DefaultClock,
+    hasher: RandomState,
+    messages: Keyed,
+    handshakes: Keyed,
+    refusals: RateLimiter<NotKeyed, InMemoryState, DefaultClock>,
+}
+
+/// Whether a source may begin a full handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It may.
+    Admit,
+    /// It may not. There is a signature to spare to tell it so.
+    Refuse {
+        /// Milliseconds to wait.
+        retry_after: u32,
+    },
+    /// It may not, and gets no answer.
+    Ignore,
+}
+
+impl Limits {
+    /// Limits with nothing counted yet.
+    pub fn new(rates: &Rates) -> Self {
+        Self {
+            clock: DefaultClock::default(),
+            hasher: RandomState::new(),
+            messages: RateLimiter::hashmap(quota(rates.messages)),
+            handshakes: RateLimiter::hashmap(quota(rates.handshakes)),
+            refusals: RateLimiter::direct(quota(Rate { per_second: REFUSALS, burst: REFUSALS })),
+        }
+    }
+
+    /// Counts a record of a client.
+    ///
+    /// # Errors
+    /// The milliseconds to wait.
+    pub fn message(&self, client: &ClientId) -> Result<(), u32> {
+        self.count(&self.messages, u128::from_be_bytes(*client))
+    }
+
+    /// Counts a full handshake of a source.
+    pub fn handshake(&self, source: IpAddr) -> Admission {
+        match self.count(&self.handshakes, source_key(source)) {
+            Ok(()) => Admission::Admit,
+            Err(retry_after) if self.refusals.check().is_ok() => Admission::Refuse { retry_after },
+            Err(_) => Admission::Ignore,
+        }
+    }
+
+    /// Forgets whose bucket is full again: all but the busy after a moment. Call it every few seconds.
+    pub fn clean(&self) {
+        for limiter in [&self.messages, &self.handshakes] {
+            limiter.retain_recent();
+            limiter.shrink_to_fit();
+        }
+    }
+
+    fn count(&self, limiter: &Keyed, key: u128) -> Result<(), u32> {
+        // A flood of keys must not become a flood of memory.
+        let key = if limiter.len() < MAX_KEYS { key } else { u128::from(self.hasher.hash_one(key) % SHARED) };
+        limiter.check_key(&key).map_err(|refused| {
+            let wait = refused.wait_time_from(self.clock.now()).max(Duration::from_millis(1));
+            u32::try_from(wait.as_millis()).unwrap_or(u32::MAX)
+        })
+    }
+}
+
+fn quota(rate: Rate) -> Quota {
+    let positive = |count| NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN);
+    Quota::per_second(positive(rate.per_second)).allow_burst(positive(rate.burst))
+}
+
+/// One bucket for an IPv4 address, one for a /64 of IPv6: who has one address there has all of them.
+fn source_key(source: IpAddr) -> u128 {
+    match source.to_canonical() {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits() >> 64 << 64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(per_second: u32, burst: u32) -> Limits {
+        let rate = Rate { per_second, burst };
+        Limits::new(&Rates { messages: rate, handshakes: rate })
+    }
+
+    #[test]
+    fn each_client_has_its_own_burst() {
+        let limits = limits(1, 3);
+        for client in [[1; 16], [2; 16]] {
+            for _ in 0..3 {
+                assert_eq!(limits.message(&client), Ok(()));
+            }
+            assert!(limits.message(&client).is_err_and(|wait| (1..=1000).contains(&wait)));
+        }
+    }
+
+    #[test]
+    fn a_source_is_an_address_or_a_64_of_ipv6() {
+        let limits = limits(1, 1);
+        let admitted = |address: &str| limits.handshake(address.parse().unwrap()) == Admission::Admit;
+        assert!(admitted("192.0.2.1"));
+        assert!(!admitted("::ffff:192.0.2.1"));
+        assert!(admitted("192.0.2.2"));
+        assert!(admitted("2001:db8::1"));
+        assert!(!admitted("2001:db8::2"));
+        assert!(admitted("2001:db8:0:1::1"));
+    }
+
+    #[test]
+    fn refusals_themselves_are_limited() {
+        let limits = limits(1, 1);
+        let source = "192.0.2.1".parse().unwrap();
+        assert_eq!(limits.handshake(source), Admission::Admit);
+        for _ in 0..REFUSALS {
+            assert!(matches!(limits.handshake(source), Admission::Refuse { retry_after: 1..=1000 }));
+        }
+        assert_eq!(limits.handshake(source), Admission::Ignore);
+    }
+
+    #[test]
+    fn keys_are_bounded() {
+        let limits = limits(1, 2);
+        for i in 0..MAX_KEYS as u128 + 5000 {
+            let _ = limits.message(&i.to_be_bytes());
+        }
+        assert!(limits.messages.len() <= MAX_KEYS + SHARED as usize);
+    }
+}

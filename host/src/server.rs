@@ -1,0 +1,266 @@
+//! A server: accepts connections, gives each a task, and ends them all when it is told to.
+//!
+//! The caller brings the socket, the store, the identity and the reason to stop, so that a test, a demonstration and the
+//! command line start the same server. Here is only what all channels share: configuration, router, limits. One peer is
+//! the business of `channel`, requests are that of `directory`.
+
+use core::future::Future;
+use core::pin::pin;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ossicle_core::{MAX_RECORD_LEN, PublicKey, Reason, ServerConfig};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tracing::{debug, error, info, warn};
+
+use crate::channel;
+use crate::crypto::{CryptoPool, IdentityKey};
+use crate::limits::{Limits, Rates};
+use crate::mailbox::{Budget, MailboxLimits};
+use crate::router::Router;
+use crate::store::{ChainId, ChainRoute, ClientId, SharedStore, StoreError};
+
+/// Who may enrol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Whoever reaches the server.
+    Open,
+    /// Who proves to hold a token, and devices of clients.
+    Token,
+    /// Nobody.
+    Closed,
+}
+
+/// What an operator, or a test, chooses. The default is what DESIGN promises.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Who may enrol.
+    pub enrol: Policy,
+    /// Seconds of silence after which the server asks whether a client is there.
+    pub heartbeat: u16,
+    /// Seconds of silence after which it gives a client up.
+    pub timeout: u16,
+    /// Within this a client has said hello.
+    pub hello_within: Duration,
+    /// Within this the whole handshake is over: a slow device signs for seconds.
+    pub handshake_within: Duration,
+    /// Within this a connection that ends has told its client, and the server has stopped.
+    pub farewell_within: Duration,
+    /// Connections that may be in their handshake at a time.
+    pub unauthenticated: usize,
+    /// How much may wait for a client.
+    pub mailbox: MailboxLimits,
+    /// How fast a client or a source may be.
+    pub rates: Rates,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            enrol: Policy::Token,
+            heartbeat: 15,
+            timeout: 45,
+            hello_within: Duration::from_secs(5),
+            handshake_within: Duration::from_secs(30),
+            farewell_within: Duration::from_secs(5),
+            unauthenticated: 8192,
+            mailbox: MailboxLimits::default(),
+            rates: Rates::default(),
+        }
+    }
+}
+
+/// What all channels of a server share.
+pub struct Server {
+    pub(crate) config: Config,
+    pub(crate) store: SharedStore,
+    pub(crate) identity: Arc<IdentityKey>,
+    pub(crate) pool: Arc<CryptoPool>,
+    pub(crate) router: Router,
+    pub(crate) limits: Limits,
+    pub(crate) budget: Arc<Budget>,
+    connections: AtomicU64,
+    revocations: AtomicU64,
+    stopping: watch::Sender<bool>,
+}
+
+impl Server {
+    /// A server that nobody is connected to yet.
+    pub fn new(config: Config, store: SharedStore, identity: Arc<IdentityKey>, pool: Arc<CryptoPool>) -> Arc<Self> {
+        Arc::new(Self {
+            limits: Limits::new(&config.rates),
+            config,
+            store,
+            identity,
+            pool,
+            router: Router::default(),
+            budget: Arc::default(),
+            connections: AtomicU64::new(0),
+            revocations: AtomicU64::new(0),
+            stopping: watch::Sender::new(false),
+        })
+    }
+
+    /// The fingerprint that clients pin.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.identity.fingerprint()
+    }
+
+    /// Ends a client for good: durably, then its connection. False if there is no such client or it was revoked before.
+    ///
+    /// # Errors
+    /// Those of the store; the client may still enter then.
+    pub async fn revoke(&self, client: &ClientId) -> Result<bool, StoreError> {
+        let revoked = self.store.revoke(client, now()).await?;
+        // Whoever is entering on what the store said before sees this number change, or is seated and evicted here.
+        self.revocations.fetch_add(1, Ordering::SeqCst);
+        if self.router.evict(client, Reason::Unauthorised) {
+            info!(client = %uuid::Uuid::from_bytes(*client), "revoked while connected");
+        }
+        Ok(revoked)
+    }
+
+    /// Connected clients.
+    pub fn connected(&self) -> usize {
+        self.router.connected()
+    }
+
+    pub(crate) fn key(&self) -> Result<PublicKey<'_>, ossicle_core::Error> {
+        PublicKey::from_modulus(self.identity.modulus())
+    }
+
+    pub(crate) fn core_config(&self) -> ServerConfig {
+        ServerConfig {
+            id: self.store.meta().server_id,
+            fingerprint: self.identity.fingerprint(),
+            record_limit: u16::try_from(MAX_RECORD_LEN).unwrap_or(u16::MAX),
+        }
+    }
+
+    /// A number that no other connection has.
+    pub(crate) fn next_connection(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Changes whenever a client was revoked.
+    pub(crate) fn revocations(&self) -> u64 {
+        self.revocations.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    /// Ends when the server stops. Cancel-safe.
+    pub(crate) async fn stopped(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
+    }
+
+    /// Where messages of this chain go, by the router's memory or else by the store.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) async fn route(&self, chain: &ChainId) -> Result<Option<Arc<ChainRoute>>, StoreError> {
+        if let Some(route) = self.router.route(chain) {
+            return Ok(Some(route));
+        }
+        let route = self.store.chain(chain).await?.map(Arc::new);
+        if let Some(route) = &route {
+            self.router.remember(*chain, Arc::clone(route));
+        }
+        Ok(route)
+    }
+}
+
+/// Serves whoever connects to `listener` until `shutdown` is done; then tells all clients, waits for a bounded time and
+/// returns.
+pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Future<Output = ()>) {
+    let mut tasks = JoinSet::new();
+    accept_all(listener, &server, &mut tasks, shutdown).await;
+
+    server.stopping.send_replace(true);
+    server.router.end_all(Reason::Unavailable);
+    let farewell = async {
+        while let Some(ended) = tasks.join_next().await {
+            report(ended);
+        }
+    };
+    if timeout(server.config.farewell_within, farewell).await.is_err() {
+        warn!(connections = tasks.len(), "some clients did not take their leave in time");
+    }
+    tasks.shutdown().await;
+}
+
+async fn accept_all(
+    listener: TcpListener,
+    server: &Arc<Server>,
+    tasks: &mut JoinSet<()>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let unauthenticated = Arc::new(Semaphore::new(server.config.unauthenticated));
+    let mut shutdown = pin!(shutdown);
+    let mut cleaning = interval(Duration::from_secs(5));
+    cleaning.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut back_off = BACK_OFF_MIN;
+    let mut paused_until = None;
+    loop {
+        tokio::select! {
+            () = &mut shutdown => return,
+            accepted = listener.accept(), if paused_until.is_none() => match accepted {
+                Ok((stream, address)) => {
+                    back_off = BACK_OFF_MIN;
+                    begin(server, stream, address, &unauthenticated, tasks);
+                }
+                Err(error) if is_the_peers_fault(&error) => debug!(%error, "a connection was gone before it was accepted"),
+                Err(error) => {
+                    error!(%error, seconds = back_off.as_secs(), "cannot accept connections: trying again after a pause");
+                    paused_until = Some(Instant::now() + back_off);
+                    back_off = (back_off * 2).min(BACK_OFF_MAX);
+                }
+            },
+            () = sleep_until(paused_until.unwrap_or_else(Instant::now)), if paused_until.is_some() => paused_until = None,
+            Some(ended) = tasks.join_next() => report(ended),
+            _ = cleaning.tick() => server.limits.clean(),
+        }
+    }
+}
+
+const BACK_OFF_MIN: Duration = Duration::from_secs(1);
+const BACK_OFF_MAX: Duration = Duration::from_secs(64);
+
+fn is_the_peers_fault(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
+}
+
+fn begin(
+    server: &Arc<Server>,
+    stream: TcpStream,
+    address: SocketAddr,
+    unauthenticated: &Arc<Semaphore>,
+    tasks: &mut JoinSet<()>,
+) {
+    let Ok(permit) = Arc::clone(unauthenticated).try_acquire_owned() else {
+        debug!(%address, "turned away: too many connections are in their handshake");
+        return;
+    };
+    tasks.spawn(channel::run(Arc::clone(server), stream, address, permit));
+}
+
+fn report(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        error!(%error, "a channel's task failed");
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
