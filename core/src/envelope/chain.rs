@@ -37,7 +37,7 @@ const RECEIPT_TAG_LEN: usize = 16;
 const WRAP_HEAD_LEN: usize = ID_LEN + CHAIN_ID_LEN + 4 + 4;
 const WRAP_TEXT_LEN: usize = 4 + 3 * HASH_LEN + SIGNATURE_LEN;
 const WRAP_INFO_LEN: usize = 13 + 3 * HASH_LEN + 4;
-const ANNOUNCEMENT_LEN: usize = 17 + 3 * HASH_LEN + 4;
+const ANNOUNCEMENT_LEN: usize = 17 + 3 * HASH_LEN + 2 * 4;
 const ENVELOPE_HEAD_LEN: usize = CHAIN_ID_LEN + 4 + SALT_LEN;
 /// Set in the kind of a message that carries its sender's signature.
 const SIGNED: u8 = 0x80;
@@ -335,7 +335,7 @@ impl SendingChain {
         let receipts = &self.receipts;
         let verifying = self.signing.public();
         // PROTOCOL, Chains: the signature keeps the thief of a prekey from announcing chains in another's name.
-        let announced = announcement(&receipts.context, self.next, &self.key, verifying);
+        let announced = announcement(&receipts.context, own.epoch, self.next, &self.key, verifying);
         let signature = keys.signing_key().sign(&announced);
         let receipt_key = receipts.key_of(&to.id);
         Writer::new(text)
@@ -1018,7 +1018,7 @@ fn open_announced(
     let verifying = reader.array().ok()?;
     let receipt_key = Secret::new(reader.array().ok()?);
     let signature = reader.array().ok()?;
-    let announced = announcement(&context, first, &key, &verifying);
+    let announced = announcement(&context, from_bundle.epoch, first, &key, &verifying);
     verify(&from_bundle.verifying, &announced, &signature).ok()?;
     if first >= MAX_MESSAGES {
         return None;
@@ -1054,13 +1054,17 @@ fn context(
     ])
 }
 
+/// What the sender signs to announce a chain. It holds the epoch of his bundle, so that who opened an old wrap cannot pass
+/// its chain off as one of a newer bundle.
 fn announcement(
     context: &[u8; HASH_LEN],
+    bundle_epoch: u32,
     first: u32,
     key: &Secret<HASH_LEN>,
     verifying: &[u8; HASH_LEN],
 ) -> [u8; ANNOUNCEMENT_LEN] {
-    join(&[b"ossicle announce\0", context, &first.to_be_bytes(), &hash(&[key.expose()]), verifying])
+    let (bundle_epoch, first) = (bundle_epoch.to_be_bytes(), first.to_be_bytes());
+    join(&[b"ossicle announce\0", context, &bundle_epoch, &first, &hash(&[key.expose()]), verifying])
 }
 
 fn wrap_info(

@@ -188,8 +188,8 @@ fn bytes_are_those_of_the_specification() {
         "4691fa59f632b650336f65d2251c211144444444444444440000000700000004ab4f197998fcc56cc6ed68c1d93",
         "1af9bb522ec00743e181f7330915df4aa31767da82492a45342f64f2d64e08d6529a8fbf7b05e8fe685f2701268c3aa9f2b3",
         "6e314ae50f9b8511c085884c3b2852d4b0fd3ebe5ac32b7ccb04a5d23c5fa983c70eb68ad25eedb4f5700fcf5893e1eb4a4e",
-        "ff2682e8adafdc6cd6cbde00a82690f16649f2a4100d36207f35c4a45bfc3d42369070b1a5fbecd026f21b7ec9b7d2281a6c",
-        "32342164e35e357c224fdb75c7d3e5a3c4f5c14980d8104d5b7f0dbacb4d2822c589a77e2cceaade259cba960d9c792b3",
+        "ff2682e8adafdc6cd6cbde00a82690f16649f7f7ebd60c198c2a047b7b5ae3574b8ca1b26b80edfca4e6c21a90486373d831",
+        "4edb3af4b231ef63db2aa1c0fae2aa16a0b8547a7a90526a3a27055e35e7e8626283c18b5bbcd2fecaefa77f97725a46f",
     ));
     let prekey = keys_b.prekey(&bundle_b).unwrap();
     let mut receiver = Receiver::accept(&mut wrap, &prekey, &a, &bundle_a, &conversation, None).ok().unwrap();
@@ -274,8 +274,8 @@ fn a_wrap_without_the_senders_announcement_is_refused() {
     let thief = SigningKey::new(Secret::new([0x66; 32]));
     let context = context(&pair.a.member, &pair.conversation, &[5; 8], 1);
     let key = Secret::new([1; 32]);
-    let honest = announcement(&context, 0, &key, thief.public());
-    let of_another_key = announcement(&context, 0, &Secret::new([2; 32]), thief.public());
+    let honest = announcement(&context, 3, 0, &key, thief.public());
+    let of_another_key = announcement(&context, 3, 0, &Secret::new([2; 32]), thief.public());
     let forge = |signature: [u8; 64]| {
         let mut text: [u8; WRAP_TEXT_LEN] = join(&[&[0; 4], key.expose(), thief.public(), &[3; 32], &signature]);
         let info = wrap_info(&context, &pair.a.bundle.hash(), &pair.b.bundle.hash(), 200);
@@ -291,6 +291,43 @@ fn a_wrap_without_the_senders_announcement_is_refused() {
     assert_eq!(forge(pair.a.keys.signing_key().sign(&of_another_key)), Some(AcceptError::Unreadable));
     // With the sender's word it is a chain: the forgery above fails at the announcement and nowhere else.
     assert_eq!(forge(pair.a.keys.signing_key().sign(&honest)), None);
+}
+
+// The thief of a recipient's prekey opens an old wrap, and wraps what was in it, announcement and all, under the newer
+// bundle of its sender: its epoch is higher than any seen, but it is not the one that the sender announced.
+#[test]
+fn an_old_chain_cannot_be_wrapped_again_under_a_newer_bundle() {
+    let pair = Pair::direct();
+    let newer = pair.a.keys.bundle(&pair.a.member, 4, pair.a.bundle.hash());
+    let header = WrapHeader::decode(&pair.wrap()).unwrap();
+    let context = pair.sender.receipts.context;
+    let info = |bundle: &Bundle| wrap_info(&context, &bundle.hash(), pair.b.prekey().bundle(), pair.b.prekey().id());
+
+    let wrap = pair.wrap();
+    let (mut stolen, enc) = ([0; WRAP_TEXT_LEN], wrap[WRAP_HEAD_LEN..][..32].try_into().unwrap());
+    stolen.copy_from_slice(&wrap[WRAP_HEAD_LEN + 32..][..WRAP_TEXT_LEN]);
+    let tag = wrap[WRAP_LEN - TAG_LEN..].try_into().unwrap();
+    hpke_open(pair.b.prekey().key(), &pair.a.bundle.exchange, &info(&pair.a.bundle), enc, &mut stolen, tag).unwrap();
+
+    let again = |text: [u8; WRAP_TEXT_LEN], bundle: &Bundle, last_seen| {
+        let mut text = text;
+        // HPKE Auth opens for the thief of the prekey as it does for the sender, whose key stands in for him here.
+        let exchange = pair.a.keys.exchange_key();
+        let rng = &mut TestRng::new(1);
+        let (enc, tag) = hpke_seal(exchange, &pair.b.bundle.prekey, &info(bundle), &mut text, rng).unwrap();
+        let mut wrap: [u8; WRAP_LEN] = join(&[&header.encode(), &enc, &text, &tag]);
+        let prekey = pair.b.prekey();
+        Receiver::accept(&mut wrap, &prekey, &pair.a.member, bundle, &pair.conversation, last_seen).err()
+    };
+    assert_eq!(again(stolen, &pair.a.bundle, Some((3, 0))), Some(AcceptError::Replayed));
+    assert_eq!(again(stolen, &newer, Some((3, 0))), Some(AcceptError::Unreadable));
+    // It is the announcement that stops him: under its own bundle the wrap is whole, and with the sender's word so is
+    // the other one.
+    assert_eq!(again(stolen, &pair.a.bundle, None), None);
+    let announced = announcement(&context, 4, 0, &pair.sender.key, pair.sender.signing.public());
+    let mut signed_anew = stolen;
+    signed_anew[WRAP_TEXT_LEN - SIGNATURE_LEN..].copy_from_slice(&pair.a.keys.signing_key().sign(&announced));
+    assert_eq!(again(signed_anew, &newer, Some((3, 0))), None);
 }
 
 #[test]
