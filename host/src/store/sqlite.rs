@@ -635,6 +635,8 @@ struct Shared {
     seen: Mutex<Arc<HashMap<ClientId, u64>>>,
     /// Whether the writer has been told about `seen`.
     nudged: AtomicBool,
+    /// Whether the last transaction found the disk full. Only the writer asks.
+    tight: AtomicBool,
 }
 
 type Read = Box<dyn FnOnce(&Connection) + Send>;
@@ -744,6 +746,7 @@ fn write_batch(db: &Connection, jobs: Vec<Box<dyn Write>>, shared: &Shared) {
     let mut jobs: Vec<_> = jobs.into_iter().map(|job| (job, Ok(()))).collect();
     match transact(db, &mut jobs, &seen, shared) {
         Ok(()) => {
+            shared.tight.store(false, Ordering::Relaxed);
             Arc::make_mut(&mut shared.seen()).retain(|id, now| seen.get(id) != Some(now));
             for (job, outcome) in jobs {
                 job.answer(outcome);
@@ -756,12 +759,7 @@ fn write_batch(db: &Connection, jobs: Vec<Box<dyn Write>>, shared: &Shared) {
             {
                 error = StoreError::Io(worse.to_string());
             }
-            if matches!(error, StoreError::Full(_))
-                && let Err(worse) = shrink(db)
-                && let worse @ StoreError::Io(_) = shared.classify(&worse)
-            {
-                error = worse;
-            }
+            shared.tight.store(matches!(error, StoreError::Full(_)), Ordering::Relaxed);
             if matches!(error, StoreError::Io(_)) {
                 tracing::error!(directory = %shared.directory, %error, "nothing more is stored");
                 // Only this thread sets it, once.
@@ -786,6 +784,9 @@ fn transact(
     if jobs.is_empty() && seen.is_empty() {
         return Ok(());
     }
+    if shared.tight.load(Ordering::Relaxed) {
+        shrink(db)?;
+    }
     run("BEGIN IMMEDIATE")?;
     for (job, outcome) in jobs {
         run("SAVEPOINT job")?;
@@ -807,9 +808,13 @@ fn transact(
     run("COMMIT")
 }
 
-/// Gives back what the WAL holds more than once, as far as the disk allows: what is refused now may fit the next time.
+/// Gives back what the WAL holds more than once, as far as there is room to write it out: on a full disk that may be all
+/// the room there is.
 fn shrink(db: &Connection) -> rusqlite::Result<()> {
-    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    match db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+        Err(rusqlite::Error::SqliteFailure(failure, _)) if failure.code == ErrorCode::DiskFull => Ok(()),
+        done => done,
+    }
 }
 
 /// Some errors end the whole transaction by themselves; after others the rest of it can still be had.
@@ -830,6 +835,7 @@ impl Shared {
             failed: OnceLock::new(),
             seen: Mutex::default(),
             nudged: AtomicBool::new(false),
+            tight: AtomicBool::new(false),
         }
     }
 

@@ -3,7 +3,7 @@
 use core::convert::Infallible;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 
 use super::super::conformance::{Backend, conformance};
@@ -69,10 +69,6 @@ async fn hold(store: &Arc<SqliteStore>) -> (tokio::task::JoinHandle<()>, std::sy
     });
     has_begun.await.unwrap();
     (held, release)
-}
-
-fn is_full<E: core::fmt::Debug>(result: &Result<Enrolled, E>, text: &str) -> bool {
-    format!("{result:?}").contains(text)
 }
 
 // Files
@@ -337,7 +333,8 @@ async fn a_full_disk_refuses_the_whole_batch() {
         },
     );
     held.await.unwrap();
-    assert!(is_full(&small, "Full") && is_full(&large, "Full"), "{small:?} {large:?}");
+    let full = Err(EnrolError::Store(StoreError::Full(directory.path().display().to_string())));
+    assert_eq!((small, large), (full.clone(), full));
     assert_eq!(store.client(&[1; 16]).await, Ok(None), "what was refused is not there");
     assert_eq!(store.enrol(enrolment(1)).await, Ok(Enrolled::New));
 }
@@ -373,6 +370,50 @@ async fn after_a_failed_flush_nothing_is_acknowledged() {
     assert!(store.client(&[1; 16]).await.unwrap().is_some(), "what was acknowledged is there");
     assert_eq!(store.client(&[2; 16]).await, Ok(None));
     assert_eq!(store.enrol(enrolment(2)).await, Ok(Enrolled::New));
+}
+
+/// Enrols clients until it is killed, and says so after each.
+async fn enrol_until_killed(directory: &Path) {
+    let store = SqliteStore::open(directory).unwrap();
+    for n in 0_u8..=u8::MAX {
+        store.enrol(enrolment(n)).await.unwrap();
+        println!("\nacknowledged {n}");
+    }
+    // Whoever was to kill this has died; then this must not stay.
+    let _ = io::Read::read(&mut io::stdin(), &mut [0]);
+}
+
+#[tokio::test]
+async fn a_killed_server_loses_nothing_that_it_acknowledged() {
+    const DIRECTORY: &str = "OSSICLE_TEST_KILLED";
+    if let Some(directory) = std::env::var_os(DIRECTORY) {
+        return enrol_until_killed(Path::new(&directory)).await;
+    }
+    let directory = Directory::new();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "store::sqlite::tests::a_killed_server_loses_nothing_that_it_acknowledged"])
+        .env(DIRECTORY, directory.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut acknowledged = Vec::new();
+    let lines = io::BufRead::lines(io::BufReader::new(child.stdout.take().unwrap()));
+    for line in lines.map_while(Result::ok) {
+        if let Some(n) = line.strip_prefix("acknowledged ") {
+            acknowledged.push(n.parse::<u8>().unwrap());
+            if acknowledged.len() == 40 {
+                child.kill().unwrap();
+            }
+        }
+    }
+    child.wait().unwrap();
+    assert!(acknowledged.len() >= 40);
+    let store = directory.store();
+    for n in acknowledged {
+        assert!(store.client(&[n; 16]).await.unwrap().is_some(), "{n}");
+    }
+    assert_eq!(store.enrol(enrolment(0)).await, Ok(Enrolled::Repeat));
 }
 
 /// Runs the test `name` of this binary again, with a tmpfs of 2 MiB that exists for it alone.
