@@ -1,4 +1,88 @@
-//! x
+//! The Ossicle protocol: end-to-end encrypted messages between people and microcontrollers, over servers that cannot read
+//! them.
+//!
+//! This crate is the whole client and server side of the protocol as values that turn bytes into steps. It owns no
+//! socket, clock, executor, random generator or allocator; memory is the caller's. The bytes are specified in
+//! `PROTOCOL.md` beside this crate, well enough to write a client in another language.
+//!
+//! # Who is who
+//!
+//! ```text
+//!    your firmware, or a host                                       |  no socket, no clock,
+//!        |                                                          |  no executor, no generator,
+//!        |  its own loop: many records      drivers: blocking, async|  no allocator, no unsafe
+//!  ======|==========================================|===============|==============================
+//!        |                              +-----------v-----------+
+//!        |                              | Client   Endpoint     |  borrowed rx and tx;
+//!        |                              | what one small client |  embedded-io only in the
+//!        |                              | does over a connection|  drivers
+//!        |                              +-----------+-----------+
+//!        v                                          v
+//!    +----------------------------------------------------------------------------+
+//!    | Connection    receive(data) -> Need | Wait | Record { event }               |
+//!    |               send(message, out)    transmit(out)    ask() ... answers      |
+//!    +------+----------------------+---------------------------+-------------------+
+//!           | records              | messages                  | seal, open
+//!    +------v------+       +-------v--------+          +-------v--------+    +----------------+
+//!    | record      |       | handshake      |--------->| crypto         |<---| envelope       |
+//!    +-------------+       | Expect* states |  keys    | Aead, HKDF ... |    | bundle, chain  |
+//!                          +----------------+          +----------------+    +----------------+
+//!        wire (all bytes), config, error: any room may open them; rsa answers signatures on devices
+//! ```
+//!
+//! - [`Client`] is what firmware wants: it joins, publishes its keys, sends, opens and acknowledges for a handful of peers.
+//! - [`Endpoint`] is one connection with two buffers, for whoever speaks [`Message`]s by itself.
+//! - [`Connection`] has no buffers at all: servers and hosts, which have many connections, stand on it.
+//! - [`SendingChain`] and [`ReceivingChain`] seal and open what no server reads.
+//!
+//! # In firmware
+//!
+//! RSA signatures, the one thing that takes a small device seconds, are *asked for*: by software with the feature `rsa`
+//! (which needs an allocator with an arena of 10.5 KiB), or by a secure element of yours.
+//!
+//! ```no_run
+//! # #[cfg(feature = "rsa")]
+//! # fn device<S: embedded_io::Read + embedded_io::Write, R: rand_core::TryCryptoRng>(
+//! #     page: &[u8], stream: &mut S, rng: &mut R, seed: &[u8; 64],
+//! # ) -> Result<(), Box<dyn core::error::Error>> where S::Error: 'static {
+//! use ossicle_core::*;
+//!
+//! let page = IdentityPage::decode(page)?; // made by `ossicle enroll`, in a flash region of its own
+//! let rsa = RsaKey::new(page.key.d, page.key.p, page.key.q)?;
+//! let mut modulus = [0; MAX_RSA_LEN];
+//! let identity = ClientIdentity { id: page.id, key_epoch: 0, key: rsa.public(&mut modulus)?, server: page.server };
+//! let owner = PeerConfig { id: page.owner.id, key: page.owner.key, oldest: Some(page.owner.bundle) };
+//! let (mut rx, mut tx, mut signature) = ([0; 1024], [0; 1024], [0; 256]);
+//! let buffers = ClientBuffers { rx: &mut rx, tx: &mut tx, signature: &mut signature };
+//! let mut client = Client::<1>::new(identity, &[owner], buffers, seed)?;
+//! client.start(0); // a chain to the owner, as soon as we are connected
+//! loop {
+//!     blocking::drive(&mut client, stream)?;
+//!     match client.poll(rng)? {
+//!         ClientStep::Sign(statement) => {
+//!             let mut signature = [0; 256];
+//!             rsa.sign(&statement, rng, &mut signature)?;
+//!             client.sign(&signature)?;
+//!         }
+//!         ClientStep::Verify { key, statement, signature } => {
+//!             let valid = verify_rsa(key, &statement, signature).is_ok();
+//!             client.verified(valid)?;
+//!         }
+//!         ClientStep::Event(ClientEvent::PeerReady(owner)) => {
+//!             client.send(owner, Rungs::NONE, false, 0, b"21.50C led=0")?;
+//!         }
+//!         ClientStep::Event(ClientEvent::Message { signed: true, body, .. }) => println!("the owner says {body:?}"),
+//!         _ => {}
+//!     }
+//! }
+//! # }
+//! ```
+//!
+//! # Features
+//!
+//! None by default, all additive, none changes what the others do: `rsa` (RSA in software; needs `alloc`), `async` (the
+//! drivers for `embedded-io-async`), `defmt` (`defmt::Format` for public types that hold no secret).
+
 #![no_std]
 #![forbid(unsafe_code)]
 #[cfg(test)]
@@ -47,3 +131,7 @@ pub use wire::{
     DirectoryEntry, DirectoryList, HEADER_LEN, ID_LEN, Lookup, MAX_NAME_LEN, MAX_RECORD_LEN, MIN_RECORD_LIMIT, Message,
     PeerStatus, Presence, RECORD_OVERHEAD, Receipt, Rung, Rungs, Settings, SignedBundle, Subject,
 };
+
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -1,0 +1,148 @@
+//! The doors of the house: which room names which foreign crate, and who imports whom. Read from the sources, so that a
+//! wall cannot be broken by accident.
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+/// Every Rust source below `folder`, its path relative to the repository and its code without comments.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                if path.file_name().unwrap() != "target" {
+                    folders.push(path);
+                }
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+                let text = std::fs::read_to_string(&path).unwrap();
+                let code: String =
+                    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+                found.push((name, code));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "{folder} has no sources");
+    found.sort();
+    found
+}
+
+/// Whether `code` names the crate `name`: as the head of a path.
+fn names(code: &str, name: &str) -> bool {
+    let mut rest = code;
+    while let Some(at) = rest.find(name) {
+        let before = rest[..at].chars().next_back();
+        let after = &rest[at + name.len()..];
+        let word = before.is_none_or(|c| !c.is_alphanumeric() && c != '_' && c != ':' && c != '"' && c != '.');
+        if word && after.trim_start().starts_with("::") {
+            return true;
+        }
+        rest = after;
+    }
+    false
+}
+
+fn only(folder: &str, crates: &[&str], rooms: &[&str]) {
+    for (path, code) in sources(folder) {
+        for name in crates {
+            let allowed = rooms.iter().any(|room| path.starts_with(room));
+            assert!(allowed || !names(&code, name), "{path} names {name}; only {rooms:?} may");
+        }
+    }
+}
+
+#[test]
+fn foreign_crates_of_the_core_stay_in_their_rooms() {
+    let crypto = ["core/src/crypto", "core/src/rsa.rs"];
+    only("core/src", &["aes_gcm", "hkdf", "hmac", "x25519_dalek", "ed25519_dalek", "hpke", "subtle", "sha2"], &crypto);
+    only("core/src", &["rsa", "alloc"], &["core/src/rsa.rs"]);
+    only("core/src", &["postcard", "serde"], &["core/src/wire/"]);
+    only("core/src", &["embedded_io", "embedded_io_async"], &["core/src/driver.rs"]);
+    only("core/src", &["heapless"], &["core/src/client.rs"]);
+    only("core/src", &["crc"], &["core/src/page.rs"]);
+    for (path, code) in sources("core/src") {
+        let std = names(&code.split("#[cfg(test)]").next().unwrap_or_default().replace("extern crate std", ""), "std");
+        assert!(!std || path.contains("tests") || path.contains("testing"), "{path} names std outside its tests");
+    }
+}
+
+/// Which rooms of the core may import which.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("crypto", &["error"]),
+    ("rsa", &["crypto", "error"]),
+    ("wire", &["crypto", "error"]),
+    ("config", &["crypto", "wire", "error"]),
+    ("record", &["wire", "crypto", "error"]),
+    ("handshake", &["record", "wire", "crypto", "config", "error"]),
+    ("envelope", &["wire", "crypto", "error"]),
+    ("page", &["envelope", "wire", "crypto", "error"]),
+    ("connection", &["handshake", "record", "wire", "crypto", "config", "error"]),
+    ("endpoint", &["connection", "wire", "crypto", "config", "error"]),
+    ("client", &["endpoint", "connection", "envelope", "wire", "crypto", "config", "error"]),
+    ("driver", &["endpoint", "error"]),
+];
+
+#[test]
+fn rooms_of_the_core_import_downwards_only() {
+    let mut seen = BTreeSet::new();
+    for (path, code) in sources("core/src") {
+        let room = path.trim_start_matches("core/src/").trim_end_matches(".rs").split('/').next().unwrap().to_owned();
+        if room == "lib" {
+            continue;
+        }
+        let (_, may) = MAY_IMPORT.iter().find(|(name, _)| *name == room).unwrap_or_else(|| panic!("{path}: no such room"));
+        seen.insert(room.clone());
+        for (other, _) in MAY_IMPORT {
+            let import = format!("crate::{other}::");
+            // `crate::error::{...}` and `crate::rsa::...` alike; tests of a room may use their own room only.
+            if code.contains(&import) && *other != room {
+                assert!(may.contains(other), "{path} imports {other}; {room} may import {may:?}");
+            }
+        }
+    }
+    assert_eq!(seen.len(), MAY_IMPORT.len(), "a room of the drawing is gone: {seen:?}");
+}
+
+#[test]
+fn foreign_crates_of_the_host_stay_in_their_rooms() {
+    only("host/src", &["rusqlite"], &["host/src/store/"]);
+    only("host/src", &["aws_lc_rs"], &["host/src/crypto"]);
+    only("host/src", &["rsa"], &["host/src/crypto"]);
+    only("host/src", &["firmware_example"], &["host/src/cli/demo"]);
+}
+
+#[test]
+fn only_the_board_of_the_firmware_is_unsafe_and_knows_its_chip() {
+    let board = ["firmware-example/src/board.rs"];
+    only("firmware-example/src", &["cortex_m", "cortex_m_rt", "embedded_alloc", "semihosting"], &[
+        "firmware-example/src/board.rs",
+        "firmware-example/src/main.rs",
+    ]);
+    for (path, code) in sources("firmware-example/src") {
+        let uses = code.lines().any(|line| line.contains("unsafe ") || line.contains("unsafe("));
+        assert!(board.contains(&path.as_str()) || !uses, "{path} holds unsafe code");
+    }
+}
+
+#[test]
+fn nothing_in_core_or_host_is_unsafe_and_the_public_api_names_no_inner_crate() {
+    for (path, code) in sources("core/src").into_iter().chain(sources("host/src")) {
+        assert!(!code.contains("unsafe {") && !code.contains("unsafe fn"), "{path} holds unsafe code");
+    }
+    // What a foreign firmware sees: no signature with a type of heapless, postcard or rsa.
+    for (path, code) in sources("core/src") {
+        for line in code.lines().filter(|line| line.trim_start().starts_with("pub ")) {
+            for inner in ["heapless", "postcard", "rsa::", "hpke::", "aes_gcm"] {
+                assert!(!line.contains(inner) || line.contains("pub use rsa::"), "{path}: {line}");
+            }
+        }
+    }
+}
