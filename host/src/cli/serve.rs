@@ -84,7 +84,7 @@ pub enum Rsa {
 }
 
 impl Rsa {
-    const fn bits(self) -> usize {
+    pub(super) const fn bits(self) -> usize {
         match self {
             Self::Bits2048 => 2048,
             Self::Bits3072 => 3072,

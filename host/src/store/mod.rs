@@ -15,6 +15,7 @@ use crate::name::{Name, Pattern};
 
 #[cfg(test)]
 mod conformance;
+pub mod home;
 mod sqlite;
 
 pub use sqlite::SqliteStore;

@@ -1,0 +1,166 @@
+//! `ossicle listen`: messages as they come, one a line.
+//!
+//! A message counts as opened when its line was written and flushed, not before: then its sender is told and its text is
+//! erased here. What was not printed (beyond `--count`, outside the pattern, after the pipe was closed or the process
+//! killed) waits in the home for the next `listen`.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+
+use super::{HomeArg, harmless, json, print, rfc3339};
+use crate::endpoint::{Access, Failure, Notice};
+use crate::name::{Name, Pattern};
+use crate::store::home::Waiting;
+
+/// Messages that are read from the home at once.
+const PAGE: u32 = 64;
+
+/// Print messages as they come
+///
+/// This client is online while `listen` runs. With --json each line is an object with `id`, `from` (the sender's name),
+/// `conversation`, `signed` (false: whoever holds the conversation's key could have written it), `time` (when it came, RFC
+/// 3339) and `text`, or `data` in base64 where it is not UTF-8.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  ossicle listen
+  ossicle listen 'sensor-*' --json | jq .text
+  ossicle listen --count 1                       wait for one message
+  ossicle listen --json | while read -r m; do ossicle send alice \"got one\"; done")]
+pub struct Listen {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its own documentation is its help")]
+    pub home: HomeArg,
+    /// Only messages of clients with such names ('*', '?' and '[...]'); the others wait
+    #[arg(value_parser = Pattern::parse)]
+    pub pattern: Option<Pattern>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// End after so many messages
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Line<'m> {
+    id: String,
+    from: &'m str,
+    conversation: String,
+    signed: bool,
+    time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'m str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
+}
+
+impl Listen {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let home = self.home.open()?;
+        let mut access = Access::open_reader(&home, "listen").await?;
+        let done = self.print_all(&mut access).await;
+        access.close().await;
+        done
+    }
+
+    async fn print_all(&self, access: &mut Access) -> Result<(), Failure> {
+        let (mut printed, mut after) = (0, 0);
+        loop {
+            let waiting = access.waiting(after, PAGE).await?;
+            if waiting.is_empty() {
+                match access.notice().await {
+                    Notice::Inbox => continue,
+                    Notice::Ended(failure) => return Err(failure),
+                }
+            }
+            for message in waiting {
+                after = message.row;
+                if !self.selects(&message) {
+                    continue;
+                }
+                let line = if self.json { object(&message)? } else { plain(&message) };
+                // A reader may be slow, and the connection must not wait for it.
+                let written = tokio::task::spawn_blocking(move || print(&line)).await;
+                if !written.map_err(|_| Failure::refused("cannot write to standard output"))?? {
+                    return Ok(());
+                }
+                access.read(&message).await?;
+                printed += 1;
+                if self.count == Some(printed) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn selects(&self, message: &Waiting) -> bool {
+        match &self.pattern {
+            Some(pattern) => Name::parse(&message.from).is_ok_and(|name| pattern.matches(&name)),
+            None => true,
+        }
+    }
+}
+
+fn object(waiting: &Waiting) -> Result<String, Failure> {
+    let message = &waiting.message;
+    let text = core::str::from_utf8(&message.body).ok();
+    json(&Line {
+        id: crate::endpoint::message_id(&message.chain, message.n),
+        from: &waiting.from,
+        conversation: hex::encode(message.sid),
+        signed: message.signed,
+        time: rfc3339(message.time),
+        kind: (message.kind != crate::endpoint::KIND_TEXT).then_some(message.kind),
+        text,
+        data: text.is_none().then(|| STANDARD.encode(&message.body)),
+    })
+}
+
+fn plain(waiting: &Waiting) -> String {
+    let message = &waiting.message;
+    let text = match core::str::from_utf8(&message.body) {
+        Ok(text) => harmless(text),
+        Err(_) => format!("({} bytes: {})", message.body.len(), STANDARD.encode(&message.body)),
+    };
+    let word = if message.signed { "" } else { " (not signed)" };
+    format!("{} {}{word}: {text}", rfc3339(message.time), harmless(&waiting.from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::home::Received;
+
+    fn waiting(body: &[u8]) -> Waiting {
+        let message = Received {
+            chain: [1; 8],
+            n: 3,
+            salt: [0; 8],
+            peer: [2; 16],
+            sid: [3; 16],
+            signed: true,
+            kind: 0,
+            time: 1_700_000_000,
+            body: body.to_vec(),
+            delivered_tag: [0; 16],
+            opened_tag: None,
+        };
+        Waiting { row: 1, from: "alice".into(), message }
+    }
+
+    #[test]
+    fn lines_hold_what_scripts_need_and_nothing_that_a_terminal_obeys() {
+        let line = object(&waiting("a\u{1b}[2Jb\nc".as_bytes())).unwrap();
+        assert_eq!(
+            line,
+            "{\"id\":\"0101010101010101-3\",\"from\":\"alice\",\"conversation\":\"03030303030303030303030303030303\",\
+             \"signed\":true,\"time\":\"2023-11-14T22:13:20Z\",\"text\":\"a\\u001b[2Jb\\nc\"}"
+        );
+        assert!(object(&waiting(&[0xff, 0])).unwrap().ends_with("\"data\":\"/wA=\"}"));
+        assert_eq!(plain(&waiting(b"a\nb\x1b")), "2023-11-14T22:13:20Z alice: a\\u{a}b\\u{1b}");
+        assert_eq!(plain(&waiting(&[0xff, 0])), "2023-11-14T22:13:20Z alice: (2 bytes: /wA=)");
+    }
+}

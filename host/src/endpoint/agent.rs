@@ -1,0 +1,708 @@
+//! The task that is a home's client: it owns the connection and the state, and everybody asks it.
+//!
+//! Requests and what a reader has read come in over a channel; answers and notices go out. Between them: connect (again,
+//! after 1 to 60 seconds with jitter, for as long as anybody asks), authenticate, publish what must be published, send
+//! and receive, answer and send signs of life, give up a server that is silent. It says `Listening` only if it was started
+//! for a reader. What ends it for good (another key, a refusal, another connection that took over) is said to everybody.
+
+use core::time::Duration;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use ossicle_core::{Credentials, Member, Message, PeerStatus, Reason, SignedBundle, Subject};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::home::Opened;
+use super::inbox::{Inbox, opened_receipt};
+use super::link::{Incoming, Link, LinkError, Server, Target};
+use super::local::{PeerKeys, Presence, Reply, Request, Requested};
+use super::outbox::{Outbox, Replies, member};
+use super::peers::{Rejected, admit, check_bundle};
+use super::url::address;
+use super::{Failure, now};
+use crate::crypto::IdentityKey;
+use crate::name::Name;
+use crate::store::home::{HomeStore, HomeStoreError, OwnKeys, Profile, Progress, Waiting};
+
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A new prekey is made after so many seconds.
+const PREKEY_AGE: u64 = 7 * 24 * 3600;
+/// How long a server that said nothing about it may be silent.
+const SILENCE: Duration = Duration::from_secs(45);
+
+/// What an agent tells the command that started it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// There is no connection any more, for good.
+    Ended(Failure),
+    /// Messages wait for their reader.
+    Inbox,
+}
+
+/// To an agent; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Handle {
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+enum Command {
+    Request(Request, Replies),
+    /// The reader has the message in this row, of so many bytes.
+    Read(i64, usize, oneshot::Sender<Result<(), Failure>>),
+    Stop(oneshot::Sender<()>),
+    Waiting(i64, u32, oneshot::Sender<Result<Vec<Waiting>, Failure>>),
+}
+
+impl Handle {
+    pub(super) fn request(&self, request: Request) -> Requested {
+        let (replies, requested) = mpsc::unbounded_channel();
+        if let Err(unsent) = self.commands.send(Command::Request(request, replies))
+            && let Command::Request(_, replies) = unsent.0
+        {
+            let _ = replies.send(Reply::Gone { taken: false });
+        }
+        Requested(requested)
+    }
+
+    pub(super) async fn waiting(&self, after: i64, limit: u32) -> Result<Vec<Waiting>, Failure> {
+        self.ask(|answer| Command::Waiting(after, limit, answer)).await
+    }
+
+    pub(super) async fn read(&self, row: i64, len: usize) -> Result<(), Failure> {
+        self.ask(|answer| Command::Read(row, len, answer)).await
+    }
+
+    /// Ends the agent, with a last word to the server. Returns when it has ended.
+    pub(super) async fn stop(&self) {
+        let (stopped, wait) = oneshot::channel();
+        if self.commands.send(Command::Stop(stopped)).is_ok() {
+            let _ = wait.await;
+        }
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, Failure>>) -> Command) -> Result<T, Failure> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.commands.send(command(answer));
+        answered.await.unwrap_or_else(|_| Err(Failure::refused("the connection has ended")))
+    }
+}
+
+/// Starts the agent of an opened home. With `listening` it takes messages.
+pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::UnboundedReceiver<Notice>), Failure> {
+    let (commands, incoming) = mpsc::unbounded_channel();
+    let (notices, notified) = mpsc::unbounded_channel();
+    let key = Arc::new(opened.key);
+    let me = member(opened.profile.id, key.fingerprint());
+    let inbox = Inbox::new(opened.store.backlog()?);
+    let agent = Agent {
+        profile: opened.profile,
+        me,
+        key,
+        own: opened.own,
+        store: opened.store,
+        listening,
+        commands: incoming,
+        notices,
+        requests: Requests::default(),
+        outbox: Outbox::default(),
+        inbox,
+        asked: VecDeque::new(),
+    };
+    tokio::spawn(agent.run());
+    Ok((Handle { commands }, notified))
+}
+
+/// What outbox and inbox work with.
+pub(super) struct Desk<'a> {
+    pub(super) link: &'a mut Link,
+    pub(super) store: &'a mut HomeStore,
+    pub(super) own: &'a OwnKeys,
+    pub(super) me: &'a Member,
+    pub(super) requests: &'a mut Requests,
+}
+
+/// Why a connection, or the agent, goes no further.
+pub(super) enum Ended {
+    /// The connection; a new one may do better.
+    Link(LinkError),
+    /// The agent.
+    Agent(Failure),
+    /// Somebody asked it to stop.
+    Stopped(oneshot::Sender<()>),
+}
+
+impl From<LinkError> for Ended {
+    fn from(error: LinkError) -> Self {
+        Self::Link(error)
+    }
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        Self::Agent(failure)
+    }
+}
+
+impl From<HomeStoreError> for Ended {
+    fn from(error: HomeStoreError) -> Self {
+        Self::Agent(error.into())
+    }
+}
+
+/// What was asked of the server and not answered.
+#[derive(Default)]
+pub(super) struct Requests {
+    last: u16,
+    open: HashMap<u16, Pending>,
+}
+
+pub(super) enum Pending {
+    /// More of the directory.
+    List { lines: Vec<Presence>, replies: Replies },
+    /// Something that is done or refused.
+    Plain { replies: Replies },
+    /// A bundle of ours.
+    Publish,
+    /// The recipient of letters.
+    Recipient { key: String },
+    /// The sender of a wrap.
+    Sender { id: [u8; 16] },
+    /// A peer whose keys somebody wants.
+    Peer { name: Name, replies: Replies },
+    /// A wrap of ours.
+    Wrap { chain: [u8; 8] },
+}
+
+impl Requests {
+    /// A number for a request, by which its answer is known.
+    pub(super) fn open(&mut self, pending: Pending) -> u16 {
+        loop {
+            // 0 names what was no request.
+            self.last = self.last.checked_add(1).unwrap_or(1);
+            if let std::collections::hash_map::Entry::Vacant(place) = self.open.entry(self.last) {
+                place.insert(pending);
+                return self.last;
+            }
+        }
+    }
+}
+
+struct Agent {
+    profile: Profile,
+    me: Member,
+    key: Arc<IdentityKey>,
+    own: OwnKeys,
+    store: HomeStore,
+    listening: bool,
+    commands: mpsc::UnboundedReceiver<Command>,
+    notices: mpsc::UnboundedSender<Notice>,
+    requests: Requests,
+    outbox: Outbox,
+    inbox: Inbox,
+    /// Requests that wait for a connection; letters wait in the outbox.
+    asked: VecDeque<(Request, Replies)>,
+}
+
+impl Agent {
+    async fn run(mut self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let begun = Instant::now();
+            let ended = match self.session().await {
+                Err(ended) => ended,
+                Ok(never) => match never {},
+            };
+            let error = match ended {
+                Ended::Stopped(stopped) => {
+                    drop(self);
+                    let _ = stopped.send(());
+                    return;
+                }
+                Ended::Agent(failure) => return self.fail(&failure),
+                Ended::Link(error) => error,
+            };
+            let mut wait = pause;
+            match self.final_failure(&error) {
+                Some(failure) => return self.fail(&failure),
+                None => {
+                    let trouble = describe(&error);
+                    tracing::info!("{trouble}");
+                    self.tell_everybody(&Reply::Trouble(trouble));
+                    if let LinkError::Refused { retry_after, .. } = error {
+                        wait = wait.max(Duration::from_millis(retry_after.into()).min(LONGEST_PAUSE));
+                    }
+                }
+            }
+            self.disconnected();
+            if begun.elapsed() > LONGEST_PAUSE {
+                wait = FIRST_PAUSE;
+                pause = FIRST_PAUSE;
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            if let Err(Ended::Stopped(stopped)) = self.pause(jitter(wait)).await {
+                drop(self);
+                let _ = stopped.send(());
+                return;
+            }
+        }
+    }
+
+    /// What trying again would not cure, said to a person.
+    fn final_failure(&self, error: &LinkError) -> Option<Failure> {
+        let server = address(&self.profile.host, self.profile.port);
+        let sentence = match error {
+            LinkError::OtherServer => format!(
+                "the server at {server} has another key than the pinned one: nothing was sent to it; \
+                 ask its operator, and make a new home if the change is right"
+            ),
+            LinkError::Refused { reason: Reason::Unauthorised, .. } => format!(
+                "the server at {server} does not let {} in: the identity is unknown there or was revoked; \
+                 ask its operator",
+                self.profile.name
+            ),
+            LinkError::Refused { reason: Reason::TakenOver, .. } => format!(
+                "another connection of {} took over: use one home at a time, and make an identity of its own \
+                 for each machine with `ossicle init`",
+                self.profile.name
+            ),
+            LinkError::Failed(what) => format!("{what}: see whether the home and this system are in order"),
+            _ => return None,
+        };
+        Some(Failure::refused(sentence))
+    }
+
+    fn fail(&mut self, failure: &Failure) {
+        self.tell_everybody(&Reply::Failed(failure.clone()));
+        let _ = self.notices.send(Notice::Ended(failure.clone()));
+        // Whoever still asks learns it too; the channel closes when the last one has gone.
+        self.commands.close();
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Request(_, replies) => drop(replies.send(Reply::Failed(failure.clone()))),
+                Command::Read(_, _, answer) => drop(answer.send(Err(failure.clone()))),
+                Command::Waiting(_, _, answer) => drop(answer.send(Err(failure.clone()))),
+                Command::Stop(stopped) => drop(stopped.send(())),
+            }
+        }
+    }
+
+    fn tell_everybody(&self, reply: &Reply) {
+        self.outbox.broadcast(reply);
+        for (_, replies) in &self.asked {
+            let _ = replies.send(reply.clone());
+        }
+        for pending in self.requests.open.values() {
+            if let Pending::List { replies, .. } | Pending::Plain { replies } | Pending::Peer { replies, .. } = pending
+            {
+                let _ = replies.send(reply.clone());
+            }
+        }
+    }
+
+    fn disconnected(&mut self) {
+        self.outbox.disconnected();
+        self.inbox.disconnected();
+        for (_, pending) in self.requests.open.drain() {
+            match pending {
+                Pending::List { replies, .. } => self.asked.push_back((Request::Who, replies)),
+                Pending::Peer { name, replies } => {
+                    self.asked.push_back((Request::Peer { name: name.as_str().to_owned() }, replies));
+                }
+                Pending::Plain { replies } => {
+                    let sentence = "the connection broke before the server had answered: do it again";
+                    let _ = replies.send(Reply::Failed(Failure::refused(sentence)));
+                }
+                Pending::Publish | Pending::Recipient { .. } | Pending::Sender { .. } | Pending::Wrap { .. } => {}
+            }
+        }
+    }
+
+    /// Waits, and takes commands meanwhile.
+    async fn pause(&mut self, pause: Duration) -> Result<(), Ended> {
+        let until = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = sleep_until(until) => return Ok(()),
+                command = self.commands.recv() => self.command(command, None)?,
+            }
+        }
+    }
+
+    /// One connection, from its first byte to its end.
+    async fn session(&mut self) -> Result<core::convert::Infallible, Ended> {
+        let mut link = self.connect().await?;
+        let settings = *link.settings();
+        self.publish(&mut link, &settings.store_epoch)?;
+        if self.listening {
+            link.send(&Message::Listening)?;
+        }
+        for owed in self.store.untold()? {
+            self.tell_opened(&mut link, owed.row)?;
+        }
+        for (request, replies) in core::mem::take(&mut self.asked) {
+            self.request(&mut link, request, replies)?;
+        }
+        self.with_desk(&mut link, |outbox, _, desk| outbox.pump(desk))?;
+
+        let seconds = |seconds: u16| (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+        let heartbeat = seconds(settings.heartbeat).unwrap_or(SILENCE / 3);
+        let silence = seconds(settings.timeout).unwrap_or(SILENCE);
+        let (mut heard, mut said) = (Instant::now(), Instant::now());
+        loop {
+            let held = self.outbox.held_until();
+            tokio::select! {
+                progress = link.io() => {
+                    progress?;
+                    let mut came = false;
+                    while let Some(incoming) = link.next()? {
+                        came = true;
+                        self.handle(&mut link, incoming)?;
+                    }
+                    if self.with_desk(&mut link, |_, inbox, desk| inbox.commit(desk))? {
+                        let _ = self.notices.send(Notice::Inbox);
+                    }
+                    if came {
+                        heard = Instant::now();
+                    }
+                }
+                command = self.commands.recv() => {
+                    if let Err(ended) = self.command(command, Some(&mut link)) {
+                        if matches!(ended, Ended::Stopped(_)) {
+                            link.close().await;
+                        }
+                        return Err(ended);
+                    }
+                }
+                () = sleep_until(said + heartbeat) => {
+                    let request = self.requests.last;
+                    link.send(&Message::Status { request })?;
+                    said = Instant::now();
+                }
+                () = sleep_until(heard + silence) => {
+                    return Err(LinkError::Broken("the server is silent".into()).into());
+                }
+                () = sleep_until(held.unwrap_or(heard)), if held.is_some() => {
+                    self.with_desk(&mut link, |outbox, _, desk| outbox.pump(desk))?;
+                }
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Link, Ended> {
+        let target = Target {
+            host: self.profile.host.clone(),
+            port: self.profile.port,
+            server: Server::Key(self.profile.server_key.clone()),
+        };
+        let credentials =
+            Credentials::Key { id: self.profile.id, key_epoch: self.profile.key_epoch, fingerprint: self.me.key };
+        let key = Arc::clone(&self.key);
+        let connecting = Link::connect(&target, &credentials, &key);
+        tokio::pin!(connecting);
+        loop {
+            tokio::select! {
+                link = &mut connecting => return Ok(link?),
+                command = self.commands.recv() => self.command(command, None)?,
+            }
+        }
+    }
+
+    /// Publishes the bundle if the server lacks it, and a new one if its prekey is a week old.
+    fn publish(&mut self, link: &mut Link, store_epoch: &[u8; 8]) -> Result<(), Ended> {
+        if now().saturating_sub(self.own.made) > PREKEY_AGE {
+            let (epoch, previous) = (self.own.bundle.epoch, self.own.bundle.hash());
+            let sick = |_| Failure::refused("no new prekey can be made: is there randomness on this system?");
+            self.own.keys.rotate(&mut getrandom::SysRng).map_err(sick)?;
+            let bundle = self.own.keys.bundle(&self.me, epoch.saturating_add(1), previous);
+            let signature = self.key.sign(&bundle.statement()).map_err(Failure::from)?;
+            self.store.put_keys(&self.own.keys, &bundle, &signature, now())?;
+            self.own = self.store.keys()?.ok_or(HomeStoreError::Damaged)?;
+        }
+        if !self.own.published || self.profile.store_epoch != Some(*store_epoch) {
+            let request = self.requests.open(Pending::Publish);
+            let bundle = self.own.bundle.encode();
+            let bundle = SignedBundle { bundle: &bundle, signature: &self.own.signature };
+            link.send(&Message::Publish { request, bundle })?;
+        }
+        Ok(())
+    }
+
+    fn with_desk<T>(
+        &mut self,
+        link: &mut Link,
+        work: impl FnOnce(&mut Outbox, &mut Inbox, &mut Desk<'_>) -> Result<T, Ended>,
+    ) -> Result<T, Ended> {
+        let mut desk =
+            Desk { link, store: &mut self.store, own: &self.own, me: &self.me, requests: &mut self.requests };
+        work(&mut self.outbox, &mut self.inbox, &mut desk)
+    }
+
+    fn command(&mut self, command: Option<Command>, link: Option<&mut Link>) -> Result<(), Ended> {
+        match command {
+            Some(Command::Request(request, replies)) => self.take(request, replies, link),
+            Some(Command::Waiting(after, limit, answer)) => {
+                let _ = answer.send(self.store.waiting(after, limit).map_err(Failure::from));
+                Ok(())
+            }
+            Some(Command::Read(row, len, answer)) => {
+                self.store.mark(row, Progress::Opened)?;
+                self.inbox.read(len);
+                if let Some(link) = link {
+                    self.tell_opened(link, row)?;
+                }
+                let _ = answer.send(Ok(()));
+                Ok(())
+            }
+            Some(Command::Stop(stopped)) => Err(Ended::Stopped(stopped)),
+            // Nobody is left who could ask.
+            None => Err(Ended::Stopped(oneshot::channel().0)),
+        }
+    }
+
+    /// The reader has a message: its sender is told, if he wants to know.
+    fn tell_opened(&mut self, link: &mut Link, row: i64) -> Result<(), Ended> {
+        let Some(owed) = self.store.owed(row)? else {
+            return Ok(());
+        };
+        if let Some(receipt) = opened_receipt(&owed) {
+            link.send(&Message::Tell(receipt))?;
+        }
+        Ok(self.store.mark(row, Progress::Told)?)
+    }
+
+    fn take(&mut self, request: Request, replies: Replies, link: Option<&mut Link>) -> Result<(), Ended> {
+        match (request, link) {
+            (Request::Send { to, body, signed, until }, link) => {
+                let Some(name) = self.recipient(&to, &replies) else {
+                    return Ok(());
+                };
+                self.outbox.post(name, body, signed, until, replies);
+                match link {
+                    Some(link) => self.with_desk(link, |outbox, _, desk| outbox.pump(desk)),
+                    None => Ok(()),
+                }
+            }
+            (request, Some(link)) => self.request(link, request, replies),
+            (request, None) => {
+                self.asked.push_back((request, replies));
+                Ok(())
+            }
+        }
+    }
+
+    fn recipient(&self, to: &str, replies: &Replies) -> Option<Name> {
+        let failure = match Name::parse(to) {
+            Ok(name) if Name::parse(&self.profile.name).is_ok_and(|own| own == name) => {
+                Failure::usage(format!("{name} is this home's own name: send to somebody else"))
+            }
+            Ok(name) => return Some(name),
+            Err(error) => Failure::usage(error.to_string()),
+        };
+        let _ = replies.send(Reply::Failed(failure));
+        None
+    }
+
+    fn request(&mut self, link: &mut Link, request: Request, replies: Replies) -> Result<(), Ended> {
+        match request {
+            Request::Enrol { id, name, modulus, signature } => {
+                let request = self.requests.open(Pending::Plain { replies });
+                link.send(&Message::Enrol { request, id, name: &name, modulus: &modulus, signature: &signature })?;
+            }
+            Request::Exporter => {
+                let _ = replies.send(Reply::Exporter(*link.exporter()?.expose()));
+            }
+            Request::Peer { name } => match Name::parse(&name) {
+                Ok(name) if Name::parse(&self.profile.name).is_ok_and(|own| own == name) => {
+                    let _ = replies.send(Reply::Peer(PeerKeys {
+                        id: self.me.id,
+                        name: self.profile.name.clone(),
+                        modulus: self.key.modulus().to_vec(),
+                        bundle: self.own.bundle.encode().to_vec(),
+                        signature: self.own.signature.clone(),
+                    }));
+                }
+                Ok(name) => {
+                    let given = name.as_str().to_owned();
+                    let request = self.requests.open(Pending::Peer { name, replies });
+                    let subject = Subject::Name(&given);
+                    let lookup = ossicle_core::Lookup { request, key: true, bundle: true, subject };
+                    link.send(&Message::Lookup(lookup))?;
+                }
+                Err(error) => {
+                    let _ = replies.send(Reply::Failed(Failure::usage(error.to_string())));
+                }
+            },
+            Request::Revoke { name } => {
+                let request = self.requests.open(Pending::Plain { replies });
+                link.send(&Message::Revoke { request, subject: Subject::Name(&name) })?;
+            }
+            // Letters go through the outbox, whether there is a connection or not.
+            Request::Send { .. } => return self.take(request, replies, Some(link)),
+            Request::Who => {
+                let request = self.requests.open(Pending::List { lines: Vec::new(), replies });
+                link.send(&Message::List { request, after: "" })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, link: &mut Link, incoming: Incoming) -> Result<(), Ended> {
+        let payload = match incoming {
+            Incoming::Message(payload) => payload,
+            Incoming::Closed(Some(reason @ Reason::TakenOver)) => {
+                return Err(LinkError::Refused { reason, retry_after: 0 }.into());
+            }
+            Incoming::Closed(Some(reason @ Reason::Unauthorised)) => {
+                return Err(LinkError::Refused { reason, retry_after: 0 }.into());
+            }
+            Incoming::Closed(Some(reason)) => {
+                return Err(LinkError::Broken(format!("the server closed the connection: {reason}")).into());
+            }
+            Incoming::Closed(None) => {
+                return Err(LinkError::Broken("the server closed the connection".into()).into());
+            }
+        };
+        let message = match Message::decode(&payload) {
+            Ok(message) => message,
+            Err(_) => {
+                // A newer server may say things that this client does not know.
+                tracing::debug!("the server sent a message that is unknown here");
+                return Ok(());
+            }
+        };
+        match message {
+            Message::Deliver { wanted, envelope } => {
+                let mut envelope = envelope.to_vec();
+                self.with_desk(link, |_, inbox, desk| inbox.deliver(desk, wanted, &mut envelope))
+            }
+            Message::WrapDelivery { from, wrap, bundle } => {
+                self.with_desk(link, |_, inbox, desk| inbox.wrap(desk, from, wrap, &bundle))
+            }
+            Message::Told(receipt) => self.with_desk(link, |outbox, _, desk| outbox.told(desk, &receipt)),
+            Message::Status { request } => Ok(link.send(&Message::StatusResponse { request })?),
+            Message::Done { request } => self.answered(link, request, Ok(None)),
+            Message::Refused { request, reason, retry_after } => {
+                self.answered(link, request, Err((reason, retry_after)))
+            }
+            Message::LookupResponse { request, entry } => self.answered(link, request, Ok(Some(entry))),
+            Message::ListResponse(list) => self.listed(link, &list),
+            _ => Ok(()),
+        }
+    }
+
+    fn answered(
+        &mut self,
+        link: &mut Link,
+        request: u16,
+        answer: Result<Option<ossicle_core::DirectoryEntry<'_>>, (Reason, Option<u32>)>,
+    ) -> Result<(), Ended> {
+        let Some(pending) = self.requests.open.remove(&request) else {
+            return Ok(());
+        };
+        let entry = || match answer {
+            Ok(Some(entry)) => Ok(entry),
+            Ok(None) => Err(Reason::Malformed),
+            Err((reason, _)) => Err(reason),
+        };
+        match pending {
+            Pending::List { replies, .. } | Pending::Plain { replies } => {
+                let reply = match answer {
+                    Ok(_) => Reply::Done,
+                    Err((reason, _)) => Reply::Refused { reason, detail: None },
+                };
+                let _ = replies.send(reply);
+                Ok(())
+            }
+            Pending::Peer { name, replies } => {
+                let reply = match entry().map_err(|reason| Rejected::For { reason, detail: None }).and_then(|entry| {
+                    let mut peer = admit(&self.store, &entry, Some(&name))?;
+                    let Some(signed) = &entry.bundle else {
+                        let detail = format!("{name} has not published keys yet");
+                        return Err(Rejected::For { reason: Reason::Unknown, detail: Some(detail) });
+                    };
+                    check_bundle(&mut peer, signed)?;
+                    self.store.put_peer(&peer)?;
+                    Ok(PeerKeys {
+                        id: peer.id,
+                        name: peer.name,
+                        modulus: peer.modulus,
+                        bundle: signed.bundle.to_vec(),
+                        signature: signed.signature.to_vec(),
+                    })
+                }) {
+                    Ok(keys) => Reply::Peer(keys),
+                    Err(Rejected::For { reason, detail }) => Reply::Refused { reason, detail },
+                    Err(Rejected::Home(failure)) => return Err(failure.into()),
+                };
+                let _ = replies.send(reply);
+                Ok(())
+            }
+            Pending::Publish => match answer {
+                Ok(_) => {
+                    let store_epoch = link.settings().store_epoch;
+                    self.store.published(&store_epoch)?;
+                    self.profile.store_epoch = Some(store_epoch);
+                    self.own.published = true;
+                    Ok(())
+                }
+                Err((reason, _)) => {
+                    tracing::warn!("the server does not take this client's new keys: {reason}");
+                    Ok(())
+                }
+            },
+            Pending::Recipient { key } => {
+                let answer = entry();
+                self.with_desk(link, |outbox, _, desk| outbox.found(desk, &key, answer))
+            }
+            Pending::Sender { id } => {
+                let answer = entry();
+                self.with_desk(link, |_, inbox, desk| inbox.found(desk, &id, answer))
+            }
+            Pending::Wrap { chain } => {
+                let answer = answer.map(|_| ());
+                self.with_desk(link, |outbox, _, desk| outbox.wrapped(desk, &chain, answer))
+            }
+        }
+    }
+
+    fn listed(&mut self, link: &mut Link, list: &ossicle_core::DirectoryList<'_>) -> Result<(), Ended> {
+        let Some(Pending::List { mut lines, replies }) = self.requests.open.remove(&list.request()) else {
+            return Ok(());
+        };
+        let before = lines.len();
+        for line in list.lines().map_while(Result::ok) {
+            let (online, last_seen) = match line.status {
+                PeerStatus::Online => (true, None),
+                PeerStatus::Offline { last_seen } => (false, last_seen),
+            };
+            lines.push(Presence { name: line.name.to_owned(), online, last_seen });
+        }
+        let last = lines.last().map(|line| line.name.clone());
+        match last {
+            // A page that brings nothing would be asked for without end.
+            Some(last) if list.more() && lines.len() > before => {
+                let request = self.requests.open(Pending::List { lines, replies });
+                link.send(&Message::List { request, after: &last })?;
+            }
+            _ => drop(replies.send(Reply::Who(lines))),
+        }
+        Ok(())
+    }
+}
+
+fn describe(error: &LinkError) -> String {
+    match error {
+        LinkError::Unreachable(what) | LinkError::Broken(what) | LinkError::Failed(what) => what.clone(),
+        LinkError::Refused { reason, .. } => format!("the server refused the connection: {reason}"),
+        LinkError::OtherServer => "another server answers".to_owned(),
+    }
+}
+
+/// Half of the pause for certain and half at random, so that many clients do not come back at once.
+fn jitter(pause: Duration) -> Duration {
+    let random = getrandom::u32().unwrap_or_default();
+    pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
+}

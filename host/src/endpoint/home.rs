@@ -1,0 +1,240 @@
+//! A home directory: who this client is, and the lock that makes one process at a time its holder.
+//!
+//! ```text
+//! DIR (0700)/ identity.pem   the RSA identity key, PKCS#8
+//!             home.db        everything else (`store::home`), with SQLite's files beside it
+//!             lock           held while a process has the connection; "PID COMMAND" inside
+//!             socket         where that process answers others
+//! ```
+//! All files have mode 0600. A directory that others can enter is refused.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::Failure;
+use crate::crypto::IdentityKey;
+use crate::store::home::{HomeStore, OwnKeys, Profile};
+
+/// The longest path that the address of a unix socket holds, with something to spare.
+const MAX_SOCKET_PATH: usize = 100;
+const FILES: [&str; 6] = ["identity.pem", "home.db", "home.db-wal", "home.db-shm", "lock", "socket"];
+
+/// A home directory.
+#[derive(Clone, Debug)]
+pub struct Home {
+    directory: PathBuf,
+}
+
+/// What the holder of a home opens.
+pub(super) struct Opened {
+    pub(super) profile: Profile,
+    pub(super) key: IdentityKey,
+    pub(super) own: OwnKeys,
+    pub(super) store: HomeStore,
+}
+
+impl Home {
+    /// The home at this path, which need not exist.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into() }
+    }
+
+    /// The home that is meant where none is named: `$XDG_DATA_HOME/ossicle`, else `~/.local/share/ossicle`.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is neither variable.
+    pub fn default_directory() -> Result<PathBuf, Failure> {
+        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        absolute("XDG_DATA_HOME")
+            .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+            .map(|data| data.join("ossicle"))
+            .ok_or_else(|| Failure::usage("there is no home directory: say where with --home DIR"))
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Makes the directory if it is missing, for `init`.
+    pub(super) fn prepare(&self) -> Result<(), Failure> {
+        let failed = |error| Failure::refused(format!("cannot make the home {}: {error}", self.directory.display()));
+        match fs::read_dir(&self.directory) {
+            Ok(mut entries) => {
+                let foreign = entries.find_map(|entry| {
+                    let name = entry.ok()?.file_name();
+                    (!FILES.iter().any(|file| name == *file)).then_some(name)
+                });
+                if let Some(name) = foreign {
+                    return Err(Failure::usage(format!(
+                        "{} is not empty (it has {}): choose a directory of its own with --home DIR",
+                        self.directory.display(),
+                        name.display()
+                    )));
+                }
+                fs::set_permissions(&self.directory, Permissions::from_mode(0o700)).map_err(failed)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                DirBuilder::new().recursive(true).mode(0o700).create(&self.directory).map_err(failed)
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Is there a directory that only its owner can enter?
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        let directory = self.directory.display();
+        let metadata = match fs::metadata(&self.directory) {
+            Ok(metadata) if metadata.is_dir() => metadata,
+            Ok(_) => return Err(Failure::usage(format!("{directory} is not a directory: choose another --home"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.missing()),
+            Err(error) => return Err(Failure::refused(format!("cannot open the home {directory}: {error}"))),
+        };
+        let mode = metadata.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(Failure::usage(format!(
+                "others can enter the home {directory} (mode {mode:04o}): run `chmod 700 {directory}`"
+            )));
+        }
+        Ok(())
+    }
+
+    fn missing(&self) -> Failure {
+        Failure::usage(format!(
+            "there is no identity in {}: make one with `ossicle init --name NAME URL`, or name its home with --home DIR",
+            self.directory.display()
+        ))
+    }
+
+    /// Who this home is. For whoever does not hold the lock, too.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is no complete identity.
+    pub fn profile(&self) -> Result<Profile, Failure> {
+        self.check()?;
+        if !self.database().exists() {
+            return Err(self.missing());
+        }
+        let profile = HomeStore::open(&self.database())?.profile()?;
+        profile.filter(|profile| profile.complete).ok_or_else(|| self.incomplete())
+    }
+
+    fn incomplete(&self) -> Failure {
+        Failure::usage(format!(
+            "the identity in {} was never completed: run `ossicle init` again, with the same name",
+            self.directory.display()
+        ))
+    }
+
+    /// Opens everything, for the holder of the lock.
+    pub(super) fn open(&self, _lock: &HomeLock) -> Result<Opened, Failure> {
+        if !self.database().exists() {
+            return Err(self.missing());
+        }
+        let store = HomeStore::open(&self.database())?;
+        let Some(profile) = store.profile()?.filter(|profile| profile.complete) else {
+            return Err(self.incomplete());
+        };
+        let own = store.keys()?.ok_or(crate::store::home::HomeStoreError::Damaged)?;
+        let key = IdentityKey::load(&self.identity())?;
+        Ok(Opened { profile, key, own, store })
+    }
+
+    /// Takes the lock for `command`, unless another process has it.
+    ///
+    /// # Errors
+    /// [`Failure`] if the lock file cannot be used.
+    pub(super) fn try_lock(&self, command: &str) -> Result<Option<HomeLock>, Failure> {
+        let failed = |error| Failure::refused(format!("cannot lock the home {}: {error}", self.directory.display()));
+        let path = self.directory.join("lock");
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let mut file = file.map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
+        writeln!(file, "{} {command}", std::process::id()).map_err(failed)?;
+        Ok(Some(HomeLock { _file: file }))
+    }
+
+    /// Who holds the lock, as it wrote itself: process id and command.
+    pub(super) fn holder(&self) -> Option<(u32, String)> {
+        let mut text = String::new();
+        File::open(self.directory.join("lock")).ok()?.take(256).read_to_string(&mut text).ok()?;
+        let (pid, command) = text.trim().split_once(' ')?;
+        Some((pid.parse().ok()?, command.to_owned()))
+    }
+
+    pub(super) fn identity(&self) -> PathBuf {
+        self.directory.join("identity.pem")
+    }
+
+    pub(super) fn database(&self) -> PathBuf {
+        self.directory.join("home.db")
+    }
+
+    /// A path to the socket that fits into an address, and what must stay open while it is used.
+    pub(super) fn socket(&self) -> io::Result<(PathBuf, Option<File>)> {
+        let path = self.directory.join("socket");
+        if path.as_os_str().len() <= MAX_SOCKET_PATH {
+            return Ok((path, None));
+        }
+        let directory = File::open(&self.directory)?;
+        Ok((PathBuf::from(format!("/proc/self/fd/{}/socket", directory.as_raw_fd())), Some(directory)))
+    }
+}
+
+/// The right to a home's connection and state; it ends with the process that has it.
+pub struct HomeLock {
+    _file: File,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time_holds_a_home() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::new(directory.path());
+        let lock = home.try_lock("listen").unwrap();
+        assert!(lock.is_some());
+        assert!(home.try_lock("send").unwrap().is_none());
+        assert_eq!(home.holder(), Some((std::process::id(), "listen".to_owned())));
+        drop(lock);
+        assert!(home.try_lock("send").unwrap().is_some());
+    }
+
+    #[test]
+    fn homes_are_for_their_owner_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::new(directory.path().join("a/b"));
+        assert_eq!(home.profile().unwrap_err().code, 2);
+        home.prepare().unwrap();
+        assert_eq!(fs::metadata(home.directory()).unwrap().mode() & 0o777, 0o700);
+        fs::set_permissions(home.directory(), Permissions::from_mode(0o750)).unwrap();
+        let refused = home.check().unwrap_err();
+        assert!(refused.sentence.contains("chmod 700"), "{refused}");
+        // An empty directory is taken over, one with something else in it is not.
+        home.prepare().unwrap();
+        home.check().unwrap();
+        fs::write(home.directory().join("thesis.tex"), "").unwrap();
+        assert!(home.prepare().unwrap_err().sentence.contains("thesis.tex"));
+    }
+
+    #[test]
+    fn long_paths_still_have_a_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::new(directory.path().join("x".repeat(150)));
+        home.prepare().unwrap();
+        let (path, open) = home.socket().unwrap();
+        assert!(open.is_some() && path.as_os_str().len() < MAX_SOCKET_PATH);
+        std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(home.directory().join("socket").exists());
+    }
+}

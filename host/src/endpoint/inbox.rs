@@ -1,0 +1,343 @@
+//! What this client receives: chains from peers, and messages until their reader has them.
+//!
+//! Wraps and envelopes come in, messages go into the home's store, receipts go out, in this order: a receipt is made only
+//! after message and chain are durable, together. What came in one read is kept in one transaction. A wrap of somebody
+//! unknown waits until the directory was asked, and with it what comes on its chain. Refused, each with a receipt that
+//! says why: unknown chains (`rekey`), what does not open, what is too far ahead, what went back.
+
+use std::collections::HashMap;
+
+use ossicle_core::{
+    AcceptError, Conversation, DirectoryEntry, EnvelopeHeader, Lookup, Message, OpenError, Reason, Receipt,
+    ReceivingChain, Rung, Rungs, SignedBundle, Subject, WrapHeader,
+};
+use zeroize::Zeroizing;
+
+use super::agent::{Desk, Ended, Pending};
+use super::now;
+use super::peers::{Rejected, admit, check_bundle};
+use crate::crypto::HostAead;
+use crate::store::home::{MAX_WAITING, MAX_WAITING_BYTES, Owed, Peer, Progress, Received, StoredChain};
+
+/// Keys kept for messages that were skipped.
+const SKIP: usize = 256;
+/// Wraps of unknown senders, and envelopes on their chains, that wait for the directory.
+const MAX_PARKED: usize = 64;
+/// Chains kept in memory; the others are read again when they are needed.
+const MAX_HELD: usize = 256;
+
+type Chain = ReceivingChain<SKIP>;
+
+pub(super) struct Inbox {
+    held: HashMap<[u8; 8], Held>,
+    parked: Vec<Parked>,
+    parked_envelopes: Vec<(Rungs, Vec<u8>)>,
+    /// Opened, and not durable yet.
+    fresh: Vec<Received>,
+    /// To be said once `fresh` is durable.
+    owed: Vec<Receipt>,
+    /// Messages that wait for their reader, and their bytes.
+    backlog: (u64, u64),
+}
+
+struct Held {
+    peer: [u8; 16],
+    sid: [u8; 16],
+    chain: Chain,
+    changed: bool,
+}
+
+struct Parked {
+    from: [u8; 16],
+    wrap: Vec<u8>,
+    bundle: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+impl Inbox {
+    pub(super) fn new(backlog: (u64, u64)) -> Self {
+        Self {
+            held: HashMap::new(),
+            parked: Vec::new(),
+            parked_envelopes: Vec::new(),
+            fresh: Vec::new(),
+            owed: Vec::new(),
+            backlog,
+        }
+    }
+
+    /// The connection has gone: what waited for the directory will come again.
+    pub(super) fn disconnected(&mut self) {
+        self.parked.clear();
+        self.parked_envelopes.clear();
+    }
+
+    /// Somebody begins a chain.
+    pub(super) fn wrap(
+        &mut self,
+        desk: &mut Desk<'_>,
+        from: [u8; 16],
+        wrap: &[u8],
+        bundle: &SignedBundle<'_>,
+    ) -> Result<(), Ended> {
+        if from == desk.me.id {
+            return refuse_wrap(desk, wrap, Reason::Unreadable);
+        }
+        if let Some(peer) = desk.store.peer(&from)? {
+            return self.accept(desk, peer, wrap, bundle);
+        }
+        if self.parked.len() >= MAX_PARKED {
+            return refuse_wrap(desk, wrap, Reason::Rate);
+        }
+        if !self.parked.iter().any(|parked| parked.from == from) {
+            let request = desk.requests.open(Pending::Sender { id: from });
+            let subject = Subject::Id(from);
+            desk.link.send(&Message::Lookup(Lookup { request, key: true, bundle: false, subject }))?;
+        }
+        self.parked.push(Parked {
+            from,
+            wrap: wrap.to_vec(),
+            bundle: bundle.bundle.to_vec(),
+            signature: bundle.signature.to_vec(),
+        });
+        Ok(())
+    }
+
+    /// The directory has answered who `id` is.
+    pub(super) fn found(
+        &mut self,
+        desk: &mut Desk<'_>,
+        id: &[u8; 16],
+        answer: Result<DirectoryEntry<'_>, Reason>,
+    ) -> Result<(), Ended> {
+        let admitted = match answer {
+            Ok(entry) if entry.id == *id => admit(desk.store, &entry, None),
+            Ok(_) => Err(Rejected::For { reason: Reason::Malformed, detail: None }),
+            Err(reason) => Err(Rejected::For { reason, detail: None }),
+        };
+        let parked: Vec<Parked> = self.parked.extract_if(.., |parked| parked.from == *id).collect();
+        match admitted {
+            Ok(_) => {
+                for parked in parked {
+                    // Asked anew each time: the bundle of a wrap is noted in the pin.
+                    let Some(peer) = desk.store.peer(id)? else {
+                        break;
+                    };
+                    let bundle = SignedBundle { bundle: &parked.bundle, signature: &parked.signature };
+                    self.accept(desk, peer, &parked.wrap, &bundle)?;
+                }
+            }
+            Err(Rejected::For { reason, .. }) => {
+                let reason = if reason == Reason::KeyChanged { reason } else { Reason::Unreadable };
+                for parked in parked {
+                    refuse_wrap(desk, &parked.wrap, reason)?;
+                }
+            }
+            Err(Rejected::Home(failure)) => return Err(failure.into()),
+        }
+        for (wanted, mut envelope) in core::mem::take(&mut self.parked_envelopes) {
+            self.deliver(desk, wanted, &mut envelope)?;
+        }
+        Ok(())
+    }
+
+    fn accept(
+        &mut self,
+        desk: &mut Desk<'_>,
+        mut peer: Peer,
+        wrap: &[u8],
+        signed: &SignedBundle<'_>,
+    ) -> Result<(), Ended> {
+        let bundle = match check_bundle(&mut peer, signed) {
+            Ok(bundle) => bundle,
+            Err(Rejected::For { reason, detail }) => {
+                tracing::warn!("a chain from {} is refused: {}", peer.name, detail.unwrap_or_default());
+                return refuse_wrap(desk, wrap, reason);
+            }
+            Err(Rejected::Home(failure)) => return Err(failure.into()),
+        };
+        let conversation = Conversation::direct(desk.me, &peer.member(), 0);
+        let prekey = WrapHeader::decode(wrap).ok().and_then(|header| desk.own.prekeys.find(header.prekey_id));
+        let Some(prekey) = prekey else {
+            return refuse_wrap(desk, wrap, Reason::Unreadable);
+        };
+        let seen = desk.store.seen(&peer.id, &conversation.sid)?;
+        let mut copy = wrap.to_vec();
+        let chain = match Chain::accept(&mut copy, prekey, &peer.member(), &bundle, &conversation, seen) {
+            Ok(chain) => chain,
+            // The sender's library repeats a wrap after a broken connection, and knows what it is answered.
+            Err(AcceptError::Replayed) => return Ok(()),
+            Err(_) => return refuse_wrap(desk, wrap, Reason::Unreadable),
+        };
+        self.commit(desk)?;
+        let id = *chain.chain_id();
+        let stored = StoredChain { id, peer: peer.id, sid: conversation.sid, snapshot: snapshot(&chain)? };
+        desk.store.begin_chain(&peer, &stored, chain.epochs())?;
+        self.held.insert(id, Held { peer: peer.id, sid: conversation.sid, chain, changed: false });
+        Ok(())
+    }
+
+    /// An envelope has come. What is said about it is said by the next [`Inbox::commit`].
+    pub(super) fn deliver(&mut self, desk: &mut Desk<'_>, wanted: Rungs, envelope: &mut [u8]) -> Result<(), Ended> {
+        let Ok(header) = EnvelopeHeader::decode(envelope) else {
+            tracing::warn!("the server delivered something that is no envelope");
+            return Ok(());
+        };
+        if !self.held.contains_key(&header.chain_id) {
+            match desk.store.chain(&header.chain_id)? {
+                Some(stored) => self.hold(&stored),
+                None if self.is_parked(&header.chain_id) && self.parked_envelopes.len() < MAX_PARKED => {
+                    self.parked_envelopes.push((wanted, envelope.to_vec()));
+                    return Ok(());
+                }
+                None => {}
+            }
+        }
+        let Some(held) = self.held.get_mut(&header.chain_id) else {
+            self.owed.push(untagged(Reason::Rekey, header.chain_id, header.n));
+            return Ok(());
+        };
+        let len = u64::try_from(envelope.len()).unwrap_or(u64::MAX);
+        if self.backlog.0 >= MAX_WAITING || self.backlog.1.saturating_add(len) > MAX_WAITING_BYTES {
+            self.owed.push(held.chain.refusal(&desk.me.id, Reason::QueueFull, header.n, &header.salt));
+            return Ok(());
+        }
+        match held.chain.open::<HostAead>(envelope) {
+            Ok(opened) => {
+                let message = Received {
+                    chain: header.chain_id,
+                    n: opened.n,
+                    salt: opened.salt,
+                    peer: held.peer,
+                    sid: held.sid,
+                    signed: opened.signed,
+                    kind: opened.kind,
+                    time: now(),
+                    body: opened.body.to_vec(),
+                    delivered_tag: tag(&held.chain, &desk.me.id, Rung::Delivered, opened.n),
+                    opened_tag: wanted
+                        .contains(Rung::Opened)
+                        .then(|| tag(&held.chain, &desk.me.id, Rung::Opened, opened.n)),
+                };
+                held.changed = true;
+                if wanted.contains(Rung::Delivered) {
+                    self.owed.push(tagged(Rung::Delivered, header.chain_id, opened.n, message.delivered_tag));
+                }
+                self.backlog.0 += 1;
+                self.backlog.1 += u64::try_from(message.body.len()).unwrap_or(u64::MAX);
+                self.fresh.push(message);
+                Ok(())
+            }
+            Err(OpenError::Duplicate { n } | OpenError::Old { n, .. }) => self.repeated(desk, wanted, &header, n),
+            Err(OpenError::Refused(reason)) => self.refuse(desk, &header, reason),
+            Err(_) => self.refuse(desk, &header, Reason::Unreadable),
+        }
+    }
+
+    /// Somebody sends again what is here: he is told again, and nobody sees it twice.
+    fn repeated(&mut self, desk: &mut Desk<'_>, wanted: Rungs, header: &EnvelopeHeader, n: u32) -> Result<(), Ended> {
+        // What is known of it may have come a moment ago.
+        self.commit(desk)?;
+        let known = desk.store.remembered(&header.chain_id, n)?;
+        match known {
+            Some(known) if known.salt != header.salt => self.refuse(desk, header, Reason::Rewound),
+            Some(known) => {
+                if wanted.contains(Rung::Delivered) {
+                    self.owed.push(tagged(Rung::Delivered, header.chain_id, n, known.delivered_tag));
+                }
+                if let (Progress::Told, Some(opened)) = (known.progress, known.opened_tag) {
+                    self.owed.push(tagged(Rung::Opened, header.chain_id, n, opened));
+                }
+                Ok(())
+            }
+            None => self.refuse(desk, header, Reason::Unreadable),
+        }
+    }
+
+    fn refuse(&mut self, desk: &Desk<'_>, header: &EnvelopeHeader, reason: Reason) -> Result<(), Ended> {
+        let receipt = match self.held.get(&header.chain_id) {
+            Some(held) if reason != Reason::Rekey => held.chain.refusal(&desk.me.id, reason, header.n, &header.salt),
+            _ => untagged(reason, header.chain_id, header.n),
+        };
+        self.owed.push(receipt);
+        Ok(())
+    }
+
+    /// Makes durable what was opened, then says what is to be said about it. Returns whether there is something new.
+    pub(super) fn commit(&mut self, desk: &mut Desk<'_>) -> Result<bool, Ended> {
+        let new = !self.fresh.is_empty();
+        if new {
+            let mut chains = Vec::new();
+            for (id, held) in self.held.iter_mut().filter(|(_, held)| held.changed) {
+                let (peer, sid, snapshot) = (held.peer, held.sid, snapshot(&held.chain)?);
+                chains.push(StoredChain { id: *id, peer, sid, snapshot });
+                held.changed = false;
+            }
+            desk.store.receive(&chains, &self.fresh)?;
+            self.fresh.clear();
+        }
+        for receipt in self.owed.drain(..) {
+            desk.link.send(&Message::Tell(receipt))?;
+        }
+        if self.held.len() > MAX_HELD {
+            self.held.clear();
+        }
+        Ok(new)
+    }
+
+    /// Its reader has a message.
+    pub(super) fn read(&mut self, len: usize) {
+        self.backlog.0 = self.backlog.0.saturating_sub(1);
+        self.backlog.1 = self.backlog.1.saturating_sub(u64::try_from(len).unwrap_or(u64::MAX));
+    }
+
+    fn is_parked(&self, chain_id: &[u8; 8]) -> bool {
+        let names = |parked: &Parked| WrapHeader::decode(&parked.wrap).is_ok_and(|header| header.chain_id == *chain_id);
+        self.parked.iter().any(names)
+    }
+
+    fn hold(&mut self, stored: &StoredChain) {
+        match Chain::decode(&stored.snapshot) {
+            Ok(chain) => {
+                let held = Held { peer: stored.peer, sid: stored.sid, chain, changed: false };
+                self.held.insert(stored.id, held);
+            }
+            // Without it the chain is unknown, and its sender starts a new one.
+            Err(_) => tracing::warn!("a chain in the home's state is damaged"),
+        }
+    }
+}
+
+/// The receipt that is owed for a message that its reader has.
+pub(super) fn opened_receipt(owed: &Owed) -> Option<Receipt> {
+    owed.tag.map(|opened| tagged(Rung::Opened, owed.chain, owed.n, opened))
+}
+
+fn snapshot(chain: &Chain) -> Result<Zeroizing<Vec<u8>>, Ended> {
+    let mut bytes = Zeroizing::new(vec![0; Chain::SNAPSHOT_LEN]);
+    let damaged = |_| crate::store::home::HomeStoreError::Damaged;
+    let len = chain.encode(&mut bytes).map_err(damaged)?;
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
+fn tag(chain: &Chain, me: &[u8; 16], rung: Rung, n: u32) -> [u8; 16] {
+    // It was opened a moment ago, so there is a receipt for it.
+    chain.receipt(me, rung, n, n).and_then(|receipt| receipt.tag).unwrap_or_default()
+}
+
+const fn tagged(rung: Rung, chain: [u8; 8], n: u32, tag: [u8; 16]) -> Receipt {
+    Receipt { rung, reason: None, chain, from: n, to: n, tag: Some(tag) }
+}
+
+const fn untagged(reason: Reason, chain: [u8; 8], n: u32) -> Receipt {
+    Receipt { rung: Rung::Refused, reason: Some(reason), chain, from: n, to: n, tag: None }
+}
+
+/// A wrap brings no number: its refusal names message 0, which every chain begins with.
+fn refuse_wrap(desk: &mut Desk<'_>, wrap: &[u8], reason: Reason) -> Result<(), Ended> {
+    if let Ok(header) = WrapHeader::decode(wrap) {
+        desk.link.send(&Message::Tell(untagged(reason, header.chain_id, 0)))?;
+    }
+    Ok(())
+}
