@@ -4,6 +4,7 @@
 //! configuration, 3 not reached in time, 130 interrupted. An error is one sentence that says what to do. What others
 //! wrote is made harmless before a person sees it.
 
+pub mod demo;
 pub mod enroll;
 pub mod init;
 pub mod listen;
@@ -63,6 +64,8 @@ pub enum Command {
     Enroll(enroll::Enroll),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Revoke(revoke::Revoke),
+    #[allow(missing_docs, reason = "the command's own documentation is its help")]
+    Demo(demo::Demo),
 }
 
 impl Cli {
@@ -103,6 +106,7 @@ impl Command {
             Self::Who(who) => who.run().await,
             Self::Enroll(enroll) => enroll.run().await,
             Self::Revoke(revoke) => revoke.run().await,
+            Self::Demo(demo) => demo.run().await,
         }
     }
 }
