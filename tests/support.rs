@@ -8,6 +8,9 @@ use ossicle_core::{
     Ask, ClientConfig, Connection, Credentials, Error, Event, PublicKey, Received, ServerConfig, Settings, Statement,
 };
 
+#[path = "support/node.rs"]
+pub mod node;
+
 /// The fixed keys. Made once, public for ever: never enrol one of them anywhere.
 pub mod keys {
     use ossicle::crypto::IdentityKey;

@@ -90,12 +90,7 @@ enum Exit {
 }
 
 /// Serves one peer until it or the server is done. Logs how it ended.
-pub(crate) async fn run(
-    server: Arc<Server>,
-    stream: TcpStream,
-    address: SocketAddr,
-    permit: OwnedSemaphorePermit,
-) {
+pub(crate) async fn run(server: Arc<Server>, stream: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
     // Boxed, so that the handshake's buffers and keys are gone once it is over.
     let entered = Box::pin(async {
         tokio::select! {
@@ -435,7 +430,8 @@ impl Peer {
     /// When something must be done though nothing happens.
     fn due(&self) -> Instant {
         let config = &self.server.config;
-        let silence = self.heard + Duration::from_secs(if self.asked { config.timeout } else { config.heartbeat }.into());
+        let silence =
+            self.heard + Duration::from_secs(if self.asked { config.timeout } else { config.heartbeat }.into());
         [self.farewell, self.paused_until].into_iter().flatten().fold(silence, Instant::min)
     }
 
@@ -530,9 +526,7 @@ impl Peer {
         let owed = match message {
             Ok(Message::Send { wanted, envelope }) => match EnvelopeHeader::decode(envelope) {
                 Ok(header) => match router.route(&header.chain_id) {
-                    Some(route) => {
-                        router.send(&self.id, Some(&route), &header, wanted, envelope).map(Owed::Receipt)
-                    }
+                    Some(route) => router.send(&self.id, Some(&route), &header, wanted, envelope).map(Owed::Receipt),
                     None => return self.begin(payload),
                 },
                 Err(_) => Some(Owed::refused(0, Reason::Malformed)),
@@ -636,7 +630,9 @@ impl Peer {
                 Next::Owed(owed) => match self.connection.send(&owed.message()?, room) {
                     Ok(sealed) => len += sealed,
                     // Answers are made to measure, so this is a fault of ours; the client's request stays unanswered.
-                    Err(Error::Buffer(error)) => debug!(client = %Uuid::from_bytes(self.id), %error, "an answer was too long"),
+                    Err(Error::Buffer(error)) => {
+                        debug!(client = %Uuid::from_bytes(self.id), %error, "an answer was too long")
+                    }
                     Err(error) => return Err(error.into()),
                 },
                 Next::Delivery(delivery) => match self.connection.send(&delivery.message()?, room) {
@@ -665,7 +661,7 @@ impl Peer {
     fn leave(&mut self) {
         let router = &self.server.router;
         router.leave(&self.id, &self.mailbox);
-        router.end(&self.mailbox, None);
+        // The oldest first, so that their receipts come in order.
         for (end, handed) in core::mem::take(&mut self.handed) {
             if end > self.written {
                 router.refuse(&handed.into_delivery(), Reason::Offline);
@@ -673,6 +669,7 @@ impl Peer {
                 router.handed_over(&handed);
             }
         }
+        router.end(&self.mailbox, None);
         self.job = None;
     }
 

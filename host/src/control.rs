@@ -135,7 +135,8 @@ async fn ask(stream: UnixStream, command: &Command) -> anyhow::Result<()> {
         write.write_all(line.as_bytes()).await?;
         lines.next_line().await
     });
-    let answer = answered.await.context("the server does not answer")??.context("the server ended without an answer")?;
+    let answer =
+        answered.await.context("the server does not answer")??.context("the server ended without an answer")?;
     match serde_json::from_str(&answer).context("the server's answer is of another version")? {
         Answer::Done(_) => Ok(()),
         Answer::Error(sentence) => bail!(sentence),

@@ -34,10 +34,7 @@ pub struct Rates {
 
 impl Default for Rates {
     fn default() -> Self {
-        Self {
-            messages: Rate { per_second: 5_000, burst: 20_000 },
-            handshakes: Rate { per_second: 50, burst: 500 },
-        }
+        Self { messages: Rate { per_second: 5_000, burst: 20_000 }, handshakes: Rate { per_second: 50, burst: 500 } }
     }
 }
 

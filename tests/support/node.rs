@@ -1,0 +1,407 @@
+//! A real server on port 0, and a client that is no more than core's `Connection` over TCP.
+//!
+//! The client says what a test tells it to say, right or wrong, and hands back what it hears. Nothing here waits for a
+//! time to pass: whatever does not come within a generous deadline fails the test.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use ossicle::crypto::{CryptoPool, IdentityKey, verify};
+use ossicle::server::{self, Config, Policy, Server};
+use ossicle::store::{SharedStore, SqliteStore, Token as StoredToken};
+use ossicle_core::{
+    Ask, Bundle, BundleKeys, ClientConfig, Connection, Credentials, ENVELOPE_OVERHEAD, Error, Event, Member, Message,
+    PeerError, Reason, Receipt, Received, Rungs, Secret, Settings, SignedBundle, Token, WRAP_LEN, token_verifier,
+};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::{keys, public, seed};
+
+/// Nothing that works takes so long.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+/// What hosts take.
+pub const RECORD_LIMIT: u16 = 16_408;
+
+/// `future`, within [`DEADLINE`].
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("it comes in time")
+}
+
+/// A running server with its own data directory.
+pub struct Node {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The server itself.
+    pub server: Arc<Server>,
+    /// Its store.
+    pub store: SharedStore,
+    /// Its data directory.
+    pub directory: TempDir,
+    stop: oneshot::Sender<()>,
+    running: JoinHandle<()>,
+}
+
+/// A configuration for tests: everybody may enrol.
+pub fn open() -> Config {
+    Config { enrol: Policy::Open, ..Config::default() }
+}
+
+impl Node {
+    /// Starts a server.
+    pub async fn start(config: Config) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let store: SharedStore = Arc::new(SqliteStore::open(directory.path()).expect("a new store"));
+        let pool = Arc::new(CryptoPool::start().expect("threads"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let server = Server::new(config, Arc::clone(&store), Arc::new(keys::server()), pool);
+        let (stop, stopped) = oneshot::channel();
+        let running = tokio::spawn(server::run(listener, Arc::clone(&server), async {
+            let _ = stopped.await;
+        }));
+        Self { address, server, store, directory, stop, running }
+    }
+
+    /// Stops the server, waits until it has, and leaves its data.
+    pub async fn stop(self) -> TempDir {
+        let _ = self.stop.send(());
+        within(self.running).await.expect("the server does not panic");
+        self.directory
+    }
+
+    /// Makes a token that admits so many clients; `None` without end.
+    pub async fn token(&self, number: u8, uses: Option<u32>) -> Token {
+        let token = Token { id: [number; 8], secret: Secret::new([number; 16]) };
+        let stored = StoredToken {
+            id: token.id,
+            verifier: *token_verifier(&token.secret).expose(),
+            name_pattern: None,
+            preset_id: None,
+            expires: u64::MAX >> 1,
+            uses,
+            printed: false,
+        };
+        self.store.add_token(stored).await.expect("a new token");
+        token
+    }
+
+    /// Enrols a new client under an open policy.
+    pub async fn enrol(&self, number: u8, name: &str, key: IdentityKey) -> Client {
+        let credentials = Credentials::Enroll { id: [number; 16], name, key: public(&key), token: None };
+        Client::connect(self, &credentials, &key).await.expect("a new client is admitted")
+    }
+
+    /// Connects a client that was enrolled.
+    pub async fn connect(&self, number: u8, key: &IdentityKey) -> Result<Client, Error> {
+        Client::connect(self, &enrolled(number, key), key).await
+    }
+}
+
+/// The credentials of a client that was enrolled.
+pub fn enrolled(number: u8, key: &IdentityKey) -> Credentials<'static> {
+    Credentials::Key { id: [number; 16], key_epoch: 0, fingerprint: key.fingerprint() }
+}
+
+/// The error of a client that was refused for good.
+pub fn refused(reason: Reason) -> Error {
+    PeerError::Refused { reason, retry_after: 0 }.into()
+}
+
+/// What a client hears.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// A message's payload.
+    Message(Vec<u8>),
+    /// The server's close.
+    Closed(Option<Reason>),
+    /// The end of the stream, without a word.
+    Ended,
+}
+
+/// A connected client.
+pub struct Client {
+    /// Its id.
+    pub id: [u8; 16],
+    /// The settings it got.
+    pub settings: Settings,
+    /// The engine.
+    pub connection: Connection,
+    /// The socket.
+    pub stream: TcpStream,
+    rx: Vec<u8>,
+}
+
+impl Client {
+    /// Runs the handshake.
+    pub async fn connect(node: &Node, credentials: &Credentials<'_>, key: &IdentityKey) -> Result<Self, Error> {
+        Self::connect_with(node, credentials, key, RECORD_LIMIT).await
+    }
+
+    /// Runs the handshake as a client that takes no longer records than these.
+    pub async fn connect_with(
+        node: &Node,
+        credentials: &Credentials<'_>,
+        key: &IdentityKey,
+        record_limit: u16,
+    ) -> Result<Self, Error> {
+        let mut client = Self::hello(node, record_limit).await;
+        client.id = match credentials {
+            Credentials::Key { id, .. } | Credentials::Enroll { id, .. } => *id,
+        };
+        client.authenticate(credentials, key).await?;
+        client.settle().await?;
+        Ok(client)
+    }
+
+    /// A client that has sent its first record.
+    pub async fn hello(node: &Node, record_limit: u16) -> Self {
+        static CONNECTIONS: AtomicU8 = AtomicU8::new(0);
+        let seed = seed(CONNECTIONS.fetch_add(1, Ordering::Relaxed));
+        let server = Some(node.server.fingerprint());
+        let mut connection = Connection::client(ClientConfig { server, ask_for_key: false, record_limit }, &seed);
+        let mut stream = within(TcpStream::connect(node.address)).await.expect("the server accepts");
+        let mut out = vec![0; 512];
+        let len = connection.transmit(&mut out).expect("there is room");
+        stream.write_all(&out[..len]).await.expect("the server reads");
+        Self { id: [0; 16], settings: Settings::default(), connection, stream, rx: Vec::new() }
+    }
+
+    /// Verifies the server and sends {ClientAuth}.
+    pub async fn authenticate(&mut self, credentials: &Credentials<'_>, key: &IdentityKey) -> Result<(), Error> {
+        let server = keys::server();
+        loop {
+            match self.connection.receive(&mut self.rx)? {
+                Received::Need(_) => self.read().await?,
+                Received::Wait => unreachable!("nothing was asked yet"),
+                Received::Record { used, event } => {
+                    let verified = match event {
+                        Event::CheckServer(claim) => {
+                            assert!(verify(server.modulus(), &claim.statement, claim.signature), "the pinned server");
+                            true
+                        }
+                        _ => false,
+                    };
+                    self.rx.drain(..used);
+                    if verified {
+                        break;
+                    }
+                }
+            }
+        }
+        self.connection.verified(credentials)?;
+        let Some(Ask::Sign(statement)) = self.connection.ask() else { panic!("the client must sign") };
+        let signature = key.sign(&statement).expect("the key signs");
+        let mut out = vec![0; 2048];
+        let len = self.connection.sign_client(credentials, &signature, &mut out)?;
+        self.write(&out[..len]).await;
+        Ok(())
+    }
+
+    /// Waits for the settings.
+    pub async fn settle(&mut self) -> Result<(), Error> {
+        loop {
+            match self.connection.receive(&mut self.rx)? {
+                Received::Need(_) => self.read().await?,
+                Received::Record { used, event: Event::Connected(settings) } => {
+                    self.rx.drain(..used);
+                    self.settings = settings;
+                    return Ok(());
+                }
+                _ => panic!("settings, a refusal or nothing"),
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), Error> {
+        let mut bytes = [0; 4096];
+        // A reset is an end like any other.
+        match within(self.stream.read(&mut bytes)).await.unwrap_or(0) {
+            0 => Err(PeerError::Truncated.into()),
+            len => {
+                self.rx.extend_from_slice(&bytes[..len]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes bytes as they are.
+    pub async fn write(&mut self, bytes: &[u8]) {
+        // A server that has gone is noticed by reading.
+        let _ = within(self.stream.write_all(bytes)).await;
+    }
+
+    /// The record of `message`, not yet written.
+    pub fn sealed(&mut self, message: &Message<'_>) -> Vec<u8> {
+        let mut out = vec![0; 70_000];
+        let len = self.connection.send(message, &mut out).expect("the message fits");
+        out.truncate(len);
+        out
+    }
+
+    /// Sends a message.
+    pub async fn send(&mut self, message: &Message<'_>) {
+        let record = self.sealed(message);
+        self.write(&record).await;
+    }
+
+    /// The next message, close or end. Signs of life are answered on the way.
+    pub async fn hear(&mut self) -> Heard {
+        loop {
+            let (used, heard) = match self.connection.receive(&mut self.rx) {
+                // Behind the server's close there is nothing to wait for but the end.
+                Ok(Received::Need(_) | Received::Wait) => match self.read().await {
+                    Ok(()) => continue,
+                    Err(_) => return Heard::Ended,
+                },
+                Ok(Received::Record { used, event: Event::Message(payload) }) => {
+                    (used, Heard::Message(payload.to_vec()))
+                }
+                Ok(Received::Record { used, event: Event::Closed(reason) }) => (used, Heard::Closed(reason)),
+                Ok(Received::Record { used, event: Event::Progress }) => {
+                    self.rx.drain(..used);
+                    continue;
+                }
+                other => panic!("an unexpected event or error: {:?}", other.err()),
+            };
+            self.rx.drain(..used);
+            let status = match &heard {
+                Heard::Message(payload) => match Message::decode(payload) {
+                    Ok(Message::Status { request }) => Some(request),
+                    _ => None,
+                },
+                _ => None,
+            };
+            match status {
+                Some(request) => self.send(&Message::StatusResponse { request }).await,
+                None => return heard,
+            }
+        }
+    }
+
+    /// The next message's payload.
+    pub async fn message(&mut self) -> Vec<u8> {
+        match self.hear().await {
+            Heard::Message(payload) => payload,
+            other => panic!("a message instead of {other:?}"),
+        }
+    }
+
+    /// The next message, which must be a receipt.
+    pub async fn told(&mut self) -> Receipt {
+        let payload = self.message().await;
+        match Message::decode(&payload) {
+            Ok(Message::Told(receipt)) => receipt,
+            other => panic!("a receipt instead of {other:?}"),
+        }
+    }
+
+    /// Sends a request and returns what comes back.
+    pub async fn ask(&mut self, message: &Message<'_>) -> Vec<u8> {
+        self.send(message).await;
+        self.message().await
+    }
+
+    /// Sends a request that is refused.
+    pub async fn refusal(&mut self, message: &Message<'_>) -> Reason {
+        let answer = self.ask(message).await;
+        match Message::decode(&answer) {
+            Ok(Message::Refused { reason, .. }) => reason,
+            other => panic!("a refusal instead of {other:?}"),
+        }
+    }
+
+    /// Sends a request that is done.
+    pub async fn done(&mut self, message: &Message<'_>) {
+        let answer = self.ask(message).await;
+        assert!(matches!(Message::decode(&answer), Ok(Message::Done { .. })), "{:?}", Message::decode(&answer));
+    }
+
+    /// Asks for a sign of life: when it has come, everything sent before was dealt with.
+    pub async fn sync(&mut self) {
+        let answer = self.ask(&Message::Status { request: 0xbeef }).await;
+        assert_eq!(Message::decode(&answer), Ok(Message::StatusResponse { request: 0xbeef }));
+    }
+
+    /// Takes messages from now on.
+    pub async fn listen(&mut self) {
+        self.send(&Message::Listening).await;
+        self.sync().await;
+    }
+
+    /// Sends an envelope that only a server would take for one.
+    pub async fn say(&mut self, chain: u8, n: u32, wanted: Rungs) {
+        self.send(&Message::Send { wanted, envelope: &envelope(chain, n, ENVELOPE_OVERHEAD + 12) }).await;
+    }
+
+    /// Closes, and waits for the server's close.
+    pub async fn close(mut self) {
+        let mut out = [0; 64];
+        let len = self.connection.close(None, &mut out).expect("an open connection closes");
+        self.write(&out[..len]).await;
+        loop {
+            match self.hear().await {
+                Heard::Message(_) => {}
+                Heard::Closed(reason) => {
+                    assert_eq!(reason, None);
+                    return;
+                }
+                Heard::Ended => panic!("the server closes, too"),
+            }
+        }
+    }
+}
+
+/// Bytes that a server takes for an envelope.
+pub fn envelope(chain: u8, n: u32, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0xee; len];
+    bytes[..8].copy_from_slice(&[chain; 8]);
+    bytes[8..12].copy_from_slice(&n.to_be_bytes());
+    bytes
+}
+
+/// Bytes that a server takes for the wrap of a chain.
+pub fn wrap(chain: u8) -> Vec<u8> {
+    let mut bytes = vec![0xdd; WRAP_LEN];
+    bytes[16..24].copy_from_slice(&[chain; 8]);
+    bytes
+}
+
+/// A client's bundle and its signature.
+pub struct Published {
+    /// The bundle.
+    pub bundle: Vec<u8>,
+    /// The signature.
+    pub signature: Vec<u8>,
+}
+
+impl Published {
+    /// A right bundle of this client.
+    pub fn new(number: u8, key: &IdentityKey, epoch: u32) -> Self {
+        let keys = BundleKeys::new(
+            ossicle_core::ExchangeKey::new(Secret::new([number; 32])),
+            ossicle_core::ExchangeKey::new(Secret::new([number ^ 0x55; 32])),
+            epoch,
+            ossicle_core::SigningKey::new(Secret::new([number ^ 0xaa; 32])),
+        );
+        let member = Member { id: [number; 16], key: key.fingerprint() };
+        Self::sign(&keys.bundle(&member, epoch, [0; 32]), key)
+    }
+
+    /// Any bundle, signed by any key.
+    pub fn sign(bundle: &Bundle, key: &IdentityKey) -> Self {
+        let signature = key.sign(&bundle.statement()).expect("the key signs");
+        Self { bundle: bundle.encode().to_vec(), signature }
+    }
+
+    /// As it is sent.
+    pub fn signed(&self) -> SignedBundle<'_> {
+        SignedBundle { bundle: &self.bundle, signature: &self.signature }
+    }
+}
