@@ -3,8 +3,8 @@
 //! Each test has its own server. The clients are raw (`support/node.rs`): envelopes and wraps are filler, because a server
 //! reads no more of them than their clear fields.
 
+use core::time::Duration;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
 
 use ossicle::cli::serve::{Enroll, Rsa, Serve};
 use ossicle::control;

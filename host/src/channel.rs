@@ -8,10 +8,10 @@
 
 use core::cell::RefCell;
 use core::future::{Future, pending};
+use core::net::SocketAddr;
 use core::pin::{Pin, pin};
 use core::time::Duration;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ossicle_core::{

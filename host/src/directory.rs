@@ -4,8 +4,8 @@
 //! puts its answer into the client's mailbox. The authority of the asker is checked here and nowhere else; that the asker
 //! is who it says was settled by the handshake. Wraps and envelopes pass through unread.
 
+use core::net::IpAddr;
 use core::num::NonZeroUsize;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ossicle_core::{

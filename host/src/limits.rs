@@ -3,10 +3,11 @@
 //! Messages are counted per client, whatever its connections; full handshakes per source, because each makes the server
 //! sign once. Beyond a limit the answer is `rate` with the time to wait, as long as answering is itself affordable.
 
+use core::hash::BuildHasher;
+use core::net::IpAddr;
 use core::num::NonZeroU32;
 use core::time::Duration;
-use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
+use std::hash::RandomState;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::state::{InMemoryState, NotKeyed, keyed::HashMapStateStore};

@@ -5,11 +5,11 @@
 //! the business of `channel`, requests are that of `directory`.
 
 use core::future::Future;
+use core::net::SocketAddr;
 use core::pin::pin;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -3,11 +3,11 @@
 //! The client says what a test tells it to say, right or wrong, and hands back what it hears. Nothing here waits for a
 //! time to pass: whatever does not come within a generous deadline fails the test.
 
-use std::future::Future;
-use std::net::SocketAddr;
+use core::future::Future;
+use core::net::SocketAddr;
+use core::sync::atomic::{AtomicU8, Ordering};
+use core::time::Duration;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
 
 use ossicle::crypto::{CryptoPool, IdentityKey, verify};
 use ossicle::server::{self, Config, Policy, Server};
