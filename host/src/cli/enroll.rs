@@ -4,9 +4,9 @@
 //! page is complete on disk, under another name, before the server hears of the device; it gets its own name once the
 //! device is enrolled. So a refusal leaves nothing, and a page that is there is one that works.
 
+use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::fs::{File, Permissions};
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 

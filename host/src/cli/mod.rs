@@ -97,9 +97,7 @@ impl Cli {
 impl Command {
     async fn run(self) -> Result<(), Failure> {
         match self {
-            Self::Serve(serve) => {
-                serve.run().await.map(|_| ()).map_err(|error| Failure::refused(format!("{error:#}")))
-            }
+            Self::Serve(serve) => serve.run().await.map(|_| ()).map_err(|error| Failure::refused(format!("{error:#}"))),
             Self::Init(init) => init.run().await,
             Self::Send(send) => send.run().await,
             Self::Listen(listen) => listen.run().await,

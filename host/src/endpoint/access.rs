@@ -18,6 +18,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 const SILENT_HOLDER: Duration = Duration::from_secs(15);
 /// How long those who were let in may take to get their answers.
 const FINISH: Duration = Duration::from_secs(60);
+/// For so long nobody is told that he waits for another command.
+const SHORT: Duration = Duration::from_secs(2);
 /// Commands that read messages: of these one at a time.
 const READERS: [&str; 2] = ["listen", "chat"];
 
@@ -63,7 +65,7 @@ impl Access {
     /// [`Failure`] if there is no identity, or another process reads already.
     pub async fn open_reader(home: &Home, command: &str) -> Result<Self, Failure> {
         home.check()?;
-        let mut told = false;
+        let (begun, mut told) = (Instant::now(), false);
         loop {
             if let Some(lock) = home.try_lock(command)? {
                 return Self::hold(home, command, lock, true);
@@ -75,7 +77,7 @@ impl Access {
                          or use another home"
                     )));
                 }
-                if !told {
+                if !told && begun.elapsed() > SHORT {
                     tracing::warn!("waiting for `ossicle {holder}` (pid {pid}), which uses this home, to end");
                     told = true;
                 }

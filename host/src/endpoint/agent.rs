@@ -31,6 +31,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const PREKEY_AGE: u64 = 7 * 24 * 3600;
 /// How long a server that said nothing about it may be silent.
 const SILENCE: Duration = Duration::from_secs(45);
+/// How long an agent that was told to stop may take to say what it owes.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// The key of this direction is replaced after so long, however little it sealed.
+const KEY_AGE: Duration = Duration::from_secs(3600);
+/// The correlation ids of signs of life: ordinary ones, and the one whose answer is the last thing that is waited for.
+const ALIVE: u16 = 1;
+const LAST: u16 = 0;
 
 /// What an agent tells the command that started it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +117,8 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
         outbox: Outbox::default(),
         inbox,
         asked: VecDeque::new(),
+        stopping: None,
+        is_drained: false,
     };
     tokio::spawn(agent.run());
     Ok((Handle { commands }, notified))
@@ -131,7 +140,7 @@ pub(super) enum Ended {
     /// The agent.
     Agent(Failure),
     /// Somebody asked it to stop.
-    Stopped(oneshot::Sender<()>),
+    Stopped,
 }
 
 impl From<LinkError> for Ended {
@@ -204,6 +213,10 @@ struct Agent {
     inbox: Inbox,
     /// Requests that wait for a connection; letters wait in the outbox.
     asked: VecDeque<(Request, Replies)>,
+    /// Who waits for its end, and until when it may still say what it owes.
+    stopping: Option<(oneshot::Sender<()>, Instant)>,
+    /// Whether the server has answered the last sign of life.
+    is_drained: bool,
 }
 
 impl Agent {
@@ -216,12 +229,9 @@ impl Agent {
                 Ok(never) => match never {},
             };
             let error = match ended {
-                Ended::Stopped(stopped) => {
-                    drop(self);
-                    let _ = stopped.send(());
-                    return;
-                }
+                Ended::Stopped => return self.stopped(),
                 Ended::Agent(failure) => return self.fail(&failure),
+                Ended::Link(_) if self.stopping.is_some() => return self.stopped(),
                 Ended::Link(error) => error,
             };
             let mut wait = pause;
@@ -242,11 +252,20 @@ impl Agent {
                 pause = FIRST_PAUSE;
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
-            if let Err(Ended::Stopped(stopped)) = self.pause(jitter(wait)).await {
-                drop(self);
-                let _ = stopped.send(());
-                return;
+            match self.pause(jitter(wait)).await {
+                Err(Ended::Stopped) => return self.stopped(),
+                Err(Ended::Agent(failure)) => return self.fail(&failure),
+                Ok(()) | Err(Ended::Link(_)) => {}
             }
+        }
+    }
+
+    fn stopped(mut self) {
+        let waiting = self.stopping.take();
+        // The state is closed before anybody else is told that he may have it.
+        drop(self);
+        if let Some((stopped, _)) = waiting {
+            let _ = stopped.send(());
         }
     }
 
@@ -322,11 +341,21 @@ impl Agent {
 
     /// Waits, and takes commands meanwhile.
     async fn pause(&mut self, pause: Duration) -> Result<(), Ended> {
-        let until = Instant::now() + pause;
+        let begun = Instant::now();
+        let mut until = begun + pause;
         loop {
             tokio::select! {
                 () = sleep_until(until) => return Ok(()),
-                command = self.commands.recv() => self.command(command, None)?,
+                command = self.commands.recv() => {
+                    // Somebody waits now, and the server may be back for long.
+                    if matches!(command, Some(Command::Request(..))) {
+                        until = until.min(begun + FIRST_PAUSE);
+                    }
+                    self.command(command, None)?;
+                }
+            }
+            if self.stopping.is_some() {
+                return Err(Ended::Stopped);
             }
         }
     }
@@ -336,11 +365,15 @@ impl Agent {
         let mut link = self.connect().await?;
         let settings = *link.settings();
         self.publish(&mut link, &settings.store_epoch)?;
-        if self.listening {
-            link.send(&Message::Listening)?;
-        }
         for owed in self.store.untold()? {
             self.tell_opened(&mut link, owed.row)?;
+        }
+        if self.stopping.is_some() {
+            link.close().await;
+            return Err(Ended::Stopped);
+        }
+        if self.listening {
+            link.send(&Message::Listening)?;
         }
         for (request, replies) in core::mem::take(&mut self.asked) {
             self.request(&mut link, request, replies)?;
@@ -351,6 +384,7 @@ impl Agent {
         let heartbeat = seconds(settings.heartbeat).unwrap_or(SILENCE / 3);
         let silence = seconds(settings.timeout).unwrap_or(SILENCE);
         let (mut heard, mut said) = (Instant::now(), Instant::now());
+        let mut fresh_key = Instant::now();
         loop {
             let held = self.outbox.held_until();
             tokio::select! {
@@ -369,17 +403,21 @@ impl Agent {
                     }
                 }
                 command = self.commands.recv() => {
-                    if let Err(ended) = self.command(command, Some(&mut link)) {
-                        if matches!(ended, Ended::Stopped(_)) {
-                            link.close().await;
-                        }
-                        return Err(ended);
+                    self.command(command, Some(&mut link))?;
+                    if let Some((_, until)) = &self.stopping {
+                        let until = *until;
+                        let _ = tokio::time::timeout_at(until, self.take_leave(&mut link)).await;
+                        link.close().await;
+                        return Err(Ended::Stopped);
                     }
                 }
                 () = sleep_until(said + heartbeat) => {
-                    let request = self.requests.last;
-                    link.send(&Message::Status { request })?;
+                    link.send(&Message::Status { request: ALIVE })?;
                     said = Instant::now();
+                }
+                () = sleep_until(fresh_key + KEY_AGE) => {
+                    link.update_key()?;
+                    fresh_key = Instant::now();
                 }
                 () = sleep_until(heard + silence) => {
                     return Err(LinkError::Broken("the server is silent".into()).into());
@@ -389,6 +427,23 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Takes no more messages, and keeps those that are already on their way.
+    async fn take_leave(&mut self, link: &mut Link) -> Result<(), Ended> {
+        if !self.listening {
+            return Ok(());
+        }
+        link.send(&Message::NotListening)?;
+        link.send(&Message::Status { request: LAST })?;
+        while !self.is_drained {
+            link.io().await?;
+            while let Some(incoming) = link.next()? {
+                self.handle(link, incoming)?;
+            }
+            self.with_desk(link, |_, inbox, desk| inbox.commit(desk))?;
+        }
+        Ok(())
     }
 
     async fn connect(&mut self) -> Result<Link, Ended> {
@@ -403,9 +458,14 @@ impl Agent {
         let connecting = Link::connect(&target, &credentials, &key);
         tokio::pin!(connecting);
         loop {
+            let until = self.stopping.as_ref().map(|(_, until)| *until);
             tokio::select! {
                 link = &mut connecting => return Ok(link?),
-                command = self.commands.recv() => self.command(command, None)?,
+                command = self.commands.recv(), if until.is_none() => self.command(command, None)?,
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => return Err(Ended::Stopped),
+            }
+            if self.stopping.is_some() && self.store.untold()?.is_empty() {
+                return Err(Ended::Stopped);
             }
         }
     }
@@ -456,9 +516,12 @@ impl Agent {
                 let _ = answer.send(Ok(()));
                 Ok(())
             }
-            Some(Command::Stop(stopped)) => Err(Ended::Stopped(stopped)),
+            Some(Command::Stop(stopped)) => {
+                self.stopping = Some((stopped, Instant::now() + FAREWELL));
+                Ok(())
+            }
             // Nobody is left who could ask.
-            None => Err(Ended::Stopped(oneshot::channel().0)),
+            None => Err(Ended::Stopped),
         }
     }
 
@@ -565,13 +628,10 @@ impl Agent {
                 return Err(LinkError::Broken("the server closed the connection".into()).into());
             }
         };
-        let message = match Message::decode(&payload) {
-            Ok(message) => message,
-            Err(_) => {
-                // A newer server may say things that this client does not know.
-                tracing::debug!("the server sent a message that is unknown here");
-                return Ok(());
-            }
+        let Ok(message) = Message::decode(&payload) else {
+            // A newer server may say things that this client does not know.
+            tracing::debug!("the server sent a message that is unknown here");
+            return Ok(());
         };
         match message {
             Message::Deliver { wanted, envelope } => {
@@ -583,6 +643,10 @@ impl Agent {
             }
             Message::Told(receipt) => self.with_desk(link, |outbox, _, desk| outbox.told(desk, &receipt)),
             Message::Status { request } => Ok(link.send(&Message::StatusResponse { request })?),
+            Message::StatusResponse { request } => {
+                self.is_drained |= request == LAST;
+                Ok(())
+            }
             Message::Done { request } => self.answered(link, request, Ok(None)),
             Message::Refused { request, reason, retry_after } => {
                 self.answered(link, request, Err((reason, retry_after)))

@@ -171,6 +171,10 @@ impl Inbox {
         };
         self.commit(desk)?;
         let id = *chain.chain_id();
+        // Ids are random. One that is here already was chosen, to get between another chain and its messages.
+        if desk.store.knows_chain(&id)? {
+            return refuse_wrap(desk, wrap, Reason::Unreadable);
+        }
         let stored = StoredChain { id, peer: peer.id, sid: conversation.sid, snapshot: snapshot(&chain)? };
         desk.store.begin_chain(&peer, &stored, chain.epochs())?;
         self.held.insert(id, Held { peer: peer.id, sid: conversation.sid, chain, changed: false });

@@ -191,6 +191,11 @@ impl Link {
         self.append(|connection, out| connection.send(message, out))
     }
 
+    /// Replaces the key of this direction.
+    pub(super) fn update_key(&mut self) -> Result<(), LinkError> {
+        self.append(Connection::update_key)
+    }
+
     /// Opens the next record of what was received; `None` when there is no whole one.
     pub(super) fn next(&mut self) -> Result<Option<Incoming>, LinkError> {
         loop {

@@ -30,16 +30,14 @@ use serde::{Deserialize, Serialize};
 pub use access::Access;
 pub use agent::Notice;
 pub use home::{Home, HomeLock};
-pub(crate) use outbox::message_id;
 pub use local::{PeerKeys, Presence, Reply, Request, Requested};
+pub(crate) use outbox::message_id;
 pub use setup::{Initialised, initialise};
 pub use url::{ServerUrl, UrlError};
 
 /// Bytes of the longest text that any recipient takes; a recipient may take less.
-pub const MAX_TEXT_LEN: usize = ossicle_core::MAX_RECORD_LEN
-    - ossicle_core::RECORD_OVERHEAD
-    - MESSAGE_HEAD_LEN
-    - ossicle_core::SIGNED_OVERHEAD;
+pub const MAX_TEXT_LEN: usize =
+    ossicle_core::MAX_RECORD_LEN - ossicle_core::RECORD_OVERHEAD - MESSAGE_HEAD_LEN - ossicle_core::SIGNED_OVERHEAD;
 
 /// Code and wanted rungs, before the envelope.
 const MESSAGE_HEAD_LEN: usize = 3;

@@ -278,7 +278,8 @@ impl Correspondence {
             return Ok(());
         };
         for chain in self.chains.iter_mut().filter(|chain| chain.announced == Announced::No) {
-            if chain.under_way.is_empty() && !(chain.current && !self.queue.is_empty()) {
+            let is_next = chain.current && !self.queue.is_empty();
+            if chain.under_way.is_empty() && !is_next {
                 continue;
             }
             let request = desk.requests.open(Pending::Wrap { chain: *chain.sealing.chain_id() });

@@ -46,7 +46,7 @@ pub async fn initialise(
     }
     home.prepare()?;
     let Some(_lock) = home.try_lock("init")? else {
-        let (pid, command) = home.holder().unwrap_or((0, "?".into()));
+        let (pid, command) = home.holder().unwrap_or_else(|| (0, "?".into()));
         return Err(Failure::refused(format!(
             "`ossicle {command}` (pid {pid}) uses {} already: choose another directory with --home DIR",
             home.directory().display()

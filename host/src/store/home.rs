@@ -516,6 +516,15 @@ impl HomeStore {
         Ok(found.optional()?)
     }
 
+    /// Whether there is a chain with this id, or was one whose messages are remembered.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn knows_chain(&self, id: &[u8; 8]) -> Result<bool> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM chain WHERE id = ?1) OR EXISTS (SELECT 1 FROM inbox WHERE chain = ?1)";
+        Ok(self.db.query_row(sql, [id], |row| row.get(0))?)
+    }
+
     /// Keeps messages together with the state of the chains that opened them: all or nothing.
     ///
     /// # Errors
@@ -808,6 +817,8 @@ mod tests {
         assert!(store.chain(&[1; 8]).unwrap().is_none());
         assert!(store.remembered(&[1; 8], 0).unwrap().is_none());
         assert!(store.remembered(&[1; 8], 1).unwrap().is_some(), "it was not read yet");
+        assert!(store.knows_chain(&[1; 8]).unwrap() && store.knows_chain(&[3; 8]).unwrap());
+        assert!(!store.knows_chain(&[4; 8]).unwrap());
         assert_eq!(store.seen(&[9; 16], &[3; 16]).unwrap(), Some((1, 2)));
     }
 }

@@ -1,0 +1,380 @@
+//! The client's commands as people and scripts use them: the real binary, a real server, exit codes and all.
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use ossicle_core::{IdentityPage, MAX_PAGE_LEN};
+use ossicle_tests::cli::{Piped, Running, World, binary};
+use serde_json::Value;
+
+fn object(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+fn text(line: &str) -> String {
+    object(line)["text"].as_str().unwrap_or_else(|| panic!("a text: {line}")).to_owned()
+}
+
+fn people(names: &[&str]) -> World {
+    let world = World::new();
+    for name in names {
+        world.init(name);
+    }
+    world
+}
+
+#[test]
+fn two_people_talk() {
+    let world = people(&["alice", "bob"]);
+    let (alice, bob) = (world.listen("alice", &[]), world.listen("bob", &[]));
+
+    let sent = world.run("alice", &["send", "bob", "good morning, Zoë\u{1b}[2J"]);
+    assert_eq!(sent.err, "accepted\ndelivered\n");
+    sent.ok();
+    let line = bob.line();
+    assert!(!line.contains('\u{1b}'), "{line}");
+    let message = object(&line);
+    assert_eq!(message["from"], "alice");
+    assert_eq!(message["text"], "good morning, Zoë\u{1b}[2J");
+    assert_eq!(message["signed"], true);
+    let fields: Vec<&str> = message.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(fields.len(), 6, "{fields:?}");
+
+    let sent = world.run("bob", &["send", "Alice", "back", "--wait", "opened", "--json", "--no-sign"]).ok();
+    let rungs: Vec<Value> = sent.lines().map(object).collect();
+    let told: Vec<&str> = rungs.iter().map(|step| step["rung"].as_str().unwrap()).collect();
+    assert_eq!(told, ["accepted", "delivered", "opened"]);
+    let reply = object(&alice.line());
+    assert_eq!(reply["id"], rungs[0]["id"]);
+    assert_eq!(reply["signed"], false);
+    assert_eq!(reply["conversation"], message["conversation"]);
+}
+
+#[test]
+fn each_line_of_the_input_is_a_message_and_bytes_are_data() {
+    let world = people(&["alice", "bob"]);
+    let bob = world.listen("bob", &[]);
+    let mut send = world.spawn("alice", &["send", "bob", "-"]);
+    for n in 0..100 {
+        send.write(format!("line {n}\n").as_bytes());
+    }
+    send.write(b"\n\xff\xfe\nlast");
+    send.end_input();
+    send.wait().ok();
+    for n in 0..100 {
+        assert_eq!(text(&bob.line()), format!("line {n}"));
+    }
+    assert_eq!(text(&bob.line()), "");
+    assert_eq!(object(&bob.line())["data"], "//4=");
+    assert_eq!(text(&bob.line()), "last");
+}
+
+#[test]
+fn what_is_too_long_is_refused_before_it_is_sent() {
+    let world = people(&["alice", "bob"]);
+    let bob = world.listen("bob", &[]);
+    let mut send = world.spawn("alice", &["send", "bob", "-"]);
+    send.write(b"first\n");
+    send.write(&[b'x'; 16_281]);
+    send.write(b"\nnever\n");
+    send.end_input();
+    send.wait().failed(1, "refused(too-large): line 2");
+    assert_eq!(text(&bob.line()), "first");
+    let mut send = world.spawn("alice", &["send", "bob", "-"]);
+    send.write(&[b'x'; 16_280]);
+    send.end_input();
+    send.wait().ok();
+    assert_eq!(text(&bob.line()).len(), 16_280);
+    assert!(bob.is_silent());
+}
+
+#[test]
+fn a_loop_answers_under_one_identity() {
+    let world = people(&["alice", "bob"]);
+    let alice = world.listen("alice", &[]);
+    let script = format!(
+        "{0} listen --json --count 3 | while read -r m; do {0} send alice \"got one\" || exit 9; done",
+        binary().display()
+    );
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(script).env("OSSICLE_HOME", world.path("bob"));
+    let echo = Running::start(&mut shell);
+    world.wait_online("bob", true);
+    for n in 0..3 {
+        // Alice's own listener holds her home: this works through it.
+        world.run("alice", &["send", "bob", &format!("ping {n}")]).ok();
+        assert_eq!(text(&alice.line()), "got one");
+    }
+    let echo = echo.wait();
+    assert_eq!((echo.code, echo.err.contains("took over")), (Some(0), false), "{echo:?}");
+    let mut alice = alice;
+    assert!(alice.is_running(), "nobody took alice over");
+}
+
+#[test]
+fn nobody_who_is_not_there_gets_anything_and_the_sender_learns_it() {
+    let world = people(&["alice", "bob"]);
+    world.run("alice", &["send", "bob", "hello"]).failed(1, "refused(offline): bob");
+    let sent = world.run("alice", &["send", "bob", "hello", "--json"]).failed(1, "refused(offline)");
+    assert_eq!(object(&sent.out)["reason"], "offline");
+    world.run("alice", &["send", "carol", "hello"]).failed(1, "refused(unknown): the server knows nobody");
+    world.run("alice", &["send", "ALICE", "hello"]).failed(2, "own name");
+    let usage = world.run("alice", &["send", "not a name", "hello"]);
+    assert_eq!(usage.code, Some(2), "{usage:?}");
+}
+
+#[test]
+fn what_a_listen_did_not_print_waits_for_the_next() {
+    let world = people(&["alice", "bob"]);
+    // It takes messages and prints none: the pattern selects nobody.
+    let mut bob = world.listen("bob", &["nobody"]);
+    let mut send = world.spawn("alice", &["send", "bob", "-"]);
+    send.write(b"one\ntwo\nthree\n");
+    send.end_input();
+    send.wait().ok();
+    assert!(bob.is_silent());
+    bob.kill();
+
+    let first = world.run("bob", &["listen", "--json", "--count", "1"]).ok();
+    assert_eq!(text(&first), "one");
+    let none = world.spawn("bob", &["listen", "--json", "[!a]*"]);
+    assert!(none.is_silent());
+    drop(none);
+    let rest = world.run("bob", &["listen", "--json", "ali*", "--count", "2"]).ok();
+    assert_eq!(rest.lines().map(text).collect::<Vec<_>>(), ["two", "three"]);
+    let nothing = world.spawn("bob", &["listen"]);
+    assert!(nothing.is_silent());
+}
+
+#[test]
+fn a_closed_pipe_ends_listen_quietly_and_loses_nothing() {
+    let world = people(&["alice", "bob"]);
+    let mut bob = Piped::start(&mut world.command("bob", &["listen", "--json"]));
+    world.wait_online("bob", true);
+    world.run("alice", &["send", "bob", "one"]).ok();
+    assert_eq!(text(&bob.line()), "one");
+    let bob = bob.close();
+    world.run("alice", &["send", "bob", "two"]).ok();
+    let ended = bob.wait();
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""));
+    assert_eq!(text(&world.run("bob", &["listen", "--json", "--count", "1"]).ok()), "two");
+}
+
+#[test]
+fn opened_is_told_when_the_line_was_written_and_not_before() {
+    let world = people(&["alice", "bob"]);
+    let mut bob = world.listen("bob", &["nobody"]);
+    let mut send = world.spawn("alice", &["send", "bob", "read me", "--json", "--wait", "opened"]);
+    assert_eq!(object(&send.line())["rung"], "accepted");
+    assert_eq!(object(&send.line())["rung"], "delivered");
+    bob.kill();
+    assert!(send.is_silent() && send.is_running());
+    assert_eq!(text(&world.run("bob", &["listen", "--json", "--count", "1"]).ok()), "read me");
+    assert_eq!(object(&send.line())["rung"], "opened");
+    send.wait().ok();
+}
+
+#[test]
+fn a_home_is_made_once_and_is_for_its_owner_alone() {
+    let world = people(&["alice"]);
+    let again = world.run("alice", &["init", "--name", "alice2", "--rsa", "2048", &world.url]);
+    again.failed(1, "is the home of alice already");
+    let listen = world.listen("alice", &[]);
+    assert_eq!(fs::metadata(world.path("alice")).unwrap().mode() & 0o7777, 0o700);
+    let mut files = Vec::new();
+    for entry in fs::read_dir(world.path("alice")).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.metadata().unwrap().mode() & 0o777, 0o600, "{:?}", entry.path());
+        files.push(entry.file_name().into_string().unwrap());
+    }
+    assert!(files.contains(&"socket".to_owned()) && files.contains(&"identity.pem".to_owned()), "{files:?}");
+
+    let second = world.run("alice", &["listen"]);
+    let holder = format!("another `ossicle listen` (pid {}) already listens with this home", listen.id());
+    second.failed(1, &holder);
+    listen.signal("INT");
+    assert_eq!(listen.wait().code, Some(130));
+
+    let none = world.run("nobody", &["listen"]);
+    none.failed(2, "ossicle init");
+    fs::set_permissions(world.path("alice"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    world.run("alice", &["who"]).failed(2, "chmod 700");
+}
+
+#[test]
+fn init_says_what_stands_in_its_way_and_leaves_nothing_half_made() {
+    let mut world = people(&["alice"]);
+    let init = |home: &str, name: &str, url: &str| world.run(home, &["init", "--name", name, "--rsa", "2048", url]);
+    init("b", "ALICE", &world.url).failed(1, "the name ALICE is in use");
+    let (address, fingerprint) = world.url.split_once('#').unwrap();
+    let other = format!("{address}#{}", "00".repeat(32));
+    init("b", "bob", &other).failed(1, "another key than the URL says");
+    init("b", "bob", &format!("{address}#{}", &fingerprint[1..])).failed(2, "64 hex digits");
+    init("b", "bob", address).failed(2, "--trust-first-use");
+    init("b", "bob", "ossicle://127.0.0.1:1#".replace('#', &world.url[address.len()..]).as_str())
+        .failed(3, "is `ossicle serve` running there");
+    // The same home after all that, and a server that nobody vouched for.
+    let trusted = world.run("b", &["init", "--name", "bob", "--rsa", "2048", "--trust-first-use", address]).ok();
+    assert!(trusted.contains(fingerprint), "{trusted}");
+    assert!(world.run("b", &["who", "--json"]).ok().contains("\"bob\""));
+
+    world.stop_server();
+    let unreached = world.run("alice", &["send", "b", "x", "--timeout", "1s"]);
+    unreached.failed(3, "cannot reach 127.0.0.1");
+}
+
+#[test]
+fn tokens_admit_and_closed_servers_do_not() {
+    let world = World::with(&["--enroll", "token"]);
+    let (plain, token) = world.url.rsplit_once('.').unwrap();
+    let init = |url: &str| world.run("alice", &["init", "--name", "alice", "--rsa", "2048", url]);
+    init(plain).failed(1, "only with a token");
+    let wrong: String = token.chars().rev().collect();
+    init(&format!("{plain}.{wrong}")).failed(1, "does not take this token");
+    init(&world.url).ok();
+
+    let closed = World::with(&["--enroll", "closed"]);
+    let refused = closed.run("alice", &["init", "--name", "alice", "--rsa", "2048", &closed.url]);
+    refused.failed(1, "admits no new clients");
+    assert!(!closed.path("alice").join("identity.pem").exists());
+}
+
+#[test]
+fn a_copied_home_takes_over_and_the_first_is_told() {
+    let world = people(&["alice"]);
+    let first = world.listen("alice", &[]);
+    fs::create_dir(world.path("copy")).unwrap();
+    fs::set_permissions(world.path("copy"), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    for file in ["identity.pem", "home.db", "home.db-wal"] {
+        fs::copy(world.path("alice").join(file), world.path("copy").join(file)).unwrap();
+    }
+    world.run("copy", &["who"]).ok();
+    first.wait().failed(1, "another connection of alice took over");
+}
+
+#[test]
+fn a_restarted_server_finds_everybody_again() {
+    let mut world = people(&["alice", "bob"]);
+    let (_alice, bob) = (world.listen("alice", &[]), world.listen("bob", &[]));
+    world.run("alice", &["send", "bob", "before"]).ok();
+    assert_eq!(text(&bob.line()), "before");
+    world.restart_server();
+    world.wait_online("bob", true);
+    // Over the chain that alice's listener has had since before.
+    world.run("alice", &["send", "bob", "after"]).ok();
+    assert_eq!(text(&bob.line()), "after");
+}
+
+#[test]
+fn a_key_that_changed_gets_nothing() {
+    let world = people(&["alice", "bob"]);
+    let mut bob = world.listen("bob", &[]);
+    world.run("alice", &["send", "bob", "hello"]).ok();
+    assert_eq!(text(&bob.line()), "hello");
+    let data = world.path("server");
+    world.run("alice", &["revoke", "bob"]).failed(1, "refused(forbidden)");
+    world.run("alice", &["revoke", "bob", "--data", data.to_str().unwrap()]).ok();
+    bob.end_input();
+    bob.wait().failed(1, "was revoked");
+    world.run("bob", &["who"]).failed(1, "does not let bob in");
+
+    // Another key under the same name, as a thief or a careless owner would bring.
+    world.run("other", &["init", "--name", "bob", "--rsa", "2048", &world.url]).ok();
+    let other = world.spawn("other", &["listen", "--json"]);
+    while !world.run("alice", &["who", "bob", "--json"]).ok().contains("\"online\":true") {}
+    let refused = world.run("alice", &["send", "bob", "secret"]).failed(1, "refused(key-changed)");
+    assert!(refused.err.contains("KEY CHANGED"), "{refused:?}");
+    assert!(other.is_silent());
+    // And the other way round: alice does not take messages from it either.
+    let alice = world.listen("alice", &[]);
+    world.run("other", &["send", "alice", "it is me"]).failed(1, "refused(key-changed)");
+    assert!(alice.is_silent());
+}
+
+#[test]
+fn a_short_holder_finishes_what_others_asked_of_it() {
+    let world = people(&["alice", "bob"]);
+    let mut bob = world.listen("bob", &["nobody"]);
+    let mut holder = world.spawn("alice", &["send", "bob", "-", "--json"]);
+    holder.write(b"from the holder\n");
+    holder.line();
+    holder.line();
+    let follower = world.spawn("alice", &["send", "bob", "from the follower", "--wait", "opened", "--json"]);
+    follower.line();
+    follower.line();
+    holder.end_input();
+    assert!(follower.is_silent());
+    assert!(holder.is_running(), "the follower is not done");
+    bob.kill();
+    world.run("bob", &["listen", "--count", "2"]).ok();
+    assert_eq!(object(&follower.line())["rung"], "opened");
+    follower.wait().ok();
+    holder.wait().ok();
+    world.listen("bob", &[]);
+}
+
+#[test]
+fn whoever_loses_its_holder_says_so_or_goes_on_alone() {
+    let world = people(&["alice", "bob"]);
+    let bob = world.listen("bob", &["nobody"]);
+    let mut holder = world.listen("alice", &[]);
+    // Taken by the holder, and never confirmed: it may have arrived, so it is not sent again.
+    let taken = world.spawn("alice", &["send", "bob", "once", "--wait", "opened", "--json"]);
+    taken.line();
+    taken.line();
+    holder.kill();
+    taken.wait().failed(1, "may have arrived or not");
+    world.run("alice", &["send", "bob", "twice"]).ok();
+    drop(bob);
+    let got = world.run("bob", &["listen", "--json", "--count", "2"]).ok();
+    assert_eq!(got.lines().map(text).collect::<Vec<_>>(), ["once", "twice"]);
+}
+
+#[test]
+fn a_device_gets_its_page_and_its_owner_can_revoke_it() {
+    let world = people(&["alice"]);
+    let out = world.path("sensor.page");
+    let page = out.to_str().unwrap();
+    let enroll = |arguments: &[&str]| {
+        world.run("alice", &[&["enroll", "sensor-01", "--report-to", "alice", "--out", page], arguments].concat())
+    };
+    enroll(&["--address", "10.0.2.2:5150"]).ok();
+    let bytes = fs::read(&out).unwrap();
+    assert!(bytes.len() <= MAX_PAGE_LEN);
+    assert_eq!(fs::metadata(&out).unwrap().mode() & 0o7777, 0o600);
+    let decoded = IdentityPage::decode(&bytes).unwrap();
+    assert_eq!((decoded.name, decoded.owner.name), ("sensor-01", "alice"));
+    assert_eq!((decoded.address, decoded.port), ([10, 0, 2, 2], 5150));
+    assert_eq!(decoded.server.bits(), 2048);
+    assert!(world.run("alice", &["who", "sensor-*"]).ok().contains("offline, never seen"));
+
+    enroll(&[]).failed(2, "exists already");
+    fs::remove_file(&out).unwrap();
+    enroll(&[]).failed(1, "refused(name-in-use)");
+    assert!(!out.exists());
+    world.run("alice", &["send", "sensor-01", "led on"]).failed(1, "refused(offline)");
+    world.run("alice", &["revoke", "sensor-01"]).ok();
+    world.run("alice", &["send", "sensor-01", "led on"]).failed(1, "refused(unknown)");
+    let listen = world.listen("alice", &[]);
+    // Through the listener that holds the home.
+    enroll(&[]).ok();
+    assert_eq!(IdentityPage::decode(&fs::read(&out).unwrap()).unwrap().address, [127, 0, 0, 1]);
+    drop(listen);
+
+    world.run("big", &["init", "--name", "big", "--rsa", "4096", &world.url]).ok();
+    let refused = world.run("alice", &["enroll", "sensor-02", "--report-to", "big", "--out", &format!("{page}2")]);
+    refused.failed(1, "the key of big has 4096 bits");
+    assert!(!world.run("alice", &["who"]).ok().contains("sensor-02"));
+}
+
+#[test]
+fn help_has_examples_and_the_version_is_told() {
+    let world = World::new();
+    for command in ["serve", "init", "send", "listen", "who", "enroll", "revoke"] {
+        let help = world.run("x", &[command, "--help"]).ok();
+        assert!(help.contains("Examples:"), "{command}");
+    }
+    assert!(world.run("x", &["--version"]).ok().starts_with("ossicle 0."));
+}
