@@ -8,6 +8,8 @@ use ossicle_core::{
     Ask, ClientConfig, Connection, Credentials, Error, Event, PublicKey, Received, ServerConfig, Settings, Statement,
 };
 
+#[path = "support/cli.rs"]
+pub mod cli;
 #[path = "support/node.rs"]
 pub mod node;
 
