@@ -600,3 +600,6 @@ impl<A: Aead> Established<A> {
         Ok(len)
     }
 }
+
+#[cfg(test)]
+mod tests;

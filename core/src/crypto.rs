@@ -317,8 +317,8 @@ impl TryRng for Drawn {
 
 impl TryCryptoRng for Drawn {}
 
-/// What an RSA identity key signs: `0x20 * 64 || context || 0x00 || hash` (PROTOCOL 4), RSASSA-PSS with SHA-256, MGF1 with
-/// SHA-256 and a salt of 32 bytes. The engine asks for nothing else to be signed.
+/// What an RSA identity key signs: `0x20 * 64 || context || 0x00 || hash` (PROTOCOL 1.3), RSASSA-PSS with SHA-256, MGF1
+/// with SHA-256 and a salt of 32 bytes. The engine asks for nothing else to be signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Statement {
     context: &'static str,
@@ -426,7 +426,7 @@ impl<'k> PublicKey<'k> {
         buffer.get(..len).unwrap_or_default()
     }
 
-    /// SHA-256 of the SubjectPublicKeyInfo: the key's fingerprint, `H(SPKI)` throughout PROTOCOL.
+    /// SHA-256 of the SubjectPublicKeyInfo: the key's fingerprint, `H(SPKI)` throughout PROTOCOL (1.5).
     pub fn fingerprint(&self) -> [u8; HASH_LEN] {
         hash(&[&self.spki_head(), self.modulus, &SPKI_SUFFIX])
     }

@@ -71,7 +71,7 @@ pub fn direct_sid(a: &[u8; ID_LEN], b: &[u8; ID_LEN], counter: u32) -> [u8; ID_L
     sid
 }
 
-/// The hash over everybody in version `version` of a conversation, `mh` in PROTOCOL.
+/// The hash over everybody in version `version` of a conversation, `mh` in PROTOCOL 9.1.
 ///
 /// # Errors
 /// [`ApiMisuse::InvalidArgument`] unless there are 1 to [`MAX_MEMBERS`] members, sorted by id, each of them once.
@@ -173,7 +173,7 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// The bytes that are hashed, signed and sent (PROTOCOL, Bundles).
+    /// The bytes that are hashed, signed and sent (PROTOCOL 8.1).
     pub fn encode(&self) -> [u8; BUNDLE_LEN] {
         let (epoch, prekey_id) = (self.epoch.to_be_bytes(), self.prekey_id.to_be_bytes());
         join(&[&self.id, &self.key, &epoch, &self.exchange, &self.prekey, &prekey_id, &self.verifying, &self.previous])
@@ -215,7 +215,7 @@ impl Bundle {
     }
 }
 
-/// What a client remembers of the newest bundle it has seen of a peer (PROTOCOL, Bundles).
+/// What a client remembers of the newest bundle it has seen of a peer (PROTOCOL 8.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BundleView {
     /// The peer, with the identity key that was pinned.
@@ -470,8 +470,9 @@ pub(super) fn join<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
 mod tests {
     use std::vec::Vec;
 
-    use super::super::testing::{BrokenRng, Client, TestRng, hex};
+    use super::super::testing::{BrokenRng, Client, TestRng};
     use super::*;
+    use crate::wire::testing::printed_array;
 
     #[test]
     fn bundles_round_trip_and_every_byte_counts() {
@@ -496,8 +497,8 @@ mod tests {
     fn hashes_are_those_of_the_specification() {
         let (a, b) = (Member { id: [1; 16], key: [2; 32] }, Member { id: [3; 16], key: [4; 32] });
         let conversation = Conversation::direct(&b, &a, 5);
-        assert_eq!(conversation.sid, hex("4691fa59f632b650336f65d2251c2111"));
-        assert_eq!(conversation.members, hex("a2881e9de471d5dd768646fb2cd176eeef26740c21b59176a3ca247af8246ed7"));
+        assert_eq!(conversation.sid, printed_array("15.3", "sid"));
+        assert_eq!(conversation.members, printed_array("15.3", "mh"));
         let bundle = Bundle {
             id: [1; 16],
             key: [2; 32],
@@ -508,9 +509,8 @@ mod tests {
             verifying: [7; 32],
             previous: [8; 32],
         };
-        assert_eq!(bundle.hash(), hex("5a095d52364ef244abd05b162f23236f397501d4dfdff10406680978ad5b70bf"));
-        let digest = hex("c0b4ba2b9ec37fbb47a85b9075e8819774c3b7d2cf198978230bd28f25a52222");
-        assert_eq!(bundle.statement().digest(), digest);
+        assert_eq!(bundle.hash(), printed_array("15.3", "bundle_hash"));
+        assert_eq!(bundle.statement().digest(), printed_array("15.3", "bundle_digest"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! as plaintext with its number; receipts go the other way. Every call is all or nothing: state changes when the result is
 //! certain. Refused are wraps that the sender did not announce or that were seen before, envelopes too far ahead (before
 //! anything is hashed), and receipts that the recipient did not make. Sending chains are never stored: after a restart, a
-//! new one begins (PROTOCOL, Chains).
+//! new one begins (PROTOCOL 9).
 
 use core::fmt;
 
@@ -334,7 +334,7 @@ impl SendingChain {
 
         let receipts = &self.receipts;
         let verifying = self.signing.public();
-        // PROTOCOL, Chains: the signature keeps the thief of a prekey from announcing chains in another's name.
+        // PROTOCOL 9.3: the signature keeps the thief of a prekey from announcing chains in another's name.
         let announced = announcement(&receipts.context, own.epoch, self.next, &self.key, verifying);
         let signature = keys.signing_key().sign(&announced);
         let receipt_key = receipts.key_of(&to.id);
@@ -913,7 +913,7 @@ impl Salts {
     }
 }
 
-/// One step of the ratchet: `MK || SK || CK` (PROTOCOL, Chains).
+/// One step of the ratchet: `MK || SK || CK` (PROTOCOL 9.4).
 struct Step {
     message: Secret<HASH_LEN>,
     salt: Secret<HASH_LEN>,
@@ -1094,7 +1094,7 @@ const fn is_recipients_word(receipt: &Receipt) -> bool {
     }
 }
 
-/// PROTOCOL, Receipts. The reason of a refusal follows its rung; the other rungs have none, so that the input is one of
+/// PROTOCOL 10.3. The reason of a refusal follows its rung; the other rungs have none, so that the input is one of
 /// two lengths and never ambiguous.
 fn receipt_tag(
     key: &Secret<HASH_LEN>,

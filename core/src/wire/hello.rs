@@ -20,7 +20,7 @@ pub(crate) enum Role {
 }
 
 /// ```text
-/// 0        8                                                                          84
+/// 0        8
 /// | header | n:u8 version:u16 * n | n:u8 suite:u16 * n | record_limit:u16 | role | flags |
 /// | random_C [32] | E_C [32] | n:u8 cookie [n] (n > 0: puzzle u64) | 0, or 1 channel_id [16] binder [32] |
 /// ```
@@ -107,7 +107,7 @@ fn list_contains(reader: &mut Reader<'_>, wanted: u16) -> Result<bool, Error> {
     Ok(found)
 }
 
-/// How the server goes on (rule 1.3 of resumption; PROTOCOL 3.3).
+/// How the server goes on (PROTOCOL 3.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// Full handshake; nothing was offered.

@@ -572,6 +572,74 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_those_of_the_specification() {
+        let bundle = SignedBundle { bundle: &[1; 184], signature: &[2; 4] };
+        let short = SignedBundle { bundle: &[1; 4], ..bundle };
+        let told = Receipt { rung: Rung::Delivered, reason: None, chain: [3; 8], from: 1, to: 200, tag: Some([4; 16]) };
+        let refused = Receipt { rung: Rung::Refused, reason: Some(Reason::Rekey), from: 7, to: 7, tag: None, ..told };
+        let by_name = Lookup { request: 1, key: true, bundle: true, subject: Subject::Name("bob") };
+        let by_id = Lookup { request: 2, key: false, bundle: true, subject: Subject::Id([5; 16]) };
+        let entry = DirectoryEntry {
+            id: [5; 16],
+            name: "bob",
+            key_epoch: 0,
+            record_limit: 16_408,
+            status: PeerStatus::Offline { last_seen: Some(1_700_000_000) },
+            modulus: None,
+            bundle: Some(bundle),
+        };
+        let mut lines = [0; 64];
+        let mut len = 0;
+        for line in [
+            Presence { id: [5; 16], name: "bob", status: PeerStatus::Online },
+            Presence { id: [6; 16], name: "carol", status: PeerStatus::Offline { last_seen: None } },
+        ] {
+            len += DirectoryList::append(&line, &mut lines[len..]).unwrap();
+        }
+        let settings = Settings {
+            heartbeat: 15,
+            timeout: 45,
+            time: 1_790_000_000,
+            store_epoch: [1, 2, 3, 4, 5, 6, 7, 8],
+            ..Settings::default()
+        };
+        for (name, message) in [
+            ("Send", Message::Send { wanted: Rungs::NONE.with(Rung::Delivered), envelope: &[7; 37] }),
+            ("Told", Message::Told(told)),
+            ("Tell", Message::Tell(refused)),
+            ("Status", Message::Status { request: 300 }),
+            ("Lookup", Message::Lookup(by_name)),
+            ("Lookup-id", Message::Lookup(by_id)),
+            ("LookupResponse", Message::LookupResponse { request: 2, entry }),
+            ("List", Message::List { request: 3, after: "" }),
+            ("ListResponse", Message::ListResponse(DirectoryList::new(3, false, &lines[..len]))),
+            ("Enrol", Message::Enrol { request: 4, id: [5; 16], name: "s-1", modulus: &[10; 4], signature: &[11; 4] }),
+            ("Revoke", Message::Revoke { request: 5, subject: Subject::Name("s-1") }),
+            ("Settings", Message::Settings(settings)),
+            ("Close", Message::Close { reason: Some(Reason::TakenOver) }),
+            ("Publish", Message::Publish { request: 6, bundle: short }),
+            ("Wrap", Message::Wrap { request: 7, to: [5; 16], wrap: &[12; 4], bundle: short }),
+            ("WrapDelivery", Message::WrapDelivery { from: [5; 16], wrap: &[12; 4], bundle: short }),
+            ("Done", Message::Done { request: 7 }),
+            ("Refused", Message::Refused { request: 8, reason: Reason::Rate, retry_after: Some(1000) }),
+        ] {
+            let mut buffer = [0; 1024];
+            let len = message.encode(&mut buffer).unwrap();
+            let printed = super::super::testing::printed("7.1", name);
+            assert_eq!(printed, buffer[..len], "{name}");
+            assert_eq!(Message::decode(&printed), Ok(message));
+        }
+    }
+
+    #[test]
+    fn integers_may_be_longer_than_they_need_to_be() {
+        assert_eq!(Message::decode(&[4, 0, 0x80, 0x80, 0]), Ok(Message::Status { request: 0 }));
+        for bad in [&[4, 0, 0xff, 0xff, 4][..], &[4, 0, 0x80, 0x80, 0x80, 0], &[8, 0x21, 2, 1], &[2, 0, 0x10]] {
+            assert_eq!(Message::decode(bad), Err(Error::Decode));
+        }
+    }
+
+    #[test]
     fn a_reading_costs_three_bytes_beside_its_envelope() {
         let mut buffer = [0; 128];
         let message = Message::Send { wanted: Rungs::NONE, envelope: &[0; 12 + 37] };

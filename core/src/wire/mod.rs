@@ -6,6 +6,8 @@
 
 mod hello;
 mod message;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub(crate) use hello::Role;
 pub(crate) use hello::{

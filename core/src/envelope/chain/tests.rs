@@ -4,9 +4,10 @@ use core::cell::Cell;
 use std::thread_local;
 use std::vec::Vec;
 
-use super::super::testing::{BrokenRng, Client, TestRng, hex};
+use super::super::testing::{BrokenRng, Client, TestRng};
 use super::*;
 use crate::crypto::{ExchangeKey, RustCrypto};
+use crate::wire::testing::{printed, printed_array};
 
 type Receiver = ReceivingChain<8>;
 
@@ -157,7 +158,7 @@ fn messages_arrive_as_they_were_sent() {
     assert_eq!((receiver.next(), pair.sender.next()), (5, 5));
 }
 
-// Both texts were made apart, in another language, from the specification.
+// What PROTOCOL prints was made apart, in another language, from its text.
 #[test]
 fn bytes_are_those_of_the_specification() {
     let (a, b) = (Member { id: [1; 16], key: [2; 32] }, Member { id: [3; 16], key: [4; 32] });
@@ -171,48 +172,55 @@ fn bytes_are_those_of_the_specification() {
     };
     let (keys_a, keys_b) = (keys(0x51, 0x52, 10, 0x53), keys(0x61, 0x62, 4, 0x63));
     let (bundle_a, bundle_b) = (keys_a.bundle(&a, 9, [0; 32]), keys_b.bundle(&b, 3, [0; 32]));
+    for (bundle, bytes, hash) in [(&bundle_a, "bundle_A", "H(bundle_A)"), (&bundle_b, "bundle_B", "H(bundle_B)")] {
+        assert_eq!(bundle.encode(), printed_array("15.3", bytes));
+        assert_eq!(bundle.hash(), printed_array("15.3", hash));
+    }
     let conversation = Conversation::direct(&a, &b, 5);
     let context = context(&a, &conversation, &[0x44; 8], 7);
-    assert_eq!(context, hex("c3f51a345e09e7f02181e55be26574f3897d0520d0b9f7f6e5d677cda978ce99"));
+    assert_eq!(context, printed_array("15.3", "CTX"));
+    let (key, signing) = (Secret::new([0x11; 32]), SigningKey::new(Secret::new([0x22; 32])));
+    let announced = announcement(&context, 9, 0, &key, signing.public());
+    assert_eq!(announced, printed_array("15.3", "announced"));
+    let signature = keys_a.signing_key().sign(&announced);
+    assert_eq!(signature, printed_array("15.3", "ann"));
+    assert_eq!(wrap_info(&context, &bundle_a.hash(), &bundle_b.hash(), 4), printed_array("15.3", "info"));
+    let step = Step::after(&key).unwrap();
+    for (name, key) in [("MK_0", step.message), ("SK_0", step.salt), ("CK_1", step.next)] {
+        assert_eq!(key.expose(), &printed_array("15.3", name));
+    }
 
     let mut sender = SendingChain {
         sid: conversation.sid,
         epoch: 7,
         next: 0,
-        key: Secret::new([0x11; 32]),
-        signing: SigningKey::new(Secret::new([0x22; 32])),
+        key: key.clone(),
+        signing,
         signed: false,
         receipts: ReceiptVerifier { chain_id: [0x44; 8], context, master: Secret::new([0x33; 32]) },
     };
-    let mut wrap: [u8; 244] = hex(concat!(
-        "4691fa59f632b650336f65d2251c211144444444444444440000000700000004ab4f197998fcc56cc6ed68c1d93",
-        "1af9bb522ec00743e181f7330915df4aa31767da82492a45342f64f2d64e08d6529a8fbf7b05e8fe685f2701268c3aa9f2b3",
-        "6e314ae50f9b8511c085884c3b2852d4b0fd3ebe5ac32b7ccb04a5d23c5fa983c70eb68ad25eedb4f5700fcf5893e1eb4a4e",
-        "ff2682e8adafdc6cd6cbde00a82690f16649f7f7ebd60c198c2a047b7b5ae3574b8ca1b26b80edfca4e6c21a90486373d831",
-        "4edb3af4b231ef63db2aa1c0fae2aa16a0b8547a7a90526a3a27055e35e7e8626283c18b5bbcd2fecaefa77f97725a46f",
-    ));
+    let receipt_key = sender.receipt_key(&b.id);
+    assert_eq!(receipt_key.expose(), &printed_array("15.3", "RK"));
+    let verifying = sender.signing.public();
+    let text: [u8; WRAP_TEXT_LEN] = join(&[&[0; 4], key.expose(), verifying, receipt_key.expose(), &signature]);
+    assert_eq!(text, printed_array("15.3", "text"));
+    let mut wrap: [u8; 244] = printed_array("15.3", "wrap");
+    assert_eq!(wrap[WRAP_HEAD_LEN..][..32], printed("15.3", "enc"));
     let prekey = keys_b.prekey(&bundle_b).unwrap();
     let mut receiver = Receiver::accept(&mut wrap, &prekey, &a, &bundle_a, &conversation, None).ok().unwrap();
     assert_eq!(receiver.epochs(), (9, 7));
 
     let first = seal(&mut sender, false, 1, b"hello");
-    let expected: [u8; 42] =
-        hex("4444444444444444000000004770240f305f36bcb42d923f94f342151b14701810848f46b8c0bb6c469e");
-    assert_eq!(first, expected);
+    assert_eq!(first, printed("15.3", "message_0"));
     let second = seal(&mut sender, true, 2, b"");
-    let expected: [u8; 101] = hex(concat!(
-        "444444444444444400000001926f904a88dfb18069ea5b354694bdff56adf6b10d3d92d2321dd037801d4805f4e43cab5540",
-        "394356e36ba658549e0df2f002373c4b9cb68c2b71ee9923a1e5df5e4bb5953f983dbc6a794efff9131c99d5842f250aa164",
-        "2e",
-    ));
-    assert_eq!(second, expected);
+    assert_eq!(second, printed("15.3", "message_1"));
     assert_eq!(open(&mut receiver, &first), Ok(b"hello".to_vec()));
     assert_eq!(open(&mut receiver, &second), Ok(Vec::new()));
 
     let delivered = receiver.receipt(&b.id, Rung::Delivered, 0, 1).unwrap();
-    assert_eq!(delivered.tag, Some(hex("98d2138f0c76ca8b7502ccd1436798c8")));
+    assert_eq!(delivered.tag, Some(printed_array("15.3", "tag_delivered")));
     let refused = receiver.refusal(&b.id, Reason::Unreadable, 1, &salt(&second));
-    assert_eq!(refused.tag, Some(hex("1a768242bcc7df3f803183f0ce8d1d65")));
+    assert_eq!(refused.tag, Some(printed_array("15.3", "tag_refused")));
 }
 
 #[test]

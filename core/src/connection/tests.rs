@@ -1,0 +1,255 @@
+//! The worked examples of PROTOCOL 15: its formulas, computed here from nothing but the primitives, give the bytes that it
+//! prints, and so does the engine.
+
+use std::vec::Vec;
+
+use super::*;
+use crate::config::Token;
+use crate::crypto::{ExchangeKey, NONCE_LEN, expand, extract, hash, mac};
+use crate::handshake::{enrolment_statement, token_verifier};
+use crate::wire::testing::{printed, printed_array};
+
+const SERVER_ID: [u8; 16] = [0x5e; 16];
+const DEVICE_ID: [u8; 16] = [0xb0; 16];
+const CLIENT_ID: [u8; 16] = [0xc1; 16];
+const LIMIT: u16 = 16_408;
+const DEVICE_NAME: &str = "sensor-01";
+const TOKEN: Token = Token { id: [7; 8], secret: Secret::new([9; 16]) };
+
+fn seed(number: u8) -> [u8; 64] {
+    let mut seed = [number.wrapping_mul(31); 64];
+    for (byte, index) in seed.iter_mut().zip(0..) {
+        *byte = byte.wrapping_add(index);
+    }
+    seed
+}
+
+/// The two ends of one example, and what it prints.
+struct Example {
+    section: &'static str,
+    client: Connection,
+    server: Connection,
+    server_key: Vec<u8>,
+    client_key: Vec<u8>,
+}
+
+impl Example {
+    fn new(section: &'static str, seeds: (u8, u8), ask_for_key: bool) -> Self {
+        let server_key = printed("15.1", "modulus_S");
+        let fingerprint = PublicKey::from_modulus(&server_key).unwrap().fingerprint();
+        let client = ClientConfig { server: Some(fingerprint), ask_for_key, record_limit: LIMIT };
+        let server = ServerConfig { id: SERVER_ID, fingerprint, record_limit: LIMIT };
+        Self {
+            section,
+            client: Connection::client(client, &seed(seeds.0)),
+            server: Connection::server(server, &seed(seeds.1)),
+            server_key,
+            client_key: printed(section, "modulus_C"),
+        }
+    }
+
+    fn print<const N: usize>(&self, name: &str) -> [u8; N] {
+        printed_array(self.section, name)
+    }
+
+    fn shows(&self, name: &str, bytes: &[u8]) {
+        assert_eq!(printed(self.section, name), bytes, "PROTOCOL {}: {name}", self.section);
+    }
+
+    /// Runs the handshake up to the open claim, with the signatures that are printed.
+    fn claim(&mut self, credentials: &Credentials<'_>) -> Vec<u8> {
+        let (server_key, client_key) = (self.server_key.clone(), self.client_key.clone());
+        let server_key = PublicKey::from_modulus(&server_key).unwrap();
+        let client_key = PublicKey::from_modulus(&client_key).unwrap();
+        let (by_server, by_client) = (printed(self.section, "sig_S"), printed(self.section, "sig_C"));
+        let mut out = [0; 2048];
+
+        let len = self.client.transmit(&mut out).unwrap();
+        self.shows("ClientHello", &out[..len]);
+        self.server.receive(&mut out[..len]).unwrap();
+        let Some(Ask::Sign(statement)) = self.server.ask() else { panic!("a signature is due") };
+        verify(server_key, &statement, &by_server);
+        let len = self.server.sign_server(server_key, &by_server, &mut out).unwrap();
+        let (hello, auth) = out[..len].split_at_mut(79);
+        self.shows("ServerHello", hello);
+        self.shows("ServerAuth", auth);
+
+        self.client.receive(hello).unwrap();
+        let Ok(Received::Record { event: Event::CheckServer(claim), .. }) = self.client.receive(auth) else {
+            panic!("a claim of the server");
+        };
+        assert_eq!((claim.server, claim.fingerprint), (SERVER_ID, server_key.fingerprint()));
+        assert_eq!((claim.statement, claim.signature), (statement, &by_server[..]));
+        self.client.verified(credentials).unwrap();
+        let Some(Ask::Sign(statement)) = self.client.ask() else { panic!("a signature is due") };
+        verify(client_key, &statement, &by_client);
+        let len = self.client.sign_client(credentials, &by_client, &mut out).unwrap();
+        self.shows("ClientAuth", &out[..len]);
+
+        let Ok(Received::Record { event: Event::CheckClient(claim), .. }) = self.server.receive(&mut out[..len]) else {
+            panic!("a claim of the client");
+        };
+        assert_eq!(self.server.bind(&claim, &client_key.fingerprint()), Ok(statement));
+        assert_eq!(claim.signature(), by_client);
+        claim.bytes().to_vec()
+    }
+
+    /// PROTOCOL 4.3, from the records that are printed. `fields` are those of the method behind `T4`, `proof` the token's.
+    /// Returns the input secret.
+    fn transcript(&self, seeds: (u8, u8), fields: &[u8], proof: &[u8]) -> Secret<32> {
+        let fingerprint = PublicKey::from_modulus(&self.server_key).unwrap().fingerprint();
+        let private = |number| ExchangeKey::new(Secret::new(*seed(number).first_chunk().unwrap()));
+        let (exchange_c, exchange_s) = (private(seeds.0), private(seeds.1));
+        self.shows("E_C", exchange_c.public());
+        self.shows("E_S", exchange_s.public());
+
+        let t1 = hash(&[&hash(&[b"ossicle HS1\0"]), &printed(self.section, "ClientHello")]);
+        let t2 = hash(&[&t1, &printed(self.section, "ServerHello")]);
+        let dh = exchange_c.agree(exchange_s.public()).unwrap();
+        let input = extract(&hash(&[b"ossicle HS1 x25519 sha256 aes256gcm pss"]), &dh);
+        for (name, value) in [("T1", &t1), ("T2", &t2), ("dh", dh.expose()), ("ES", input.expose())] {
+            self.shows(name, value);
+        }
+        let server: Secret<76> = expand(&input, &[b"ossicle s hs\0", &t2]);
+        let client: Secret<76> = expand(&input, &[b"ossicle c hs\0", &t2]);
+        self.shows("s_hs", server.expose());
+        self.shows("c_hs", client.expose());
+
+        let signature = printed(self.section, "sig_S");
+        let t3 = hash(&[&t2, &SERVER_ID, &fingerprint]);
+        let finished_s = finished(&server, &[&t3, &signature]);
+        let t4 = hash(&[&t3, &signature, &finished_s]);
+        for (name, value) in [("T3", &t3), ("fin_S", &finished_s), ("T4", &t4)] {
+            self.shows(name, value);
+        }
+        let signature = printed(self.section, "sig_C");
+        let t5 = hash(&[&t4, fields]);
+        let finished_c = finished(&client, &[&t5, proof, &signature]);
+        let t6 = hash(&[&t5, proof, &signature, &finished_c]);
+        for (name, value) in [("T5", &t5), ("fin_C", &finished_c), ("T6", &t6)] {
+            self.shows(name, value);
+        }
+        input
+    }
+}
+
+#[cfg(feature = "rsa")]
+fn verify(key: PublicKey<'_>, statement: &Statement, signature: &[u8]) {
+    assert_eq!(crate::verify_rsa(key, statement, signature), Ok(()), "the printed signature");
+}
+
+#[cfg(not(feature = "rsa"))]
+fn verify(key: PublicKey<'_>, _: &Statement, signature: &[u8]) {
+    assert_eq!(signature.len(), key.signature_len());
+}
+
+/// A side's Finished over what `parts` make together.
+fn finished(keys: &Secret<76>, parts: &[&[u8]]) -> [u8; 32] {
+    mac(keys.expose().last_chunk().unwrap(), &[&hash(parts)])
+}
+
+fn traffic(secret: &Secret<32>) -> Secret<{ HASH_LEN + NONCE_LEN }> {
+    expand(secret, &[b"ossicle key"])
+}
+
+#[test]
+fn a_handshake_is_that_of_the_specification() {
+    let mut example = Example::new("15.1", (1, 2), false);
+    example.shows("seed_C", &seed(1));
+    example.shows("seed_S", &seed(2));
+    example.shows("T0", &hash(&[b"ossicle HS1\0"]));
+    example.shows("salt", &hash(&[b"ossicle HS1 x25519 sha256 aes256gcm pss"]));
+    let client_key = example.client_key.clone();
+    let fingerprint = PublicKey::from_modulus(&client_key).unwrap().fingerprint();
+    example.shows("H(SPKI_S)", &PublicKey::from_modulus(&example.server_key).unwrap().fingerprint());
+    example.shows("H(SPKI_C)", &fingerprint);
+
+    let fields = [&[1][..], &CLIENT_ID, &fingerprint, &[0; 4], &[0; 2]].concat();
+    let input = example.transcript((1, 2), &fields, &[]);
+    let statement = |context: &'static str, name| Statement::new(context, example.print(name)).digest();
+    example.shows("digest_S", &statement("ossicle HS1 server auth", "T3"));
+    example.shows("digest_C", &statement("ossicle HS1 client auth", "T5"));
+    let t6: [u8; 32] = example.print("T6");
+    let mut client: Secret<32> = expand(&input, &[b"ossicle c ap\0", &t6]);
+    let server: Secret<32> = expand(&input, &[b"ossicle s ap\0", &t6]);
+    let exporter: Secret<32> = expand(&input, &[b"ossicle exp\0", &t6]);
+    example.shows("a_C", client.expose());
+    example.shows("a_S", server.expose());
+    example.shows("exporter", exporter.expose());
+    example.shows("key_C", traffic(&client).expose());
+    example.shows("key_S", traffic(&server).expose());
+    client = expand(&client, &[b"ossicle upd"]);
+    example.shows("a_C1", client.expose());
+    example.shows("key_C1", traffic(&client).expose());
+
+    let credentials = Credentials::Key { id: CLIENT_ID, key_epoch: 0, fingerprint };
+    example.claim(&credentials);
+    let settings = Settings {
+        heartbeat: 15,
+        timeout: 45,
+        time: 1_790_000_000,
+        store_epoch: [1, 2, 3, 4, 5, 6, 7, 8],
+        ..Settings::default()
+    };
+    let mut out = [0; 256];
+    let len = Message::Settings(settings).encode(&mut out).unwrap();
+    example.shows("settings", &out[..len]);
+    let len = example.server.accept(&settings, &mut out).unwrap();
+    example.shows("Settings", &out[..len]);
+    let Ok(Received::Record { event: Event::Connected(told), .. }) = example.client.receive(&mut out[..len]) else {
+        panic!("settings");
+    };
+    assert_eq!(told, settings);
+    for connection in [&example.client, &example.server] {
+        assert_eq!(connection.exporter().unwrap().expose(), exporter.expose());
+    }
+
+    let len = example.client.send(&Message::Status { request: 1 }, &mut out).unwrap();
+    example.shows("Status", &out[..len]);
+    let len = example.server.send(&Message::StatusResponse { request: 1 }, &mut out).unwrap();
+    example.shows("StatusResponse", &out[..len]);
+    let len = example.client.update_key(&mut out).unwrap();
+    example.shows("KeyUpdate", &out[..len]);
+    let len = example.client.send(&Message::Listening, &mut out).unwrap();
+    example.shows("Listening", &out[..len]);
+    let len = example.client.close(None, &mut out).unwrap();
+    example.shows("CloseC", &out[..len]);
+    let len = example.server.close(Some(Reason::TakenOver), &mut out).unwrap();
+    example.shows("CloseS", &out[..len]);
+
+    let device = printed("15.2", "modulus_C");
+    let device = PublicKey::from_modulus(&device).unwrap();
+    let statement = enrolment_statement(&exporter, &CLIENT_ID, &DEVICE_ID, DEVICE_NAME, device);
+    let fields: [&[u8]; 6] =
+        [exporter.expose(), &CLIENT_ID, &DEVICE_ID, &[9], DEVICE_NAME.as_bytes(), &device.fingerprint()];
+    let fields = hash(&fields);
+    example.shows("h", &fields);
+    example.shows("digest", &statement.digest());
+    assert_eq!(statement, Statement::new("ossicle enrol device", fields));
+}
+
+#[test]
+fn a_first_contact_is_that_of_the_specification() {
+    let mut example = Example::new("15.2", (3, 4), true);
+    let client_key = example.client_key.clone();
+    let key = PublicKey::from_modulus(&client_key).unwrap();
+    example.shows("H(SPKI_C)", &key.fingerprint());
+
+    let mut buffer = [0; crate::crypto::MAX_SPKI_LEN];
+    let spki = key.spki(&mut buffer);
+    let fields = [&[2][..], &DEVICE_ID, &[9], DEVICE_NAME.as_bytes(), spki, &TOKEN.id, &[0; 2]].concat();
+    let verifier = token_verifier(&TOKEN.secret);
+    example.shows("verifier", verifier.expose());
+    let proof = mac(verifier.expose(), &[&example.print::<32>("T5")]);
+    example.shows("proof", &proof);
+    example.transcript((3, 4), &fields, &proof);
+
+    let credentials = Credentials::Enroll { id: DEVICE_ID, name: DEVICE_NAME, key, token: Some(&TOKEN) };
+    let claim = example.claim(&credentials);
+    assert!(example.server.proves(&ClientClaim::decode(&claim).unwrap(), verifier.expose()));
+    let mut out = [0; 64];
+    let len = example.server.refuse(Reason::NameInUse, 0, &mut out).unwrap();
+    example.shows("Refusal", &out[..len]);
+    let refused = PeerError::Refused { reason: Reason::NameInUse, retry_after: 0 };
+    assert_eq!(example.client.receive(&mut out[..len]).err(), Some(refused.into()));
+}
