@@ -268,6 +268,32 @@ fn a_restarted_server_finds_everybody_again() {
 }
 
 #[test]
+fn a_recipient_that_lost_its_chains_gets_a_new_one_unasked() {
+    let world = people(&["alice", "bob"]);
+    let _alice = world.listen("alice", &[]);
+    let files = ["home.db", "home.db-wal"];
+    let read = |file: &str| fs::read(world.path("bob").join(file)).ok();
+    let before = files.map(read);
+    let mut bob = world.listen("bob", &[]);
+    world.run("alice", &["send", "bob", "one"]).ok();
+    assert_eq!(text(&bob.line()), "one");
+    bob.kill();
+    let _ = fs::remove_file(world.path("bob/home.db-shm"));
+    for (file, bytes) in files.into_iter().zip(before) {
+        match bytes {
+            Some(bytes) => fs::write(world.path("bob").join(file), bytes).unwrap(),
+            None => drop(fs::remove_file(world.path("bob").join(file))),
+        }
+    }
+    let bob = world.listen("bob", &[]);
+    // Alice's listener still has the chain, and bob has never heard of it.
+    let sent = world.run("alice", &["send", "bob", "two"]);
+    assert_eq!(sent.err, "accepted\ndelivered\n");
+    assert_eq!(text(&bob.line()), "two");
+    assert!(bob.is_silent());
+}
+
+#[test]
 fn a_key_that_changed_gets_nothing() {
     let world = people(&["alice", "bob"]);
     let mut bob = world.listen("bob", &[]);

@@ -508,10 +508,10 @@ impl Agent {
                 Ok(())
             }
             Some(Command::Read(row, len, answer)) => {
-                self.store.mark(row, Progress::Opened)?;
                 self.inbox.read(len);
-                if let Some(link) = link {
-                    self.tell_opened(link, row)?;
+                match link {
+                    Some(link) => self.tell_opened(link, row)?,
+                    None => self.store.mark(row, Progress::Opened)?,
                 }
                 let _ = answer.send(Ok(()));
                 Ok(())

@@ -409,8 +409,15 @@ impl Correspondence {
         // Also without letters under way: it may be the wrap that is refused.
         chain.current &= !curable;
         let refused: Vec<Letter> = numbers.iter().filter_map(|n| chain.under_way.remove(n)).collect();
+        let unused = chain.sealing.next() == 0;
         if reason == Reason::Rate {
             self.hold = Some(Instant::now() + RATE_PAUSE);
+        }
+        if unused {
+            // The wrap itself, before anything was sealed: it counts for those who wait for the chain.
+            for letter in core::mem::take(&mut self.queue).into_values() {
+                self.again(letter, reason, curable || reason == Reason::Rate);
+            }
         }
         for letter in refused {
             self.again(letter, reason, curable || reason == Reason::Rate);
