@@ -13,6 +13,11 @@ pub mod cli;
 #[path = "support/node.rs"]
 pub mod node;
 
+#[path = "qemu.rs"]
+pub mod qemu;
+#[path = "support/script.rs"]
+pub mod script;
+
 /// The fixed keys. Made once, public for ever: never enrol one of them anywhere.
 pub mod keys {
     use ossicle::crypto::IdentityKey;
@@ -58,6 +63,65 @@ pub fn seed(number: u8) -> [u8; 64] {
         *byte = byte.wrapping_mul(31).wrapping_add(index as u8);
     }
     seed
+}
+
+/// A generator that repeats itself: SHA-256 of a number and a counter, by way of HMAC's own construction in the core.
+pub struct Rng {
+    number: u8,
+    counter: u32,
+}
+
+impl Rng {
+    /// The generator of this number.
+    pub const fn new(number: u8) -> Self {
+        Self { number, counter: 0 }
+    }
+}
+
+impl rand_core::TryRng for Rng {
+    type Error = core::convert::Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+        let mut bytes = [0; 4];
+        self.try_fill_bytes(&mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+        let mut bytes = [0; 8];
+        self.try_fill_bytes(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn try_fill_bytes(&mut self, target: &mut [u8]) -> Result<(), Self::Error> {
+        for chunk in target.chunks_mut(32) {
+            let fresh = ossicle_core::generator_seed(&self.counter.to_be_bytes(), &[self.number]);
+            chunk.copy_from_slice(&fresh.expose()[..chunk.len()]);
+            self.counter += 1;
+        }
+        Ok(())
+    }
+}
+
+impl rand_core::TryCryptoRng for Rng {}
+
+/// The device's image, built now if it is not there or older than its sources.
+pub fn firmware_image() -> std::path::PathBuf {
+    static BUILT: std::sync::Once = std::sync::Once::new();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../firmware-example");
+    BUILT.call_once(|| {
+        // What cargo set for this test must not reach the other workspace: RUSTFLAGS would replace the target's.
+        let status = std::process::Command::new("cargo")
+            .args(["build", "--release", "--locked", "--quiet"])
+            .current_dir(&folder)
+            .env_remove("RUSTFLAGS")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env_remove("CARGO_TARGET_DIR")
+            .status()
+            .expect("cargo starts");
+        assert!(status.success(), "the firmware does not build");
+    });
+    folder.join("target/thumbv7m-none-eabi/release/firmware-example")
 }
 
 /// One side's bytes that the other has not seen yet.

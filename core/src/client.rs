@@ -28,6 +28,9 @@ const SKIP: usize = 64;
 /// Messages whose receipts can still be verified.
 const SENT: usize = 8;
 
+/// Bytes of the shortest transmit buffer.
+const MIN_TX_LEN: usize = 1024;
+
 /// Who the client is and where it belongs.
 #[derive(Clone, Copy)]
 pub struct ClientIdentity<'c> {
@@ -138,8 +141,8 @@ pub struct Client<'b, 'c, const PEERS: usize, A: Aead = RustCrypto> {
     request: u16,
     /// What is being verified outside.
     verifying: Verifying,
-    /// The payload in the receive buffer whose signature was just verified.
-    held: Option<core::ops::Range<usize>>,
+    /// The payload in the receive buffer whose signature was just verified, and how that went.
+    held: Option<(core::ops::Range<usize>, Verdict)>,
     /// `opened` that is owed for the message that the application was just given.
     opened: Option<(usize, u32)>,
 }
@@ -162,7 +165,15 @@ enum Stage {
 enum Verifying {
     Nothing,
     Server,
-    Peer(usize),
+    Peer,
+}
+
+/// What is known of the signature in a message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Open,
+    Right,
+    Wrong,
 }
 
 /// The end-to-end keys of this start.
@@ -197,7 +208,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
     /// A client with these peers, before its first connection. `seed` is 64 random bytes for that connection.
     ///
     /// # Errors
-    /// [`BufferError::RxFull`] if a buffer is too short; [`ApiMisuse::InvalidArgument`] if there are more than `PEERS`
+    /// [`BufferError`] if a buffer is too short; [`ApiMisuse::InvalidArgument`] if there are more than `PEERS`
     /// peers.
     pub fn new(
         identity: ClientIdentity<'c>,
@@ -207,6 +218,10 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
     ) -> Result<Self, Error> {
         if buffers.signature.len() < identity.key.signature_len() {
             return Err(BufferError::RxFull.into());
+        }
+        // A wrap with the bundle of the longest key: what is owed must fit into an empty buffer.
+        if buffers.tx.len() < MIN_TX_LEN {
+            return Err(BufferError::TxFull.into());
         }
         let member = Member { id: identity.id, key: identity.key.fingerprint() };
         let mut list = Vec::new();
@@ -290,9 +305,9 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
             verifying: &mut self.verifying,
             opened: &mut self.opened,
         };
-        if let Some(range) = self.held.take() {
+        if let Some((range, verdict)) = self.held.take() {
             let payload = data.get_mut(range).unwrap_or_default();
-            return state.message(payload, true, out, rng);
+            return state.message(payload, verdict, out, rng);
         }
         match out.connection.receive(data)? {
             Received::Need(_) | Received::Wait => Ok(ClientStep::Io),
@@ -333,16 +348,9 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
         match core::mem::replace(&mut self.verifying, Verifying::Nothing) {
             Verifying::Server if valid => self.endpoint.verified(&credentials(&self.identity, &self.member)),
             Verifying::Server => Err(Error::Crypto),
-            Verifying::Peer(_) if valid => {
-                self.held = Some(self.endpoint.payload());
-                Ok(())
-            }
-            Verifying::Peer(index) => {
-                if let Some(peer) = self.peers.get_mut(index) {
-                    if matches!(peer.start, Start::LookedUp(_)) {
-                        peer.start = Start::Idle;
-                    }
-                }
+            Verifying::Peer => {
+                let verdict = if valid { Verdict::Right } else { Verdict::Wrong };
+                self.held = Some((self.endpoint.payload(), verdict));
                 Ok(())
             }
             Verifying::Nothing => Err(ApiMisuse::NotAsked.into()),
@@ -427,6 +435,16 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
         self.endpoint.send(&Message::Status { request })
     }
 
+    /// Whether there is something to send or to ask for that the next poll takes up.
+    fn owes(&self) -> bool {
+        let starts = || self.peers.iter().any(|peer| peer.start == Start::Wanted);
+        match self.stage {
+            Stage::Ask | Stage::SignBundle | Stage::Publish => true,
+            Stage::Ready => self.opened.is_some() || starts(),
+            Stage::Handshake | Stage::Asked(_) | Stage::Published(_) | Stage::Closed => self.opened.is_some(),
+        }
+    }
+
     /// Sends what is owed and what the stages need.
     fn owe(&mut self) -> Result<(), Error> {
         let out = self.endpoint.outbox();
@@ -470,7 +488,9 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
 
 impl<const PEERS: usize, A: Aead> Drive for Client<'_, '_, PEERS, A> {
     fn io(&mut self) -> Result<Option<Io<'_>>, Error> {
-        if self.held.is_some() { Ok(None) } else { self.endpoint.io() }
+        // What is owed comes first, unless it has to wait for room.
+        let owes = self.endpoint.is_flushed() && self.owes();
+        if self.held.is_some() || owes { Ok(None) } else { self.endpoint.io() }
     }
 
     fn written(&mut self, len: usize) {
@@ -527,7 +547,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
                 }
                 Ok(ClientStep::Event(ClientEvent::Connected(settings)))
             }
-            Event::Message(payload) => self.message(payload, false, out, rng),
+            Event::Message(payload) => self.message(payload, Verdict::Open, out, rng),
             Event::Closed(reason) => {
                 *self.stage = Stage::Closed;
                 Ok(ClientStep::Event(ClientEvent::Closed(reason)))
@@ -536,11 +556,11 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         }
     }
 
-    /// Handles one message. `verified`: the signature in it that was given out was found right.
+    /// Handles one message, for the second time once the signature in it was verified.
     fn message<'e, A: Aead, R: TryCryptoRng + ?Sized>(
         &mut self,
         payload: &'e mut [u8],
-        verified: bool,
+        verdict: Verdict,
         out: &mut Outbox<'_, A>,
         rng: &mut R,
     ) -> Result<ClientStep<'e, 'c>, Error> {
@@ -553,10 +573,10 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
                 Ok(ClientStep::Io)
             }
             Message::Settings(settings) => Ok(ClientStep::Event(ClientEvent::Settings(settings))),
-            Message::LookupResponse { request, entry } => self.looked_up(request, entry, verified, out, rng),
+            Message::LookupResponse { request, entry } => self.looked_up(request, entry, verdict, out, rng),
             Message::Done { request } => self.done(request, out),
             Message::Refused { request, reason, .. } => self.refused(request, reason),
-            Message::WrapDelivery { from, wrap, bundle } => self.wrapped(from, wrap, bundle, verified, out),
+            Message::WrapDelivery { from, wrap, bundle } => self.wrapped(from, wrap, bundle, verdict, out),
             Message::Told(receipt) => Ok(self.told(receipt)),
             // Of the rest nothing was asked for and nothing is owed.
             _ => Ok(ClientStep::Io),
@@ -567,7 +587,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         &mut self,
         request: u16,
         entry: DirectoryEntry<'e>,
-        verified: bool,
+        verdict: Verdict,
         out: &mut Outbox<'_, A>,
         rng: &mut R,
     ) -> Result<ClientStep<'e, 'c>, Error> {
@@ -596,9 +616,9 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         let Ok(bundle) = Bundle::decode(signed.bundle) else {
             return lost(peer, Reason::Malformed);
         };
-        match peer.check(&bundle, verified) {
+        match peer.check(&bundle, verdict) {
             Check::Verify => {
-                *self.verifying = Verifying::Peer(index);
+                *self.verifying = Verifying::Peer;
                 let statement = bundle.statement();
                 return Ok(ClientStep::Verify { key: peer.key, statement, signature: signed.signature });
             }
@@ -685,7 +705,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         from: [u8; ID_LEN],
         wrap: &'e [u8],
         signed: SignedBundle<'e>,
-        verified: bool,
+        verdict: Verdict,
         out: &mut Outbox<'_, A>,
     ) -> Result<ClientStep<'e, 'c>, Error> {
         let Ok(header) = WrapHeader::decode(wrap) else {
@@ -704,9 +724,9 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         let Ok(bundle) = Bundle::decode(signed.bundle) else {
             return refuse(out, Reason::Malformed);
         };
-        match peer.check(&bundle, verified) {
+        match peer.check(&bundle, verdict) {
             Check::Verify => {
-                *self.verifying = Verifying::Peer(index);
+                *self.verifying = Verifying::Peer;
                 let statement = bundle.statement();
                 return Ok(ClientStep::Verify { key: peer.key, statement, signature: signed.signature });
             }
@@ -835,7 +855,7 @@ enum Check {
 impl Peer<'_> {
     /// Rule 3.1: no older epoch, no second bundle of one epoch, no other key. A bundle that was verified once is not
     /// verified again.
-    fn check(&mut self, bundle: &Bundle, verified: bool) -> Check {
+    fn check(&mut self, bundle: &Bundle, verdict: Verdict) -> Check {
         if bundle.member() != self.member {
             return Check::Refuse(Reason::KeyChanged);
         }
@@ -843,8 +863,10 @@ impl Peer<'_> {
         if known {
             return Check::Good;
         }
-        if !verified {
-            return Check::Verify;
+        match verdict {
+            Verdict::Open => return Check::Verify,
+            Verdict::Wrong => return Check::Refuse(Reason::Unauthorised),
+            Verdict::Right => {}
         }
         match &mut self.view {
             None => self.view = Some(BundleView::new(bundle)),

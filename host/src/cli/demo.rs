@@ -5,18 +5,13 @@
 //! could type. It ends by itself, and with success only if every promise that it names was seen to hold.
 
 use core::time::Duration;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddrV4, TcpStream};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
+use std::sync::mpsc;
 use std::time::Instant;
 
-use firmware_example::{Board, Buffers, Ending, Happened, Sensor, Transport};
-use ossicle_core::{IdentityPage, MAX_RSA_LEN};
-
+use crate::device::{Device, Ending, Happened};
 use crate::endpoint::Failure;
 
 /// What the second person and the owner write; searched for in the server's files afterwards.
@@ -72,7 +67,8 @@ impl Story {
     fn tell(&self, lasting: Duration) -> Result<(), Failure> {
         say("A server starts. It will route what it cannot read.");
         let data = self.folder.path().join("server");
-        let mut server = self.start(&["serve", "--bind", "127.0.0.1", "--port", "0", "--rsa", BITS, "--data"], &data)?;
+        let mut server =
+            self.start(&["serve", "--bind", "127.0.0.1", "--port", "0", "--rsa", BITS, "--data"], &data)?;
         let url = server.line(Duration::from_secs(60)).ok_or_else(|| broken("the server did not start"))?;
         say(&format!("  its URL carries its fingerprint: {url}"));
 
@@ -97,7 +93,9 @@ impl Story {
         self.run(&["enroll", "sensor-01", "--report-to", "alice", "--out", &page_text, "--home"], &alice)?;
 
         say("The sensor starts: the firmware's own application, with 1 KiB buffers, joins and reports every second.");
-        let sensor = Device::start(&page)?;
+        let bytes = std::fs::read(&page).map_err(|error| broken(format!("cannot read the page: {error}")))?;
+        let sensor =
+            Device::start(bytes, narrate).map_err(|error| broken(format!("the sensor cannot start: {error}")))?;
         alice_hears.wait("a reading of the sensor", |line| line.contains("sensor-01") && line.contains("led=0"))?;
 
         say("Alice switches its LED on: her message is signed, and the sensor obeys nobody else.");
@@ -125,7 +123,7 @@ impl Story {
             return Err(broken("the sensor fell silent"));
         }
         say(&format!("  {readings} readings were opened, and the LED stayed on."));
-        sensor.stop()?;
+        sensor.stop();
         bob_hears.stop();
         alice_hears.stop();
 
@@ -186,7 +184,8 @@ impl Story {
             .command(arguments, last)
             .output()
             .map_err(|error| broken(format!("cannot start `ossicle {}`: {error}", arguments[0])))?;
-        for line in String::from_utf8_lossy(&output.stderr).lines().chain(String::from_utf8_lossy(&output.stdout).lines())
+        for line in
+            String::from_utf8_lossy(&output.stderr).lines().chain(String::from_utf8_lossy(&output.stdout).lines())
         {
             say(&format!("    {}", super::harmless(line)));
         }
@@ -274,144 +273,17 @@ fn find(folder: &Path, text: &[u8]) -> Option<PathBuf> {
     None
 }
 
+/// What the sensor lives through, as far as it belongs to the story.
+fn narrate(happened: Happened) {
+    match happened {
+        Happened::Connected { .. } => say("    sensor: connected"),
+        Happened::Obeyed { led } => say(&format!("    sensor: the LED is {}", if led { "on" } else { "off" })),
+        Happened::Ignored { .. } => say("    sensor: that was not for me to obey"),
+        Happened::Ended(ending) if ending != Ending::Stopped => say(&format!("    sensor: {ending:?}")),
+        _ => {}
+    }
+}
+
 fn say(line: &str) {
     let _ = writeln!(io::stdout().lock(), "{line}");
-}
-
-/// The sensor, in a thread of its own.
-struct Device {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<(), Failure>>,
-}
-
-impl Device {
-    fn start(page: &Path) -> Result<Self, Failure> {
-        let bytes = std::fs::read(page).map_err(|error| broken(format!("cannot read the page: {error}")))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            let mut board = Simulated { led: false, samples: 0, stop: stopped };
-            let page = IdentityPage::decode(&bytes).map_err(|error| broken(error.to_string()))?;
-            let (mut buffers, mut modulus) = (Buffers::new(), [0; MAX_RSA_LEN]);
-            let mut sensor = Sensor::new(page, &mut modulus, &mut buffers, &mut board)
-                .map_err(|error| broken(format!("the sensor cannot use its page: {error}")))?;
-            sensor.run(&mut Loopback { started: Instant::now(), deadline: None, stream: None }, &mut board);
-            Ok(())
-        });
-        Ok(Self { stop, thread })
-    }
-
-    fn stop(self) -> Result<(), Failure> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_else(|_| Err(broken("the sensor panicked")))
-    }
-}
-
-/// What stands in for a board.
-struct Simulated {
-    led: bool,
-    samples: i32,
-    stop: Arc<AtomicBool>,
-}
-
-impl Board for Simulated {
-    fn entropy(&mut self, bytes: &mut [u8]) {
-        // Without entropy there is no device: nothing weaker takes its place.
-        assert!(getrandom::fill(bytes).is_ok(), "the system has no entropy");
-    }
-
-    fn set_led(&mut self, on: bool) {
-        self.led = on;
-    }
-
-    fn led(&self) -> bool {
-        self.led
-    }
-
-    fn temperature(&mut self) -> i32 {
-        self.samples += 1;
-        2_100 + self.samples % 100
-    }
-
-    fn observe(&mut self, happened: Happened) {
-        match happened {
-            Happened::Connected { .. } => say("    sensor: connected"),
-            Happened::Obeyed { led } => say(&format!("    sensor: the LED is {}", if led { "on" } else { "off" })),
-            Happened::Ignored { .. } => say("    sensor: that was not for me to obey"),
-            Happened::Ended(ending) if ending != Ending::Stopped => say(&format!("    sensor: {ending:?}")),
-            _ => {}
-        }
-    }
-
-    fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-}
-
-/// TCP on this machine, as the application knows a transport.
-struct Loopback {
-    started: Instant,
-    deadline: Option<u64>,
-    stream: Option<TcpStream>,
-}
-
-impl Loopback {
-    fn stream(&mut self) -> io::Result<&mut TcpStream> {
-        let now = self.now();
-        let patience = self.deadline.map(|deadline| Duration::from_millis(deadline.saturating_sub(now).max(1)));
-        let stream = self.stream.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        stream.set_read_timeout(patience)?;
-        Ok(stream)
-    }
-}
-
-impl embedded_io::ErrorType for Loopback {
-    type Error = io::Error;
-}
-
-impl embedded_io::Read for Loopback {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        Read::read(self.stream()?, bytes)
-    }
-}
-
-impl embedded_io::Write for Loopback {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Write::write(self.stream()?, bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Transport for Loopback {
-    fn connect(&mut self, peer: SocketAddrV4) -> io::Result<()> {
-        let stream = TcpStream::connect(peer)?;
-        stream.set_nodelay(true)?;
-        self.stream = Some(stream);
-        Ok(())
-    }
-
-    fn abort(&mut self) {
-        if let Some(stream) = self.stream.take() {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-
-    fn set_deadline(&mut self, deadline: Option<u64>) {
-        self.deadline = deadline;
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn sleep(&mut self, until: u64) {
-        std::thread::sleep(Duration::from_millis(until.saturating_sub(self.now())));
-    }
-
-    fn is_timeout(error: &io::Error) -> bool {
-        matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
-    }
 }

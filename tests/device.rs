@@ -1,0 +1,398 @@
+//! The device against scripted servers: what it does by itself, whom it obeys, and what a hostile server cannot make it do.
+//! The application runs in a thread here; the same script meets the image in QEMU.
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use ossicle::crypto::IdentityKey;
+use ossicle::device::{Device, Happened};
+use ossicle_core::{
+    Bundle, BundleKeys, Conversation, DirectoryEntry, EnvelopeHeader, IdentityPage, MAX_PAGE_LEN, Member, Message,
+    PageKey, PageOwner, PeerStatus, Reason, Receipt, ReceivingChain, Rung, Rungs, RustCrypto, SendingChain,
+    SignedBundle, WRAP_LEN,
+};
+use ossicle_tests::qemu::{self, Qemu};
+use ossicle_tests::script::{Script, Scripted};
+use ossicle_tests::{Rng, keys, public};
+
+const OWNER: [u8; 16] = [0xa1; 16];
+const DEVICE: [u8; 16] = [0xde; 16];
+
+/// The owner: whoever plays the server plays it too, since nobody routes here.
+struct Owner {
+    key: IdentityKey,
+    keys: BundleKeys,
+    bundle: Bundle,
+    signature: Vec<u8>,
+    rng: Rng,
+    chain_epoch: u32,
+}
+
+impl Owner {
+    fn new() -> Self {
+        let key = keys::alice();
+        let mut rng = Rng::new(7);
+        let keys = BundleKeys::generate(1, &mut rng).unwrap();
+        let bundle = keys.bundle(&Member { id: OWNER, key: public(&key).fingerprint() }, 1, [0; 32]);
+        let signature = key.sign(&bundle.statement()).unwrap();
+        Self { key, keys, bundle, signature, rng, chain_epoch: 0 }
+    }
+
+    fn signed(&self) -> SignedBundle<'_> {
+        SignedBundle { bundle: Box::leak(Box::new(self.bundle.encode())), signature: &self.signature }
+    }
+
+    fn page(&self, address: SocketAddr, host: [u8; 4]) -> Vec<u8> {
+        let (server, device) = (keys::server(), keys::bob());
+        let parts = device.components().unwrap();
+        let mut page = vec![0; MAX_PAGE_LEN];
+        let len = IdentityPage {
+            id: DEVICE,
+            name: "sensor-01",
+            key: PageKey {
+                d: parts.d.as_slice().try_into().unwrap(),
+                p: parts.p.as_slice().try_into().unwrap(),
+                q: parts.q.as_slice().try_into().unwrap(),
+            },
+            address: host,
+            port: address.port(),
+            server: public(&server),
+            owner: PageOwner {
+                id: OWNER,
+                name: "alice",
+                key: public(&self.key),
+                bundle: self.bundle,
+                signature: &self.signature,
+            },
+        }
+        .encode(&mut page)
+        .unwrap();
+        page.truncate(len);
+        page
+    }
+
+    /// A chain to the device with this bundle: the wrap, and the chain to send on.
+    fn chain(&mut self, device: &Bundle) -> ([u8; WRAP_LEN], SendingChain) {
+        let conversation = Conversation::direct(&self.bundle.member(), &device.member(), 0);
+        let chain = SendingChain::start(&self.bundle.member(), &conversation, self.chain_epoch, &mut self.rng).unwrap();
+        self.chain_epoch += 1;
+        let mut wrap = [0; WRAP_LEN];
+        chain.wrap(&self.keys, &self.bundle, &device.member(), device, &mut self.rng, &mut wrap).unwrap();
+        (wrap, chain)
+    }
+}
+
+fn seal(chain: &mut SendingChain, signed: bool, text: &str) -> Vec<u8> {
+    let mut envelope = [0; 256];
+    let sealed = chain.seal::<RustCrypto>(signed, 0, text.as_bytes(), &mut envelope).unwrap();
+    envelope[..sealed.len].to_vec()
+}
+
+/// The device as it came up: its bundle is published, its chain to the owner stands, it has listened.
+struct Joined {
+    server: Scripted,
+    bundle: Bundle,
+    readings: ReceivingChain<64>,
+    told: VecDeque<Receipt>,
+}
+
+/// Plays the honest server until the device reports. `newest` is what the directory says of the device.
+fn join(script: &mut Script, owner: &Owner, newest: Option<&Bundle>) -> Joined {
+    let mut server = script.accept(&keys::bob());
+    assert_eq!(server.client, DEVICE);
+    let mut bundle = None;
+    let mut listening = false;
+    loop {
+        let payload = server.receive();
+        match Message::decode(&payload).unwrap() {
+            Message::Lookup(lookup) => {
+                assert!(lookup.bundle && !lookup.key, "only what is needed");
+                let own = lookup.subject == ossicle_core::Subject::Id(DEVICE);
+                let bytes = newest.map(|bundle| bundle.encode());
+                let of_device = bytes.as_ref().map(|bytes| SignedBundle { bundle: bytes, signature: &[0; 256] });
+                let entry = DirectoryEntry {
+                    id: if own { DEVICE } else { OWNER },
+                    name: "somebody",
+                    key_epoch: 0,
+                    record_limit: 16_408,
+                    status: PeerStatus::Online,
+                    modulus: None,
+                    bundle: if own { of_device } else { Some(owner.signed()) },
+                };
+                server.send(&Message::LookupResponse { request: lookup.request, entry });
+            }
+            Message::Publish { request, bundle: signed } => {
+                let published = Bundle::decode(signed.bundle).unwrap();
+                let statement = published.statement();
+                assert!(ossicle::crypto::verify(keys::bob().modulus(), &statement, signed.signature));
+                assert_eq!(published.epoch, newest.map_or(1, |newest| newest.epoch + 1));
+                assert_eq!(published.previous, newest.map_or([0; 32], Bundle::hash));
+                bundle = Some(published);
+                server.send(&Message::Done { request });
+            }
+            Message::Listening => listening = true,
+            Message::Wrap { request, to, wrap, bundle: signed } => {
+                assert!(listening, "a chain starts only when receipts can come back");
+                assert_eq!(to, OWNER);
+                let bundle = bundle.expect("the bundle is published first");
+                assert_eq!(signed.bundle, bundle.encode());
+                let conversation = Conversation::direct(&owner.bundle.member(), &bundle.member(), 0);
+                let prekey = owner.keys.prekey(&owner.bundle).unwrap();
+                let mut wrap = wrap.to_vec();
+                let readings =
+                    ReceivingChain::accept(&mut wrap, &prekey, &bundle.member(), &bundle, &conversation, None).unwrap();
+                server.send(&Message::Done { request });
+                return Joined { server, bundle, readings, told: VecDeque::new() };
+            }
+            other => panic!("the device said {other:?}"),
+        }
+    }
+}
+
+impl Joined {
+    /// The text of the next reading; receipts that come meanwhile wait for [`Joined::receipt`].
+    fn reading(&mut self) -> String {
+        loop {
+            let mut payload = self.server.receive();
+            match Message::decode(&payload).unwrap() {
+                Message::Send { .. } => {
+                    assert_eq!(payload.len() + 24, 76, "a 12-byte reading costs 76 bytes");
+                    let opened = self.readings.open::<RustCrypto>(&mut payload[3..]).unwrap();
+                    assert!(!opened.signed);
+                    return String::from_utf8(opened.body.to_vec()).unwrap();
+                }
+                Message::Tell(receipt) => self.told.push_back(receipt),
+                other => panic!("the device said {other:?}"),
+            }
+        }
+    }
+
+    /// The next receipt.
+    fn receipt(&mut self) -> Receipt {
+        loop {
+            if let Some(receipt) = self.told.pop_front() {
+                return receipt;
+            }
+            self.reading();
+        }
+    }
+
+    fn deliver_wrap(&mut self, owner: &Owner, wrap: &[u8]) {
+        self.server.send(&Message::WrapDelivery { from: OWNER, wrap, bundle: owner.signed() });
+    }
+
+    fn deliver(&mut self, envelope: &[u8]) {
+        let wanted = Rungs::NONE.with(Rung::Delivered);
+        self.server.send(&Message::Deliver { wanted, envelope });
+    }
+
+    /// Readings until one ends like this, at most twenty.
+    fn until_reading_ends(&mut self, end: &str) {
+        for _ in 0..20 {
+            if self.reading().ends_with(end) {
+                return;
+            }
+        }
+        panic!("no reading ends in {end}");
+    }
+}
+
+/// Something that can be the device: a thread or a QEMU, started from a page and gone when dropped.
+type Start = fn(page: Vec<u8>) -> (Box<dyn core::any::Any>, [u8; 4]);
+
+const THREAD_SEES_HOST_AT: [u8; 4] = [127, 0, 0, 1];
+const QEMU_SEES_HOST_AT: [u8; 4] = [10, 0, 2, 2];
+
+/// The image, built by `ci.sh`; building it here keeps a lone `cargo test` honest.
+fn image() -> PathBuf {
+    ossicle_tests::firmware_image()
+}
+
+fn in_thread(page: Vec<u8>) -> (Box<dyn core::any::Any>, [u8; 4]) {
+    (Box::new(Device::start(page, |happened| println!("device: {happened:?}")).unwrap()), THREAD_SEES_HOST_AT)
+}
+
+fn in_qemu(page: Vec<u8>) -> (Box<dyn core::any::Any>, [u8; 4]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("page");
+    std::fs::write(&path, page).unwrap();
+    let qemu = Qemu::start(&image(), Some(&path), &qemu::Options::default());
+    (Box::new((qemu, folder)), QEMU_SEES_HOST_AT)
+}
+
+/// It obeys its owner's signature and nothing else, says what it took and what not, and shows the LED in its readings.
+fn obeys_its_owner_only(start: Start, host: [u8; 4]) {
+    let mut owner = Owner::new();
+    let mut script = Script::new(keys::server());
+    let _device = start(owner.page(script.address(), host));
+    let mut joined = join(&mut script, &owner, None);
+    assert_eq!(joined.reading().get(5..), Some("C led=0"));
+
+    let (wrap, mut chain) = owner.chain(&joined.bundle);
+    joined.deliver_wrap(&owner, &wrap);
+    joined.deliver(&seal(&mut chain, false, "led on"));
+    let delivered = joined.receipt();
+    assert_eq!(delivered.rung, Rung::Delivered, "the message came, it was only not obeyed");
+    assert!(joined.reading().ends_with("led=0"), "an unsigned command is not obeyed");
+    joined.deliver(&seal(&mut chain, true, "led up"));
+    assert_eq!(joined.receipt().rung, Rung::Delivered);
+    let command = seal(&mut chain, true, "led on");
+    joined.deliver(&command);
+    let receipt = joined.receipt();
+    let salt = EnvelopeHeader::decode(&command).unwrap().salt;
+    assert_eq!(chain.verify_receipt(&DEVICE, &receipt, &salt), Ok(()), "delivered is the device's own word");
+    joined.until_reading_ends("led=1");
+
+    // A repeated message is acknowledged again and not obeyed again.
+    joined.deliver(&seal(&mut chain, true, "led off"));
+    joined.until_reading_ends("led=0");
+    assert_eq!(joined.receipt().rung, Rung::Delivered);
+    joined.deliver(&command);
+    assert_eq!(joined.receipt().rung, Rung::Delivered);
+    assert!(joined.reading().ends_with("led=0"));
+
+    // An unknown chain asks for a new wrap; a stranger is refused; a heartbeat is answered.
+    let mut unknown = seal(&mut chain, true, "led on");
+    unknown[0] ^= 1;
+    joined.deliver(&unknown);
+    assert_eq!(joined.receipt().reason, Some(Reason::Rekey));
+    joined.server.send(&Message::WrapDelivery { from: [0x33; 16], wrap: &wrap, bundle: owner.signed() });
+    assert_eq!(joined.receipt().reason, Some(Reason::Forbidden));
+    joined.server.send(&Message::Status { request: 4711 });
+    loop {
+        match Message::decode(&joined.server.receive()).unwrap() {
+            Message::StatusResponse { request } => break assert_eq!(request, 4711),
+            Message::Send { .. } => {}
+            other => panic!("the device said {other:?}"),
+        }
+    }
+}
+
+/// After a reset it has forgotten everything; a server that has not must gain nothing by that.
+fn a_replayed_wrap_is_not_obeyed_after_a_reset(start: Start, host: [u8; 4], directory_lies: bool) {
+    let mut owner = Owner::new();
+    let mut script = Script::new(keys::server());
+    let page = owner.page(script.address(), host);
+    let device = start(page.clone());
+    let mut joined = join(&mut script, &owner, None);
+    let first = joined.bundle;
+    let (wrap, mut chain) = owner.chain(&first);
+    let command = seal(&mut chain, true, "led on");
+    joined.deliver_wrap(&owner, &wrap);
+    joined.deliver(&command);
+    joined.until_reading_ends("led=1");
+    assert_eq!(joined.receipt().rung, Rung::Delivered);
+    drop(joined);
+    drop(device);
+
+    let _device = start(page);
+    // A lying directory says that there never was a bundle, so that the device might use its first keys again.
+    let mut joined = join(&mut script, &owner, if directory_lies { None } else { Some(&first) });
+    assert_ne!(joined.bundle.exchange, first.exchange);
+    assert_ne!(joined.bundle.prekey, first.prekey);
+    assert_ne!(joined.bundle.verifying, first.verifying);
+    joined.deliver_wrap(&owner, &wrap);
+    assert_eq!(joined.receipt().reason, Some(Reason::Unreadable));
+    joined.deliver(&command);
+    assert_eq!(joined.receipt().reason, Some(Reason::Rekey));
+    for _ in 0..3 {
+        assert!(joined.reading().ends_with("led=0"), "a replayed command was obeyed");
+    }
+    // And the owner's new chain is taken.
+    let (wrap, mut chain) = owner.chain(&joined.bundle);
+    joined.deliver_wrap(&owner, &wrap);
+    joined.deliver(&seal(&mut chain, true, "led on"));
+    joined.until_reading_ends("led=1");
+}
+
+#[test]
+fn a_device_obeys_its_owners_signature_and_nothing_else() {
+    obeys_its_owner_only(in_thread, THREAD_SEES_HOST_AT);
+}
+
+#[test]
+#[ignore = "needs qemu-system-arm"]
+fn the_image_obeys_its_owners_signature_and_nothing_else() {
+    obeys_its_owner_only(in_qemu, QEMU_SEES_HOST_AT);
+}
+
+#[test]
+fn a_device_does_not_obey_a_replayed_wrap_after_a_reset() {
+    a_replayed_wrap_is_not_obeyed_after_a_reset(in_thread, THREAD_SEES_HOST_AT, false);
+    a_replayed_wrap_is_not_obeyed_after_a_reset(in_thread, THREAD_SEES_HOST_AT, true);
+}
+
+#[test]
+#[ignore = "needs qemu-system-arm"]
+fn the_image_does_not_obey_a_replayed_wrap_after_a_reset() {
+    a_replayed_wrap_is_not_obeyed_after_a_reset(in_qemu, QEMU_SEES_HOST_AT, true);
+}
+
+#[test]
+fn a_device_takes_no_older_bundle_of_its_owner_and_no_forged_one() {
+    let mut owner = Owner::new();
+    let mut script = Script::new(keys::server());
+    let old = (owner.bundle, owner.signature.clone());
+    // The page was made when the owner's bundle had epoch 2.
+    owner.bundle = owner.keys.bundle(&owner.bundle.member(), 2, old.0.hash());
+    owner.signature = owner.key.sign(&owner.bundle.statement()).unwrap();
+    let _device = in_thread(owner.page(script.address(), THREAD_SEES_HOST_AT));
+    let mut joined = join(&mut script, &owner, None);
+
+    let newer = owner.bundle;
+    let mut refused = |bundle: Bundle, signature: &[u8]| {
+        owner.bundle = bundle;
+        let (wrap, _) = owner.chain(&joined.bundle);
+        owner.bundle = newer;
+        let signed = SignedBundle { bundle: &bundle.encode(), signature };
+        joined.server.send(&Message::WrapDelivery { from: OWNER, wrap: &wrap, bundle: signed });
+        joined.receipt().reason
+    };
+    assert_eq!(refused(old.0, &old.1), Some(Reason::Rewound), "an older epoch");
+    // A forged signature loses the wrap; a message of its chain then finds no chain.
+    let forged = owner.keys.bundle(&newer.member(), 3, newer.hash());
+    owner.bundle = forged;
+    let (wrap, mut chain) = owner.chain(&joined.bundle);
+    owner.bundle = newer;
+    let signed = SignedBundle { bundle: &forged.encode(), signature: &[7; 256] };
+    joined.server.send(&Message::WrapDelivery { from: OWNER, wrap: &wrap, bundle: signed });
+    joined.deliver(&seal(&mut chain, true, "led on"));
+    assert_eq!(joined.receipt().reason, Some(Reason::Unauthorised), "the forged bundle is refused by name");
+    assert_eq!(joined.receipt().reason, Some(Reason::Rekey));
+}
+
+#[test]
+fn a_device_ends_a_connection_with_a_bad_record_and_comes_back() {
+    let owner = Owner::new();
+    let mut script = Script::new(keys::server());
+    let (happened, seen) = mpsc::channel();
+    let page = owner.page(script.address(), THREAD_SEES_HOST_AT);
+    let _device = Device::start(page, move |event| {
+        let _ = happened.send(event);
+    })
+    .unwrap();
+    let mut joined = join(&mut script, &owner, None);
+    let bundle = joined.bundle;
+    joined.server.send_raw(&[1, 0, 3, 0, 0, 24, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert!(joined.server.is_ended(), "a bad record is not answered");
+    // It kept its keys: only a restart makes new ones.
+    let mut server = script.accept(&keys::bob());
+    loop {
+        match Message::decode(&server.receive()).unwrap() {
+            Message::Listening => break,
+            other => panic!("the device said {other:?}"),
+        }
+    }
+    let mut payload = server.receive();
+    assert!(matches!(Message::decode(&payload).unwrap(), Message::Send { .. }), "the chain stands");
+    joined.readings.open::<RustCrypto>(&mut payload[3..]).unwrap();
+    assert_eq!(bundle.id, DEVICE);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let ended = std::iter::from_fn(|| seen.recv_timeout(deadline - Instant::now()).ok())
+        .any(|event| matches!(event, Happened::Ended(_)));
+    assert!(ended);
+}

@@ -1,0 +1,132 @@
+//! A server that does what a test tells it to, honest or not: the server's half of the engine over one TCP connection at
+//! a time, with no router behind it.
+
+use core::time::Duration;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use ossicle::crypto::{IdentityKey, verify};
+use ossicle_core::{Ask, Connection, Event, MAX_RECORD_LEN, Message, PublicKey, Received, ServerConfig, Settings};
+
+use crate::{SERVER_ID, public, seed};
+
+/// How long anything in a script may take before the test gives up.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A server that waits for its only client.
+pub struct Script {
+    listener: TcpListener,
+    key: IdentityKey,
+    connections: u8,
+}
+
+/// The connection of a [`Script`]'s client, after an honest handshake.
+pub struct Scripted {
+    stream: TcpStream,
+    connection: Connection,
+    data: Vec<u8>,
+    /// The id that the client authenticated.
+    pub client: [u8; 16],
+}
+
+impl Script {
+    /// A server with this key on a port of the kernel's.
+    pub fn new(key: IdentityKey) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        Self { listener, key, connections: 0 }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().expect("a bound listener has an address")
+    }
+
+    /// Accepts the next connection and does the handshake with the client of this key.
+    pub fn accept(&mut self, client: &IdentityKey) -> Scripted {
+        let (stream, _) = self.listener.accept().expect("the client comes");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a deadline can be set");
+        stream.set_nodelay(true).expect("delays can be switched off");
+        let server: PublicKey<'_> = public(&self.key);
+        self.connections += 1;
+        let config = ServerConfig { id: SERVER_ID, fingerprint: server.fingerprint(), record_limit: 16_408 };
+        let connection = Connection::server(config, &seed(100 + self.connections));
+        let mut scripted = Scripted { stream, connection, data: Vec::new(), client: [0; 16] };
+        scripted.handshake(&self.key, client);
+        scripted
+    }
+}
+
+impl Scripted {
+    fn handshake(&mut self, server: &IdentityKey, client: &IdentityKey) {
+        let mut out = [0; 4096];
+        loop {
+            if let Some(Ask::Sign(statement)) = self.connection.ask() {
+                let signature = server.sign(&statement).expect("the key signs");
+                let len = self.connection.sign_server(public(server), &signature, &mut out).expect("there is room");
+                self.stream.write_all(&out[..len]).expect("the client reads");
+            }
+            let mut record = self.record();
+            let event = self.connection.receive(&mut record).expect("an honest client");
+            if let Received::Record { event: Event::CheckClient(claim), .. } = event {
+                let statement = self.connection.bind(&claim, &public(client).fingerprint()).expect("the client's key");
+                assert!(verify(client.modulus(), &statement, claim.signature()), "the client's signature");
+                self.client = claim.id();
+                let settings = Settings { heartbeat: 15, timeout: 45, ..Settings::default() };
+                let len = self.connection.accept(&settings, &mut out).expect("there is room");
+                self.stream.write_all(&out[..len]).expect("the client reads");
+                return;
+            }
+        }
+    }
+
+    /// The bytes of the next whole record.
+    fn record(&mut self) -> Vec<u8> {
+        loop {
+            if let Some(len) = self.data.get(4..6).map(|len| usize::from(u16::from_be_bytes([len[0], len[1]])))
+                && self.data.len() >= len
+            {
+                return self.data.drain(..len).collect();
+            }
+            let mut bytes = [0; 4096];
+            let len = self.stream.read(&mut bytes).expect("the client writes in time");
+            assert!(len > 0, "the client has ended the connection");
+            assert!(self.data.len() < MAX_RECORD_LEN, "no record is as long as that");
+            self.data.extend_from_slice(&bytes[..len]);
+        }
+    }
+
+    /// The payload of the next message.
+    pub fn receive(&mut self) -> Vec<u8> {
+        loop {
+            let mut record = self.record();
+            match self.connection.receive(&mut record).expect("a good record") {
+                Received::Record { event: Event::Message(payload), .. } => return payload.to_vec(),
+                Received::Record { event: Event::Progress, .. } => {}
+                _ => panic!("another event than a message"),
+            }
+        }
+    }
+
+    /// Sends one message.
+    pub fn send(&mut self, message: &Message<'_>) {
+        let mut out = vec![0; MAX_RECORD_LEN];
+        let len = self.connection.send(message, &mut out).expect("there is room");
+        self.stream.write_all(&out[..len]).expect("the client reads");
+    }
+
+    /// Sends raw bytes in the place of a record.
+    pub fn send_raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("the client reads");
+    }
+
+    /// Whether the client has ended the connection; waits for it.
+    pub fn is_ended(mut self) -> bool {
+        loop {
+            match self.stream.read(&mut [0; 4096]) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
+            }
+        }
+    }
+}
