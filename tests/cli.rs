@@ -268,6 +268,16 @@ fn a_restarted_server_finds_everybody_again() {
 }
 
 #[test]
+fn another_server_at_the_same_address_is_told_nothing() {
+    let mut world = people(&["alice", "bob"]);
+    world.stop_server();
+    fs::remove_dir_all(world.path("server")).unwrap();
+    world.restart_server();
+    world.run("alice", &["send", "bob", "secret"]).failed(1, "has another key than the pinned one");
+    world.run("alice", &["listen"]).failed(1, "has another key than the pinned one");
+}
+
+#[test]
 fn a_recipient_that_lost_its_chains_gets_a_new_one_unasked() {
     let world = people(&["alice", "bob"]);
     let _alice = world.listen("alice", &[]);

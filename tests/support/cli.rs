@@ -3,13 +3,14 @@
 //! Nothing here sleeps to give something time: what is waited for is asked for until it is so, within a generous deadline.
 //! Every process that is started is ended by its own handle.
 
+use core::time::Duration;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, sleep};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tempfile::TempDir;
 
@@ -28,7 +29,7 @@ pub fn binary() -> &'static Path {
         if profile.ends_with("release") {
             build.arg("--release");
         }
-        if std::any::type_name::<ossicle::crypto::HostAead>().starts_with("ossicle_core") {
+        if core::any::type_name::<ossicle::crypto::HostAead>().starts_with("ossicle_core") {
             build.arg("--no-default-features");
         }
         let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");

@@ -243,15 +243,28 @@ pub enum HomeStoreError {
     /// It holds something that no ossicle wrote.
     #[error("the home's state is damaged: restore a backup, or make a new home with `ossicle init`")]
     Damaged,
+    /// There is no room for it.
+    #[error("the disk that holds the home is full: free some space and try again, nothing was acknowledged")]
+    Full,
     /// SQLite failed.
-    #[error("the home's state cannot be read or written: {0}")]
-    Sql(#[from] rusqlite::Error),
+    #[error("the home's state cannot be read or written ({0}): see whether its disk and its file modes are in order")]
+    Sql(rusqlite::Error),
     /// It is of another version.
     #[error("the home's state is of version {found}, which this ossicle does not know: use a newer one")]
     Version {
         /// The version found.
         found: i64,
     },
+}
+
+impl From<rusqlite::Error> for HomeStoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
+            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => Self::Damaged,
+            _ => Self::Sql(error),
+        }
+    }
 }
 
 type Result<T> = core::result::Result<T, HomeStoreError>;
@@ -802,6 +815,22 @@ mod tests {
         assert!(store.untold().unwrap().is_empty());
         assert_eq!(store.waiting(0, 10).unwrap().len(), 1);
         assert_eq!(store.remembered(&[1; 8], 0).unwrap().map(|known| known.progress), Some(Progress::Told));
+    }
+
+    #[test]
+    fn a_full_disk_is_said_and_nothing_is_half_kept() {
+        let (directory, mut store) = store();
+        store.begin_chain(&peer(9), &chain(1), (1, 0)).unwrap();
+        let pages: i64 = store.db.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+        store.db.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
+        let long = Received { body: vec![7; 100_000], ..message(0) };
+        let full = store.receive(&[chain(1)], &[long]).unwrap_err();
+        assert!(matches!(full, HomeStoreError::Full), "{full}");
+        assert!(store.remembered(&[1; 8], 0).unwrap().is_none());
+        drop(store);
+        std::fs::write(directory.path().join("home.db"), [0x5a; 4096]).unwrap();
+        let damaged = HomeStore::open(&directory.path().join("home.db")).err().unwrap();
+        assert!(matches!(damaged, HomeStoreError::Damaged), "{damaged}");
     }
 
     #[test]
