@@ -472,7 +472,8 @@ impl Agent {
 
     /// Publishes the bundle if the server lacks it, and a new one if its prekey is a week old.
     fn publish(&mut self, link: &mut Link, store_epoch: &[u8; 8]) -> Result<(), Ended> {
-        if now().saturating_sub(self.own.made) > PREKEY_AGE {
+        // The server takes one epoch after the other, so the present one must have arrived first.
+        if self.own.published && now().saturating_sub(self.own.made) > PREKEY_AGE {
             let (epoch, previous) = (self.own.bundle.epoch, self.own.bundle.hash());
             let sick = |_| Failure::refused("no new prekey can be made: is there randomness on this system?");
             self.own.keys.rotate(&mut getrandom::SysRng).map_err(sick)?;
