@@ -59,6 +59,11 @@ pub fn bind(data: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Takes the socket away when the server stops. One that stays is in the way of nobody.
+pub(crate) fn remove(data: &Path) {
+    let _ = fs::remove_file(path(data));
+}
+
 /// Does what operators ask for on `listener`. Never returns; drop it to stop.
 pub async fn serve(listener: UnixListener, server: Arc<Server>) {
     loop {

@@ -108,8 +108,7 @@ impl Serve {
         let identity = spawn_blocking(move || identity(&key, self.rsa)).await??;
         let listener = TcpListener::bind((self.bind, self.port)).await.map_err(|error| self.bind_sentence(&error))?;
         let address = listener.local_addr()?;
-        let control = control::bind(&self.data)
-            .with_context(|| format!("cannot make the operator's socket in {}", self.data.display()))?;
+        let control = control::bind(&self.data).map_err(|error| self.control_sentence(&error))?;
         let pool = CryptoPool::start().context("cannot start threads for RSA")?;
 
         let enrol = self.policy();
@@ -138,6 +137,7 @@ impl Serve {
         .await;
         operators.abort();
         let _ = operators.await;
+        control::remove(&self.data);
         // The store writes out what it holds while it is dropped.
         spawn_blocking(move || drop(server)).await?;
         Ok(code)
@@ -176,6 +176,16 @@ impl Serve {
                 anyhow!("port {port} needs more rights: choose one above 1023 with --port")
             }
             _ => anyhow!("cannot listen on port {port} of {bind} ({error}): choose others with --bind and --port"),
+        }
+    }
+
+    fn control_sentence(&self, error: &io::Error) -> anyhow::Error {
+        let data = self.data.display();
+        match error.kind() {
+            io::ErrorKind::InvalidInput => {
+                anyhow!("the path of {data} is too long for a socket: choose a shorter one with --data")
+            }
+            _ => anyhow!("cannot make the operator's socket in {data} ({error}): look at its permissions"),
         }
     }
 }
