@@ -112,8 +112,9 @@ fn join(script: &mut Script, owner: &Owner, newest: Option<&Bundle>) -> Joined {
             Message::Lookup(lookup) => {
                 assert!(lookup.bundle && !lookup.key, "only what is needed");
                 let own = lookup.subject == ossicle_core::Subject::Id(DEVICE);
-                let bytes = newest.map(|bundle| bundle.encode());
-                let of_device = bytes.as_ref().map(|bytes| SignedBundle { bundle: bytes, signature: &[0; 256] });
+                let of_device = newest.map(|bundle| (bundle.encode(), keys::bob().sign(&bundle.statement()).unwrap()));
+                let of_device =
+                    of_device.as_ref().map(|(bundle, signature)| SignedBundle { bundle, signature });
                 let entry = DirectoryEntry {
                     id: if own { DEVICE } else { OWNER },
                     name: "somebody",

@@ -513,6 +513,7 @@ async fn a_bundle_is_the_clients_own_and_the_next_one() {
     let first = Published::new(ALICE, &key, 3);
     alice.done(&publish(message(&first))).await;
     alice.done(&publish(message(&first))).await;
+    // Epochs may be missing: a restored server knows fewer than its clients.
     alice.done(&publish(message(&Published::new(ALICE, &key, 4)))).await;
     let mut forged = Published::new(ALICE, &key, 5);
     forged.signature[7] ^= 1;
@@ -521,7 +522,6 @@ async fn a_bundle_is_the_clients_own_and_the_next_one() {
     let other_key = ossicle_core::Bundle { key: [9; 32], ..ossicle_core::Bundle::decode(&first.bundle).unwrap() };
     for (what, published, reason) in [
         ("an older one", Published::new(ALICE, &key, 3), Reason::Rewound),
-        ("one is missing", Published::new(ALICE, &key, 6), Reason::Gap),
         ("another's", Published::new(BOB, &key, 5), Reason::Forbidden),
         ("another key's", Published::sign(&other_key, &key), Reason::Forbidden),
         ("forged", forged, Reason::Unauthorised),

@@ -137,6 +137,8 @@ pub struct Client<'b, 'c, const PEERS: usize, A: Aead = RustCrypto> {
     own: Option<Own>,
     signature: &'b mut [u8],
     peers: Vec<Peer<'c>, PEERS>,
+    /// The server's store that the bundle was published to.
+    store_epoch: [u8; 8],
     /// The last correlation id.
     request: u16,
     /// What is being verified outside.
@@ -249,6 +251,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
             own: None,
             signature: buffers.signature,
             peers: list,
+            store_epoch: [0; 8],
             request: 0,
             verifying: Verifying::Nothing,
             held: None,
@@ -297,6 +300,8 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
         }
         let mut state = Handling {
             member: &self.member,
+            key: self.identity.key,
+            store_epoch: &mut self.store_epoch,
             stage: &mut self.stage,
             own: &mut self.own,
             signature: self.signature.get(..self.identity.key.signature_len()).unwrap_or_default(),
@@ -518,6 +523,8 @@ fn next(request: &mut u16) -> u16 {
 /// Everything of a client but its buffers: what a received record may change.
 struct Handling<'h, 'c, const PEERS: usize> {
     member: &'h Member,
+    key: PublicKey<'c>,
+    store_epoch: &'h mut [u8; 8],
     stage: &'h mut Stage,
     own: &'h mut Option<Own>,
     signature: &'h [u8],
@@ -541,7 +548,13 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
                 Ok(ClientStep::Verify { key: server, statement: claim.statement, signature: claim.signature })
             }
             Event::Connected(settings) => {
-                *self.stage = if self.own.is_some() { Stage::Ready } else { Stage::Ask };
+                let other_store = core::mem::replace(self.store_epoch, settings.store_epoch) != settings.store_epoch;
+                *self.stage = match &self.own {
+                    None => Stage::Ask,
+                    // Restored or made anew: it may not know the bundle any more.
+                    Some(_) if other_store => Stage::Publish,
+                    Some(_) => Stage::Ready,
+                };
                 if *self.stage == Stage::Ready {
                     out.send(&Message::Listening)?;
                 }
@@ -564,10 +577,14 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         out: &mut Outbox<'_, A>,
         rng: &mut R,
     ) -> Result<ClientStep<'e, 'c>, Error> {
-        if matches!(Message::decode(payload)?, Message::Deliver { .. }) {
+        if let Ok(Message::Deliver { .. }) = Message::decode(payload) {
             return self.deliver(payload, out);
         }
-        match Message::decode(payload)? {
+        // What this version does not know may be known to the next one: it is ignored.
+        let Ok(message) = Message::decode(payload) else {
+            return Ok(ClientStep::Io);
+        };
+        match message {
             Message::Status { request } => {
                 out.send(&Message::StatusResponse { request })?;
                 Ok(ClientStep::Io)
@@ -593,10 +610,22 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
     ) -> Result<ClientStep<'e, 'c>, Error> {
         if *self.stage == Stage::Asked(request) {
             let newest = match entry.bundle {
-                Some(signed) => Some(Bundle::decode(signed.bundle)?),
+                Some(signed) => Some((Bundle::decode(signed.bundle)?, signed.signature)),
                 None => None,
             };
-            self.make_keys(newest, rng)?;
+            // A directory that made one up could use up the epochs, or have this client look like two to its peers.
+            if let Some((bundle, signature)) = &newest {
+                match verdict {
+                    Verdict::Open if bundle.member() == *self.member => {
+                        *self.verifying = Verifying::Peer;
+                        let statement = bundle.statement();
+                        return Ok(ClientStep::Verify { key: self.key, statement, signature });
+                    }
+                    Verdict::Open | Verdict::Wrong => return Err(Error::Crypto),
+                    Verdict::Right => {}
+                }
+            }
+            self.make_keys(newest.map(|(bundle, _)| bundle), rng)?;
             return Ok(ClientStep::Io);
         }
         let asked = |peer: &Peer<'_>| peer.start == Start::LookedUp(request);
@@ -798,8 +827,9 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
                 }))
             }
             Err(OpenError::Duplicate { n }) => {
-                if wanted.contains(Rung::Delivered) {
-                    if let Some(receipt) = chain.receipt(&me.id, Rung::Delivered, n, n) {
+                // Its receipts were lost, or are on their way: the application has the message in either case.
+                for rung in [Rung::Delivered, Rung::Opened].into_iter().filter(|rung| wanted.contains(*rung)) {
+                    if let Some(receipt) = chain.receipt(&me.id, rung, n, n) {
                         out.send(&Message::Tell(receipt))?;
                     }
                 }
@@ -853,7 +883,7 @@ enum Check {
 }
 
 impl Peer<'_> {
-    /// Rule 3.1: no older epoch, no second bundle of one epoch, no other key. A bundle that was verified once is not
+    /// PROTOCOL 8: no older epoch, no second bundle of one epoch, no other key. A bundle that was verified once is not
     /// verified again.
     fn check(&mut self, bundle: &Bundle, verdict: Verdict) -> Check {
         if bundle.member() != self.member {

@@ -179,8 +179,7 @@ async fn publish(server: &Server, asker: &Asker, request: u16, signed: &SignedBu
     }
     match server.store.publish_bundle(&asker.id, bundle.epoch, signed.bundle, signed.signature).await {
         Ok(()) => Ok(Some(Owed::Done(request))),
-        Err(PublishError::Epoch { stored }) if bundle.epoch <= stored => Err(Reason::Rewound.into()),
-        Err(PublishError::Epoch { .. }) => Err(Reason::Gap.into()),
+        Err(PublishError::Epoch { .. }) => Err(Reason::Rewound.into()),
         Err(PublishError::Store(error)) => Err(error.into()),
         Err(_) => Err(Reason::Unauthorised.into()),
     }

@@ -31,7 +31,7 @@ macro_rules! conformance {
             devices_are_listed_under_their_owner
             a_revoked_client_loses_all_but_its_id_and_key
             revoking_nobody_is_harmless
-            bundles_go_up_one_epoch_at_a_time
+            the_epochs_of_bundles_only_go_up
             chains_belong_to_one_sender
             the_oldest_chains_go_first
             chains_know_all_their_recipients
@@ -408,13 +408,13 @@ pub(crate) async fn revoking_nobody_is_harmless(backend: &impl Backend) {
     assert_eq!(store.clients(None, 10).await.unwrap().len(), 1);
 }
 
-pub(crate) async fn bundles_go_up_one_epoch_at_a_time(backend: &impl Backend) {
+pub(crate) async fn the_epochs_of_bundles_only_go_up(backend: &impl Backend) {
     let store = with_two(backend).await;
     let publish = async |epoch, bundle: &[u8]| store.publish_bundle(&id(1), epoch, bundle, b"signature").await;
     assert_eq!(publish(7, b"seven").await, Ok(()), "the first may have any epoch");
     assert_eq!(publish(7, b"seven").await, Ok(()));
     assert_eq!(publish(7, b"other").await, Err(PublishError::Epoch { stored: 7 }));
-    for epoch in [0, 6, 9, u32::MAX] {
+    for epoch in [0, 6] {
         assert_eq!(publish(epoch, b"seven").await, Err(PublishError::Epoch { stored: 7 }));
     }
     assert_eq!(publish(8, b"eight").await, Ok(()));

@@ -370,8 +370,8 @@ pub enum TokenError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
-    /// It is not the next one, or another one of the same epoch.
-    #[error("the epoch must be the next after {stored}")]
+    /// It is older than the stored one, or another one of the same epoch.
+    #[error("the epoch must be higher than {stored}")]
     Epoch {
         /// The epoch of the stored bundle.
         stored: u32,
