@@ -832,7 +832,7 @@ async fn a_client_that_answers_is_kept() {
 
 #[tokio::test]
 async fn keys_are_renewed_while_connected() {
-    let node = Node::start(open()).await;
+    let node = Node::start(Config { heartbeat: 1, key_age: Duration::ZERO, ..open() }).await;
     let (mut alice, mut bob) = alice_and_bob(&node).await;
     introduce(&mut alice, &keys::alice(), &mut bob, 5).await;
     for n in 0..3 {
@@ -842,6 +842,13 @@ async fn keys_are_renewed_while_connected() {
         alice.say(5, n, Rungs::NONE).await;
         bob.message().await;
     }
+    // The server renews its own after a time, here at each sign of life.
+    while bob.renewals < 2 {
+        let quiet = tokio::time::timeout(Duration::from_millis(100), bob.hear()).await;
+        assert!(quiet.is_err(), "nothing but signs of life: {quiet:?}");
+    }
+    alice.say(5, 3, Rungs::NONE).await;
+    bob.message().await;
     node.stop().await;
 }
 

@@ -186,6 +186,8 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
         heard: Instant::now(),
         paused_until: None,
         asked: false,
+        renewed: Instant::now(),
+        renew: false,
         closed: None,
         farewell: None,
     });
@@ -351,6 +353,9 @@ struct Peer {
     paused_until: Option<Instant>,
     /// The peer was asked whether it is there.
     asked: bool,
+    /// When the key of this side was last renewed, and whether it is time again.
+    renewed: Instant,
+    renew: bool,
     /// The close was sealed, with this reason.
     closed: Option<Option<Reason>>,
     /// By then the close has been written.
@@ -457,6 +462,7 @@ impl Peer {
             self.asked = true;
             self.mailbox.owe(Owed::Status(0));
         }
+        self.renew |= self.renewed + config.key_age <= now;
         if self.paused_until.is_some_and(|until| until <= now) {
             self.paused_until = None;
             // What the socket has is read in its turn.
@@ -636,6 +642,10 @@ impl Peer {
     fn seal(&mut self, scratch: &mut WriteScratch) -> Result<usize, Exit> {
         let bytes = &mut scratch.bytes;
         let mut len = self.connection.transmit(bytes)?;
+        if core::mem::take(&mut self.renew) {
+            len += self.connection.update_key(bytes.get_mut(len..).unwrap_or_default())?;
+            self.renewed = Instant::now();
+        }
         loop {
             let room = bytes.get_mut(len..).unwrap_or_default();
             match self.mailbox.next(room.len().saturating_sub(UPDATE_ROOM)) {

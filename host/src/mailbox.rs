@@ -13,6 +13,9 @@ use tokio::sync::Notify;
 
 use crate::store::{ChainId, ClientId};
 
+/// Bytes of answers and receipts beyond which a client is not listened to until it has read some.
+const MAX_OWED_BYTES: usize = 256 * 1024;
+
 /// How much may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MailboxLimits {
@@ -29,7 +32,7 @@ pub struct MailboxLimits {
 
 impl Default for MailboxLimits {
     fn default() -> Self {
-        Self { messages: 10_000, bytes: 16 << 20, total: 256 << 20, owed: 65_536 }
+        Self { messages: 10_000, bytes: 16 << 20, total: 256 << 20, owed: 16_384 }
     }
 }
 
@@ -223,6 +226,7 @@ pub struct Mailbox {
 #[derive(Debug, Default)]
 struct Queue {
     owed: VecDeque<Owed>,
+    owed_bytes: usize,
     deliveries: VecDeque<Delivery>,
     bytes: usize,
     listening: bool,
@@ -265,6 +269,7 @@ impl Mailbox {
         if queue.owed.len() >= self.limits.owed {
             queue.end = Some(End::Overrun);
         } else {
+            queue.owed_bytes += owed.room();
             queue.owed.push_back(owed);
         }
         drop(queue);
@@ -329,7 +334,8 @@ impl Mailbox {
     /// Whether the channel should go on reading.
     pub fn pressure(&self) -> Pressure {
         let queue = self.lock();
-        Pressure { behind: queue.owed.len() >= self.limits.owed / 4, ending: queue.end.is_some() }
+        let behind = queue.owed.len() >= self.limits.owed / 4 || queue.owed_bytes >= MAX_OWED_BYTES;
+        Pressure { behind, ending: queue.end.is_some() }
     }
 
     /// Takes out what is next, if its record fits into `room` bytes.
@@ -343,6 +349,7 @@ impl Mailbox {
                 return Next::Full;
             }
             if let Some(owed) = queue.owed.pop_front() {
+                queue.owed_bytes -= owed.room();
                 give_back(&mut queue.owed);
                 return Next::Owed(owed);
             }

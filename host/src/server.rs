@@ -53,6 +53,8 @@ pub struct Config {
     pub handshake_within: Duration,
     /// Within this a connection that ends has told its client, and the server has stopped.
     pub farewell_within: Duration,
+    /// After this a server renews the key that it seals with.
+    pub key_age: Duration,
     /// Connections that may be in their handshake at a time.
     pub unauthenticated: usize,
     /// How much may wait for a client.
@@ -70,6 +72,7 @@ impl Default for Config {
             hello_within: Duration::from_secs(5),
             handshake_within: Duration::from_secs(30),
             farewell_within: Duration::from_secs(5),
+            key_age: Duration::from_secs(60 * 60),
             unauthenticated: 8192,
             mailbox: MailboxLimits::default(),
             rates: Rates::default(),

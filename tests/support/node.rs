@@ -135,6 +135,8 @@ pub struct Client {
     pub connection: Connection,
     /// The socket.
     pub stream: TcpStream,
+    /// Keys of the server that were replaced.
+    pub renewals: u32,
     rx: Vec<u8>,
 }
 
@@ -170,7 +172,7 @@ impl Client {
         let mut out = vec![0; 512];
         let len = connection.transmit(&mut out).expect("there is room");
         stream.write_all(&out[..len]).await.expect("the server reads");
-        Self { id: [0; 16], settings: Settings::default(), connection, stream, rx: Vec::new() }
+        Self { id: [0; 16], settings: Settings::default(), connection, stream, renewals: 0, rx: Vec::new() }
     }
 
     /// Verifies the server and sends {ClientAuth}.
@@ -265,6 +267,7 @@ impl Client {
                 }
                 Ok(Received::Record { used, event: Event::Closed(reason) }) => (used, Heard::Closed(reason)),
                 Ok(Received::Record { used, event: Event::Progress }) => {
+                    self.renewals += 1;
                     self.rx.drain(..used);
                     continue;
                 }
