@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use ossicle::cli::serve::{Enroll, Rsa, Serve};
 use ossicle::control;
 use ossicle::limits::{Rate, Rates};
+use ossicle::mailbox::MailboxLimits;
 use ossicle::server::{Config, Policy};
 use ossicle::store::Store;
 use ossicle_core::{
@@ -319,8 +320,9 @@ async fn wraps_are_refused_with_their_reason_and_bind_a_chain_to_its_sender() {
 
 #[tokio::test]
 async fn what_a_broken_connection_did_not_get_is_told_to_the_sender() {
-    const MESSAGES: u32 = 1500;
-    let node = Node::start(open()).await;
+    const MESSAGES: u32 = 5000;
+    let mailbox = MailboxLimits { bytes: 1 << 20, ..MailboxLimits::default() };
+    let node = Node::start(Config { mailbox, ..open() }).await;
     let (mut alice, mut bob) = alice_and_bob(&node).await;
     introduce(&mut alice, &keys::alice(), &mut bob, 5).await;
     // More than any socket buffers, to somebody who does not read.

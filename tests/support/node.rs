@@ -169,6 +169,7 @@ impl Client {
         let server = Some(node.server.fingerprint());
         let mut connection = Connection::client(ClientConfig { server, ask_for_key: false, record_limit }, &seed);
         let mut stream = within(TcpStream::connect(node.address)).await.expect("the server accepts");
+        stream.set_nodelay(true).expect("a socket takes options");
         let mut out = vec![0; 512];
         let len = connection.transmit(&mut out).expect("there is room");
         stream.write_all(&out[..len]).await.expect("the server reads");
