@@ -113,8 +113,7 @@ fn join(script: &mut Script, owner: &Owner, newest: Option<&Bundle>) -> Joined {
                 assert!(lookup.bundle && !lookup.key, "only what is needed");
                 let own = lookup.subject == ossicle_core::Subject::Id(DEVICE);
                 let of_device = newest.map(|bundle| (bundle.encode(), keys::bob().sign(&bundle.statement()).unwrap()));
-                let of_device =
-                    of_device.as_ref().map(|(bundle, signature)| SignedBundle { bundle, signature });
+                let of_device = of_device.as_ref().map(|(bundle, signature)| SignedBundle { bundle, signature });
                 let entry = DirectoryEntry {
                     id: if own { DEVICE } else { OWNER },
                     name: "somebody",

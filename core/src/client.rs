@@ -128,6 +128,8 @@ pub struct ClientBuffers<'b> {
     pub signature: &'b mut [u8],
 }
 
+// Its large methods are not inlined: their frames must be gone when RSA or Ed25519 is computed, which take 7 KiB of stack
+// themselves.
 /// One client with up to `PEERS` peers.
 pub struct Client<'b, 'c, const PEERS: usize, A: Aead = RustCrypto> {
     identity: ClientIdentity<'c>,
@@ -194,7 +196,8 @@ struct Peer<'c> {
     chain_epoch: u32,
     sending: Option<SendingChain>,
     sent: [(u32, [u8; 8]); SENT],
-    receiving: Option<ReceivingChain<SKIP>>,
+    /// Vacant until the peer's first wrap was accepted. In place, since it is large and devices have little stack.
+    receiving: ReceivingChain<SKIP>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -238,7 +241,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
                 chain_epoch: 0,
                 sending: None,
                 sent: [(u32::MAX, [0; 8]); SENT],
-                receiving: None,
+                receiving: ReceivingChain::vacant(),
             };
             list.push(peer).map_err(|_| ApiMisuse::InvalidArgument)?;
         }
@@ -260,6 +263,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
     }
 
     /// Begins a new connection after the last one has ended. Keys and chains stay.
+    #[inline(never)]
     pub fn reconnect(&mut self, seed: &[u8; 64]) {
         self.endpoint.reconnect(config(&self.identity), seed);
         self.stage = Stage::Handshake;
@@ -279,6 +283,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
     ///
     /// # Errors
     /// Any error but a full buffer ends the connection: close the transport and [`reconnect`](Self::reconnect).
+    #[inline(never)]
     pub fn poll<R: TryCryptoRng + ?Sized>(&mut self, rng: &mut R) -> Result<ClientStep<'_, 'c>, Error> {
         if self.verifying != Verifying::Nothing {
             return Ok(ClientStep::Io);
@@ -328,6 +333,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
     /// # Errors
     /// [`BufferError::TxFull`] if the transmit buffer has no room: write, then answer again. [`ApiMisuse`] if nothing was
     /// asked or the signature has another length than the key.
+    #[inline(never)]
     pub fn sign(&mut self, signature: &[u8]) -> Result<(), Error> {
         if signature.len() != self.identity.key.signature_len() {
             return Err(ApiMisuse::InvalidArgument.into());
@@ -349,6 +355,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
     ///
     /// # Errors
     /// [`Error::Crypto`] if the server's signature was wrong; [`ApiMisuse::NotAsked`] if nothing was asked.
+    #[inline(never)]
     pub fn verified(&mut self, valid: bool) -> Result<(), Error> {
         match core::mem::replace(&mut self.verifying, Verifying::Nothing) {
             Verifying::Server if valid => self.endpoint.verified(&credentials(&self.identity, &self.member)),
@@ -393,6 +400,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
     /// # Errors
     /// [`ApiMisuse::NotConnected`] while no chain stands: [`start`](Self::start) one. [`BufferError::TxFull`] while there
     /// is no room: write first. [`BufferError::MessageTooLong`] if a record cannot hold it.
+    #[inline(never)]
     pub fn send(&mut self, peer: usize, wanted: Rungs, signed: bool, kind: u8, body: &[u8]) -> Result<u32, Error> {
         if !self.is_ready(peer) {
             return Err(ApiMisuse::NotConnected.into());
@@ -600,6 +608,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         }
     }
 
+    #[inline(never)]
     fn looked_up<'e, A: Aead, R: TryCryptoRng + ?Sized>(
         &mut self,
         request: u16,
@@ -673,6 +682,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
     }
 
     /// New end-to-end keys, one epoch behind the newest that the directory knows.
+    #[inline(never)]
     fn make_keys<R: TryCryptoRng + ?Sized>(&mut self, newest: Option<Bundle>, rng: &mut R) -> Result<(), Error> {
         let (epoch, previous) = match newest {
             Some(bundle) => (bundle.epoch.checked_add(1).ok_or(Error::Decode)?, bundle.hash()),
@@ -729,6 +739,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         ClientStep::Event(ClientEvent::PeerLost { peer: index, reason })
     }
 
+    #[inline(never)]
     fn wrapped<'e, A: Aead>(
         &mut self,
         from: [u8; ID_LEN],
@@ -769,16 +780,8 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         text.copy_from_slice(wrap);
         let accepted = if header.prekey_id != own.prekey.id() || wrap.len() != WRAP_LEN {
             Err(AcceptError::Unreadable)
-        } else if let Some(chain) = &mut peer.receiving {
-            chain.replace(&mut text, &own.prekey, &peer.member, &bundle, &peer.conversation)
         } else {
-            match ReceivingChain::accept(&mut text, &own.prekey, &peer.member, &bundle, &peer.conversation, None) {
-                Ok(chain) => {
-                    peer.receiving = Some(chain);
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            }
+            peer.receiving.replace(&mut text, &own.prekey, &peer.member, &bundle, &peer.conversation)
         };
         match accepted {
             Ok(()) | Err(AcceptError::Replayed) => Ok(ClientStep::Io),
@@ -786,6 +789,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         }
     }
 
+    #[inline(never)]
     fn deliver<'e, A: Aead>(
         &mut self,
         payload: &'e mut [u8],
@@ -797,16 +801,14 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         let Ok(header) = EnvelopeHeader::decode(envelope) else {
             return Ok(ClientStep::Io);
         };
-        let of_chain = |peer: &Peer<'_>| peer.receiving.as_ref().is_some_and(|c| *c.chain_id() == header.chain_id);
+        let of_chain = |peer: &Peer<'_>| peer.receiving.is_of(&header.chain_id);
         let index = self.peers.iter().position(of_chain);
         let Some((index, peer)) = index.and_then(|index| Some((index, self.peers.get_mut(index)?))) else {
             out.send(&Message::Tell(refusal(header.chain_id, header.n, Reason::Rekey)))?;
             return Ok(ClientStep::Io);
         };
         let me = self.member;
-        let Some(chain) = &mut peer.receiving else {
-            return Ok(ClientStep::Io);
-        };
+        let chain = &mut peer.receiving;
         let envelope = payload.get_mut(SEND_HEAD_LEN..).unwrap_or_default();
         match chain.open::<A>(envelope) {
             Ok(opened) => {
@@ -848,6 +850,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         }
     }
 
+    #[inline(never)]
     fn told<'e>(&mut self, receipt: Receipt) -> ClientStep<'e, 'c> {
         let of_chain = |peer: &Peer<'_>| peer.sending.as_ref().is_some_and(|chain| *chain.chain_id() == receipt.chain);
         let Some(index) = self.peers.iter().position(of_chain) else {
@@ -917,7 +920,7 @@ impl Peer<'_> {
     }
 
     fn receipt(&self, me: &Member, rung: Rung, n: u32) -> Option<Receipt> {
-        self.receiving.as_ref()?.receipt(&me.id, rung, n, n)
+        self.receiving.receipt(&me.id, rung, n, n)
     }
 }
 

@@ -79,7 +79,7 @@ enum State<A> {
     ExpectSettings(ExpectSettings<A>),
     // A server's states bring their handlers along, so that an image in which nobody calls `Connection::server` does not
     // hold them: a microcontroller is never a server, and the linker can see that.
-    ExpectClientHello(ExpectClientHello, fn(ExpectClientHello, &[u8]) -> Result<SignServer, Error>),
+    ExpectClientHello(ExpectClientHello, fn(&ExpectClientHello, &[u8]) -> Result<SignServer, Error>),
     SignServer(SignServer),
     ExpectClientAuth(ExpectClientAuth, HandleClientAuth),
     CheckClient(CheckClient),
@@ -87,7 +87,7 @@ enum State<A> {
     Ended,
 }
 
-type HandleClientAuth = for<'d> fn(ExpectClientAuth, &'d mut [u8]) -> Result<(CheckClient, ClientClaim<'d>), Error>;
+type HandleClientAuth = for<'d> fn(&ExpectClientAuth, &'d mut [u8]) -> Result<(CheckClient, ClientClaim<'d>), Error>;
 
 struct Established<A> {
     sealing: Traffic<A>,
@@ -155,6 +155,7 @@ impl<A: Aead> Connection<A> {
     ///
     /// # Errors
     /// Any error but a misuse ends the connection: close the transport without another byte.
+    #[inline(never)] // the states that it moves must not lie on the stack below what its events lead to
     pub fn receive<'d>(&mut self, data: &'d mut [u8]) -> Result<Received<'d>, Error> {
         self.check()?;
         match self.inspect(data) {
@@ -175,16 +176,11 @@ impl<A: Aead> Connection<A> {
     /// [`ApiMisuse::NotAsked`] if no claim is open.
     pub fn verified(&mut self, credentials: &Credentials<'_>) -> Result<(), Error> {
         self.check()?;
-        match core::mem::replace(&mut self.state, State::Ended) {
-            State::VerifyServer(state) => {
-                self.state = State::SignClient(state.verified(credentials));
-                Ok(())
-            }
-            other => {
-                self.state = other;
-                Err(ApiMisuse::NotAsked.into())
-            }
-        }
+        let State::VerifyServer(state) = &self.state else {
+            return Err(ApiMisuse::NotAsked.into());
+        };
+        self.state = State::SignClient(state.verified(credentials));
+        Ok(())
     }
 
     /// Client: answers [`Ask::Sign`]. The credentials are those that were given to [`Connection::verified`].
@@ -437,36 +433,15 @@ impl<A: Aead> Connection<A> {
         // The keys of the handshake seal one record each, and the clear records have none: all are number 0.
         let sequence_is_zero = header.sequence == 0;
         let out_of_order = Err(PeerError::UnexpectedMessage.into());
-        match core::mem::replace(&mut self.state, State::Ended) {
+        match &mut self.state {
+            State::Established(_) => self.open_established(header, record),
             State::ExpectSettings(state) if header.kind == RecordType::Refusal => {
                 if header.sequence != 1 || record.len() != REFUSAL_RECORD_LEN {
                     return out_of_order;
                 }
                 Err(state.refused(record))
             }
-            State::ExpectSettings(state) => {
-                let mut established = Established {
-                    sealing: state.finished.client,
-                    opening: state.finished.server,
-                    exporter: state.finished.exporter,
-                    send_limit: state.record_limit,
-                    closed: false,
-                    peer_closed: false,
-                };
-                if !established.opening.key.expects(header.sequence) {
-                    return out_of_order;
-                }
-                let payload = established.opening.key.open(record)?;
-                let Message::Settings(settings) = Message::decode(payload)? else {
-                    return out_of_order;
-                };
-                self.state = State::Established(established);
-                Ok(Event::Connected(settings))
-            }
-            State::Established(established) => {
-                self.state = State::Established(established);
-                self.open_established(header, record)
-            }
+            State::ExpectSettings(_) => self.open_settings(header, record),
             _ if !sequence_is_zero => out_of_order,
             State::ExpectServerHello(state) => {
                 self.state = State::ExpectServerAuth(state.handle(record)?);
@@ -488,6 +463,32 @@ impl<A: Aead> Connection<A> {
             }
             _ => out_of_order,
         }
+    }
+
+    /// The first application record, under the keys that were made ready when the client signed.
+    #[inline(never)]
+    fn open_settings<'d>(&mut self, header: Header, record: &mut [u8]) -> Result<Event<'d>, Error> {
+        let State::ExpectSettings(state) = &mut self.state else {
+            return Err(PeerError::UnexpectedMessage.into());
+        };
+        if !state.finished.server.key.expects(header.sequence) {
+            return Err(PeerError::UnexpectedMessage.into());
+        }
+        let payload = state.finished.server.key.open(record)?;
+        let Message::Settings(settings) = Message::decode(payload)? else {
+            return Err(PeerError::UnexpectedMessage.into());
+        };
+        if let State::ExpectSettings(state) = core::mem::replace(&mut self.state, State::Ended) {
+            self.state = State::Established(Established {
+                sealing: state.finished.client,
+                opening: state.finished.server,
+                exporter: state.finished.exporter,
+                send_limit: state.record_limit,
+                closed: false,
+                peer_closed: false,
+            });
+        }
+        Ok(Event::Connected(settings))
     }
 
     fn open_established<'d>(&mut self, header: Header, record: &'d mut [u8]) -> Result<Event<'d>, Error> {

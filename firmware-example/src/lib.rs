@@ -16,7 +16,7 @@ use chacha20::ChaCha20Rng;
 use embedded_io::{Read, Write};
 use ossicle_core::{
     ApiMisuse, BufferError, Client, ClientBuffers, ClientEvent, ClientIdentity, ClientStep, DriverError, Error,
-    IdentityPage, MAX_RSA_LEN, PeerConfig, Reason, RsaKey, Rungs, Settings, blocking, generator_seed, verify_rsa,
+    IdentityPage, MAX_RSA_LEN, PeerConfig, PublicKey, Reason, RsaKey, Rungs, Settings, Statement, blocking, generator_seed, verify_rsa,
 };
 use rand_core::SeedableRng;
 
@@ -167,6 +167,15 @@ impl Default for Buffers {
     }
 }
 
+/// The device's own public key, which the page's primes make, in `modulus`.
+///
+/// # Errors
+/// Those of [`RsaKey`] if the page's key is none.
+#[inline(never)]
+pub fn public_key<'p>(page: &IdentityPage<'_>, modulus: &'p mut [u8; MAX_RSA_LEN]) -> Result<PublicKey<'p>, Error> {
+    RsaKey::new(page.key.d, page.key.p, page.key.q)?.public(modulus)
+}
+
 /// The application: everything that survives a broken connection.
 pub struct Sensor<'b, 'p> {
     page: IdentityPage<'p>,
@@ -178,17 +187,16 @@ pub struct Sensor<'b, 'p> {
 }
 
 impl<'b, 'p> Sensor<'b, 'p> {
-    /// The sensor of this page. `modulus` takes the device's own public key, which the page's primes make.
+    /// The sensor of this page; `key` is what [`public_key`] makes of it.
     ///
     /// # Errors
-    /// Those of [`RsaKey`] if the page's key is none.
+    /// Those of [`Client::new`].
     pub fn new<B: Board>(
         page: IdentityPage<'p>,
-        modulus: &'p mut [u8; MAX_RSA_LEN],
+        key: PublicKey<'p>,
         buffers: &'b mut Buffers,
         board: &mut B,
     ) -> Result<Self, Error> {
-        let key = RsaKey::new(page.key.d, page.key.p, page.key.q)?.public(modulus)?;
         let identity = ClientIdentity { id: page.id, key_epoch: 0, key, server: page.server };
         let owner = PeerConfig { id: page.owner.id, key: page.owner.key, oldest: Some(page.owner.bundle) };
         let buffers = ClientBuffers { rx: &mut buffers.rx, tx: &mut buffers.tx, signature: &mut buffers.signature };
@@ -229,6 +237,7 @@ impl<'b, 'p> Sensor<'b, 'p> {
     }
 
     /// One connection, from its first byte to its end.
+    #[inline(never)]
     fn converse<T: Transport, B: Board>(&mut self, transport: &mut T, board: &mut B) -> Ending {
         let mut heard = transport.now();
         let mut next_report = heard;
@@ -284,22 +293,17 @@ impl<'b, 'p> Sensor<'b, 'p> {
     }
 
     /// Whatever the engine came to.
+    #[inline(never)]
     fn step<B: Board>(&mut self, board: &mut B) -> Result<Option<Ending>, Error> {
         let begun = board.instructions();
         let step = self.client.poll(&mut self.rng)?;
         match step {
             ClientStep::Sign(statement) => {
-                let mut signature = [0; 256];
-                RsaKey::new(self.page.key.d, self.page.key.p, self.page.key.q)?.sign(
-                    &statement,
-                    &mut self.rng,
-                    &mut signature,
-                )?;
-                self.client.sign(&signature)?;
+                self.sign(&statement)?;
                 self.computed += board.instructions() - begun;
             }
             ClientStep::Verify { key, statement, signature } => {
-                let valid = verify_rsa(key, &statement, signature).is_ok();
+                let valid = verify(key, &statement, signature);
                 self.client.verified(valid)?;
                 self.computed += board.instructions() - begun;
             }
@@ -336,6 +340,15 @@ impl<'b, 'p> Sensor<'b, 'p> {
         Ok(None)
     }
 
+    /// In a frame of its own, like the other large steps: what RSA needs of the stack comes on top of it.
+    #[inline(never)]
+    fn sign(&mut self, statement: &Statement) -> Result<(), Error> {
+        let mut signature = [0; 256];
+        let key = RsaKey::new(self.page.key.d, self.page.key.p, self.page.key.q)?;
+        key.sign(statement, &mut self.rng, &mut signature)?;
+        self.client.sign(&signature)
+    }
+
     /// Seals one reading of 12 bytes, such as `21.50C led=1`.
     fn report<B: Board>(&mut self, board: &mut B) -> Result<(), Error> {
         let text = reading(board.temperature(), board.led());
@@ -351,6 +364,12 @@ impl<'b, 'p> Sensor<'b, 'p> {
             Err(error) => Err(error),
         }
     }
+}
+
+/// In a frame of its own, like [`Sensor::sign`].
+#[inline(never)]
+fn verify(key: PublicKey<'_>, statement: &Statement, signature: &[u8]) -> bool {
+    verify_rsa(key, statement, signature).is_ok()
 }
 
 fn seed<B: Board>(board: &mut B) -> [u8; 64] {

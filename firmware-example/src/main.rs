@@ -8,8 +8,8 @@ mod board;
 
 use board::{Board, Clock, Ethernet, Led};
 use firmware_example::net::{Net, Sockets};
-use firmware_example::{Buffers, Happened, Sensor};
-use ossicle_core::{IdentityPage, MAX_RSA_LEN, PageError};
+use firmware_example::{Buffers, Happened, Sensor, public_key};
+use ossicle_core::{IdentityPage, MAX_RSA_LEN, PageError, PublicKey};
 use static_cell::{ConstStaticCell, StaticCell};
 
 static TCP_RX: ConstStaticCell<[u8; 1024]> = ConstStaticCell::new([0; 1024]);
@@ -87,11 +87,9 @@ fn measure() {
     defmt::info!("stack {=usize}, heap {}", board::stack_high_water(), board::heap_high_water());
 }
 
-#[cortex_m_rt::entry]
-fn main() -> ! {
-    let Some(Board { clock, ethernet, led }) = Board::take() else {
-        defmt::panic!("the board was taken twice");
-    };
+/// The identity page, or the end: a device without one is nobody.
+#[inline(never)]
+fn page() -> (IdentityPage<'static>, PublicKey<'static>) {
     let page = match IdentityPage::decode(board::identity_page()) {
         Ok(page) => page,
         Err(error) => {
@@ -104,16 +102,48 @@ fn main() -> ! {
             board::exit(1);
         }
     };
-    let mut device = Device { led, samples: 0 };
+    defmt::info!("{=str} reports to {=str}", page.name, page.owner.name);
+    match public_key(&page, MODULUS.take()) {
+        Ok(key) => (page, key),
+        Err(error) => {
+            defmt::error!("the identity page holds no key: {}", error);
+            board::exit(1);
+        }
+    }
+}
+
+/// Makes the application in the place where it stays. In a frame of its own, which is gone when the application runs.
+#[inline(never)]
+fn sensor(
+    page: IdentityPage<'static>,
+    key: PublicKey<'static>,
+    device: &mut Device,
+) -> &'static mut Sensor<'static, 'static> {
+    match Sensor::new(page, key, BUFFERS.take(), device) {
+        Ok(sensor) => SENSOR.init(sensor),
+        Err(error) => {
+            defmt::error!("the sensor cannot be made: {}", error);
+            board::exit(1);
+        }
+    }
+}
+
+#[inline(never)]
+fn net(ethernet: Ethernet, clock: Clock) -> &'static mut Net<'static, Ethernet, Clock> {
     let seed = u64::from_le_bytes(board::simulation_only_entropy());
     let mac = ethernet.mac();
-    let net = NET.init_with(|| {
+    NET.init_with(|| {
         Net::new(ethernet, clock, mac, seed, TCP_RX.take(), TCP_TX.take(), SOCKETS.init_with(Sockets::new))
-    });
-    defmt::info!("{=str} reports to {=str}", page.name, page.owner.name);
-    match Sensor::new(page, MODULUS.take(), BUFFERS.take(), &mut device) {
-        Ok(sensor) => SENSOR.init(sensor).run(net, &mut device),
-        Err(error) => defmt::error!("the identity page holds no key: {}", error),
-    }
+    })
+}
+
+#[cortex_m_rt::entry]
+fn main() -> ! {
+    let Some(Board { clock, ethernet, led }) = Board::take() else {
+        defmt::panic!("the board was taken twice");
+    };
+    let mut device = Device { led, samples: 0 };
+    let (page, key) = page();
+    sensor(page, key, &mut device).run(net(ethernet, clock), &mut device);
     board::exit(1);
 }

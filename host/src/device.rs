@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use firmware_example::{Board, Buffers, Sensor, Transport};
+use firmware_example::{Board, Buffers, Sensor, Transport, public_key};
 pub use firmware_example::{Ending, Happened};
 use ossicle_core::{IdentityPage, MAX_RSA_LEN, PageError};
 
@@ -34,7 +34,8 @@ impl Device {
             let mut board = Simulated { led: false, samples: 0, stop: stopped, observe };
             let (mut buffers, mut modulus) = (Buffers::new(), [0; MAX_RSA_LEN]);
             let Ok(page) = IdentityPage::decode(&page) else { return };
-            let Ok(mut sensor) = Sensor::new(page, &mut modulus, &mut buffers, &mut board) else { return };
+            let Ok(key) = public_key(&page, &mut modulus) else { return };
+            let Ok(mut sensor) = Sensor::new(page, key, &mut buffers, &mut board) else { return };
             sensor.run(&mut Loopback { started: Instant::now(), deadline: None, stream: None }, &mut board);
         });
         Ok(Self { stop, thread: Some(thread) })

@@ -233,6 +233,11 @@ impl World {
         self.start_server(&port, &[]);
     }
 
+    /// The server's process id.
+    pub fn server_id(&self) -> u32 {
+        self.server.as_ref().expect("the server runs").id()
+    }
+
     /// Kills the server.
     pub fn stop_server(&mut self) {
         self.server = None;
@@ -240,8 +245,11 @@ impl World {
 
     fn start_server(&mut self, port: &str, options: &[&str]) {
         let mut command = Command::new(binary());
-        command.args(["serve", "--bind", "127.0.0.1", "--port", port, "--rsa", "2048", "--data"]);
+        command.args(["serve", "--bind", "127.0.0.1", "--port", port, "--data"]);
         command.arg(self.path("server")).args(options).env("RUST_LOG", "info");
+        if !options.contains(&"--rsa") {
+            command.args(["--rsa", "2048"]);
+        }
         let server = Running::start(&mut command);
         self.url = server.line();
         assert!(self.url.starts_with("ossicle://127.0.0.1:"), "{}", self.url);

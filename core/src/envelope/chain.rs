@@ -486,6 +486,9 @@ impl ReceiptVerifier {
     }
 }
 
+/// The first number of a vacant chain, beyond all that exist.
+const VACANT: u32 = u32::MAX;
+
 /// The receiving end of a chain, with room for the keys of `SKIP` messages that have not come yet: 64 on devices, 256 on
 /// hosts.
 ///
@@ -531,6 +534,32 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
     ) -> Result<Self, AcceptError> {
         let announced = open_wrap(wrap, prekey, from, from_bundle, conversation, last_seen)?;
         Ok(Self::new(announced))
+    }
+
+    /// A chain that opens nothing, to be replaced by the first one of a sender.
+    pub const fn vacant() -> Self {
+        Self {
+            context: [0; HASH_LEN],
+            chain_id: [0; CHAIN_ID_LEN],
+            // Bundles begin with epoch 1, so that the first wrap is newer.
+            bundle_epoch: 0,
+            chain_epoch: 0,
+            // Beyond the last number: its keys, which everybody knows, are never used.
+            first: VACANT,
+            next: VACANT,
+            forgotten: NONE_FORGOTTEN,
+            signed: false,
+            key: Secret::new([0; HASH_LEN]),
+            verifying: [0; HASH_LEN],
+            receipt_key: Secret::new([0; HASH_LEN]),
+            salts: Salts::new(),
+            skipped: [const { Skipped::free() }; SKIP],
+        }
+    }
+
+    /// Whether this is the chain of that name, and not vacant.
+    pub fn is_of(&self, chain_id: &[u8; CHAIN_ID_LEN]) -> bool {
+        self.first != VACANT && self.chain_id == *chain_id
     }
 
     /// Accepts a wrap like [`ReceivingChain::accept`] in the place of this chain, of the same sender in the same
@@ -766,7 +795,7 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
     /// not decide how much is hashed.
     fn check(&self, header: &EnvelopeHeader) -> Result<(), OpenError> {
         let n = header.n;
-        if header.chain_id != self.chain_id {
+        if !self.is_of(&header.chain_id) {
             return Err(OpenError::Refused(Reason::Rekey));
         }
         if n < self.first {

@@ -2,7 +2,7 @@
 
 use super::{
     CLIENT_CAPABILITIES, Finished, Schedule, Transcript, beginning, client_finished, client_identified, client_signed,
-    client_statement, server_identified, server_statement, token_proof, token_verifier,
+    client_statement, ephemeral, server_identified, server_statement, token_proof, token_verifier,
 };
 use crate::config::{ClientConfig, Credentials};
 use crate::crypto::{Aead, ExchangeKey, HASH_LEN, PublicKey, Secret, Statement, equal, hash, mac};
@@ -30,35 +30,28 @@ pub struct ServerClaim<'d> {
 /// Nothing was sent yet.
 pub(crate) struct Start {
     config: ClientConfig,
-    key: ExchangeKey,
-    random: [u8; HASH_LEN],
+    seed: Secret<64>,
 }
 
 impl Start {
-    pub(crate) fn new(config: ClientConfig, seed: &[u8; 64]) -> Self {
-        let (mut secret, mut random) = ([0; HASH_LEN], [0; HASH_LEN]);
-        for (to, from) in secret.iter_mut().chain(&mut random).zip(seed) {
-            *to = *from;
-        }
-        let key = ExchangeKey::new(Secret::new(secret));
-        zeroize::Zeroize::zeroize(&mut secret);
-        Self { config, key, random }
+    pub(crate) const fn new(config: ClientConfig, seed: &[u8; 64]) -> Self {
+        Self { config, seed: Secret::new(*seed) }
     }
 
     /// -> ClientHello
     pub(crate) fn hello(&self, out: &mut [u8]) -> Result<(ExpectServerHello, usize), Error> {
+        let (key, random) = ephemeral(&self.seed);
         let hello = ClientHello {
             record_limit: self.config.record_limit,
             role: Role::Client,
             ask_for_key: self.config.ask_for_key,
-            random: self.random,
-            exchange: *self.key.public(),
+            random,
+            exchange: *key.public(),
             offer: None,
         };
         let len = write_clear(RecordType::ClientHello, out, |writer| hello.encode(writer))?;
         let t1 = hash(&[&beginning(), out.get(..len).unwrap_or_default()]);
-        let next = ExpectServerHello { config: self.config, key: self.key.clone(), t1 };
-        Ok((next, len))
+        Ok((ExpectServerHello { config: self.config, key, t1 }, len))
     }
 }
 
@@ -85,7 +78,7 @@ pub(crate) struct ExpectServerHello {
 
 impl ExpectServerHello {
     /// <- ServerHello, header included
-    pub(crate) fn handle(self, record: &[u8]) -> Result<ExpectServerAuth, Error> {
+    pub(crate) fn handle(&self, record: &[u8]) -> Result<ExpectServerAuth, Error> {
         let body = record.get(HEADER_LEN..).unwrap_or_default();
         let hello = ServerHello::decode(body)?.ok_or(PeerError::Version)?;
         // Nothing was offered, so nothing can be resumed or refused.
@@ -110,7 +103,7 @@ pub(crate) struct ExpectServerAuth {
 
 impl ExpectServerAuth {
     /// <- {ServerAuth}, header included; its claim is to be verified
-    pub(crate) fn handle<A: Aead>(self, record: &mut [u8]) -> Result<(VerifyServer, ServerClaim<'_>), Error> {
+    pub(crate) fn handle<'d, A: Aead>(&self, record: &'d mut [u8]) -> Result<(VerifyServer, ServerClaim<'d>), Error> {
         let (mut opening, finished_key) = self.schedule.side::<A>("s hs", &self.t2, 0);
         let body = opening.open(record)?;
         let auth = ServerAuth::decode(body, self.config.ask_for_key)?;
@@ -135,7 +128,7 @@ impl ExpectServerAuth {
             statement: server_statement(t3),
             signature: auth.signature,
         };
-        let next = VerifyServer { schedule: self.schedule, t2: self.t2, t4, record_limit: self.record_limit };
+        let next = VerifyServer { schedule: self.schedule.clone(), t2: self.t2, t4, record_limit: self.record_limit };
         Ok((next, claim))
     }
 }
@@ -150,9 +143,9 @@ pub(crate) struct VerifyServer {
 
 impl VerifyServer {
     /// The signature was right: now the client may reveal itself.
-    pub(crate) fn verified(self, credentials: &Credentials<'_>) -> SignClient {
+    pub(crate) fn verified(&self, credentials: &Credentials<'_>) -> SignClient {
         let t5 = identify(&self.t4, credentials).1;
-        SignClient { schedule: self.schedule, t2: self.t2, t4: self.t4, t5, record_limit: self.record_limit }
+        SignClient { schedule: self.schedule.clone(), t2: self.t2, t4: self.t4, t5, record_limit: self.record_limit }
     }
 }
 
@@ -233,7 +226,7 @@ pub(crate) struct ExpectSettings<A> {
 
 impl<A: Aead> ExpectSettings<A> {
     /// <- {Refusal}, header included: why this client may not enter
-    pub(crate) fn refused(mut self, record: &mut [u8]) -> Error {
+    pub(crate) fn refused(&mut self, record: &mut [u8]) -> Error {
         let body = match self.refusal.open(record) {
             Ok(body) => body,
             Err(error) => return error,

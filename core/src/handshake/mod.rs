@@ -9,7 +9,7 @@
 //!     <- {Settings}         or {Refusal}
 //! ```
 //!
-//! States are private structs named for what they wait for; each is consumed by the step that leaves it. They own no
+//! States are private structs named for what they wait for; each step returns the next one, which replaces it. They own no
 //! buffer, and nothing of a claim: what must be signed or verified is asked for. Braces mean sealed.
 
 pub(crate) mod client;
@@ -31,7 +31,19 @@ fn beginning() -> Transcript {
     hash(&[b"ossicle HS1", &[0]])
 }
 
+/// What a connection's 64 random bytes become: its ephemeral key and its random.
+fn ephemeral(seed: &Secret<64>) -> (ExchangeKey, [u8; HASH_LEN]) {
+    let (mut secret, mut random) = ([0; HASH_LEN], [0; HASH_LEN]);
+    for (to, from) in secret.iter_mut().chain(&mut random).zip(seed.expose()) {
+        *to = *from;
+    }
+    let key = ExchangeKey::new(Secret::new(secret));
+    zeroize::Zeroize::zeroize(&mut secret);
+    (key, random)
+}
+
 /// The input secret of one handshake and all that is expanded from it.
+#[derive(Clone)]
 struct Schedule(Secret<HASH_LEN>);
 
 impl Schedule {

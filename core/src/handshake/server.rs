@@ -4,10 +4,10 @@
 use super::client::{REFUSAL_LEN, write_clear};
 use super::{
     Finished, Schedule, Transcript, beginning, client_finished, client_identified, client_signed, client_statement,
-    server_identified, server_statement, token_proof,
+    ephemeral, server_identified, server_statement, token_proof,
 };
 use crate::config::ServerConfig;
-use crate::crypto::{Aead, ExchangeKey, HASH_LEN, PublicKey, Secret, Statement, equal, hash, mac};
+use crate::crypto::{Aead, HASH_LEN, PublicKey, Secret, Statement, equal, hash, mac};
 use crate::error::{ApiMisuse, BufferError, Error, PeerError, Reason};
 use crate::wire::{
     ClientAuth, ClientHello, HEADER_LEN, ID_LEN, MIN_RECORD_LIMIT, Method, Mode, RecordType, Role, ServerHello, Writer,
@@ -93,7 +93,7 @@ impl ExpectClientHello {
     }
 
     /// -> ClientHello, header included
-    pub(crate) fn handle(self, record: &[u8]) -> Result<SignServer, Error> {
+    pub(crate) fn handle(&self, record: &[u8]) -> Result<SignServer, Error> {
         let body = record.get(HEADER_LEN..).unwrap_or_default();
         let hello = ClientHello::decode(body)?.ok_or(PeerError::Version)?;
         if hello.role != Role::Client {
@@ -102,12 +102,7 @@ impl ExpectClientHello {
         if usize::from(hello.record_limit) < MIN_RECORD_LIMIT {
             return Err(Error::Decode);
         }
-        let (mut secret, mut random) = ([0; HASH_LEN], [0; HASH_LEN]);
-        for (to, from) in secret.iter_mut().chain(&mut random).zip(self.seed.expose()) {
-            *to = *from;
-        }
-        let key = ExchangeKey::new(Secret::new(secret));
-        zeroize::Zeroize::zeroize(&mut secret);
+        let (key, random) = ephemeral(&self.seed);
         let schedule = Schedule::full(&key, &hello.exchange)?;
         let answer = ServerHello {
             mode: if hello.offer.is_some() { Mode::Unauthorised } else { Mode::Full },
@@ -168,12 +163,8 @@ impl SignServer {
         let len = sealing.seal(RecordType::ServerAuth, rest, len)?;
         head.copy_from_slice(&self.hello);
         let t4 = hash(&[&self.t3, signature, &finished]);
-        let next = ExpectClientAuth {
-            schedule: Schedule(self.schedule.0.clone()),
-            t2: self.t2,
-            t4,
-            record_limit: self.record_limit,
-        };
+        let next =
+            ExpectClientAuth { schedule: self.schedule.clone(), t2: self.t2, t4, record_limit: self.record_limit };
         Ok((next, SERVER_HELLO_LEN + len))
     }
 }
@@ -187,12 +178,12 @@ pub(crate) struct ExpectClientAuth {
 
 impl ExpectClientAuth {
     /// -> {ClientAuth}, header included; its claim is to be checked
-    pub(crate) fn handle<A: Aead>(self, record: &mut [u8]) -> Result<(CheckClient, ClientClaim<'_>), Error> {
+    pub(crate) fn handle<'d, A: Aead>(&self, record: &'d mut [u8]) -> Result<(CheckClient, ClientClaim<'d>), Error> {
         let (mut opening, finished_key) = self.schedule.side::<A>("c hs", &self.t2, 0);
         let body = &*opening.open(record)?;
         let claim = ClientClaim::decode(body)?;
         let next = CheckClient {
-            schedule: self.schedule,
+            schedule: self.schedule.clone(),
             finished_key,
             t2: self.t2,
             t4: self.t4,

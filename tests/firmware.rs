@@ -1,0 +1,218 @@
+//! The image in QEMU among real commands and a real server: it joins, reports, obeys, comes back; and it costs what README
+//! says it costs.
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+use core::time::Duration;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use ossicle_tests::cli::{Running, World};
+use ossicle_tests::firmware_image;
+use ossicle_tests::qemu::{Line, Options, Qemu};
+
+/// Nothing that works takes so long, even where instructions are counted.
+const DEADLINE: Duration = Duration::from_secs(240);
+
+fn deadline() -> Instant {
+    Instant::now() + DEADLINE
+}
+
+/// A world with an owner, and the page of a sensor in QEMU.
+fn world_with_page(server_bits: &str, owner_bits: &str) -> (World, PathBuf) {
+    let world = World::with(&["--rsa", server_bits]);
+    world.run("alice", &["init", "--name", "alice", "--rsa", owner_bits, &world.url]).ok();
+    let port = world.url.split('#').next().unwrap().rsplit(':').next().unwrap().to_owned();
+    let page = world.path("sensor.page");
+    let address = format!("10.0.2.2:{port}");
+    let out = page.to_str().unwrap();
+    world.run("alice", &["enroll", "sensor-01", "--report-to", "alice", "--out", out, "--address", &address]).ok();
+    (world, page)
+}
+
+fn reading(listen: &Running) -> String {
+    loop {
+        let line: serde_json::Value = serde_json::from_str(&listen.line()).unwrap();
+        if line["from"] == "sensor-01" {
+            return line["text"].as_str().unwrap().to_owned();
+        }
+    }
+}
+
+/// Readings until one shows the LED like this.
+fn until(listen: &Running, led: &str) {
+    for _ in 0..60 {
+        if reading(listen).ends_with(led) {
+            return;
+        }
+    }
+    panic!("no reading ends in {led}");
+}
+
+#[test]
+#[ignore = "needs qemu-system-arm"]
+fn the_image_reports_to_its_owner_obeys_him_and_comes_back() {
+    let (mut world, page) = world_with_page("2048", "2048");
+    world.init("bob");
+    let listen = world.listen("alice", &[]);
+    let mut qemu = Qemu::start(&firmware_image(), Some(&page), &Options::default());
+    until(&listen, "led=0");
+    assert!(world.run("alice", &["who", "sensor-01"]).ok().contains("online"));
+
+    world.run("alice", &["send", "sensor-01", "led on"]).ok();
+    until(&listen, "led=1");
+    world.run("alice", &["send", "--no-sign", "sensor-01", "led off"]).ok();
+    qemu.wait_for(|line| line.message == "ignored, signed false", deadline()).unwrap();
+    world.run("bob", &["send", "sensor-01", "led off"]).failed(1, "refused(forbidden)");
+    until(&listen, "led=1");
+
+    // The server goes and comes back: the same keys, the same chain, no new bundle.
+    world.restart_server();
+    qemu.wait_for(|line| line.message.starts_with("connection ended"), deadline()).unwrap();
+    qemu.wait_for(|line| line.message.starts_with("connected"), deadline()).unwrap();
+    qemu.wait_for(|line| line.message.starts_with("reported"), deadline()).unwrap();
+    until(&listen, "led=1");
+
+    // A reset: everything is forgotten, new keys, a new chain that the owner takes.
+    drop(qemu);
+    let mut qemu = Qemu::start(&firmware_image(), Some(&page), &Options::default());
+    qemu.wait_for(|line| line.message.starts_with("bundle published"), deadline()).unwrap();
+    until(&listen, "led=0");
+    world.run("alice", &["send", "sensor-01", "led on", "--wait", "opened"]).ok();
+    until(&listen, "led=1");
+
+    // Revoked: out at once, and not let in again.
+    world.run("alice", &["revoke", "sensor-01"]).ok();
+    qemu.wait_for(|line| line.message.contains("Unauthorised"), deadline()).unwrap();
+}
+
+#[test]
+#[ignore = "needs qemu-system-arm"]
+fn an_image_without_a_page_or_with_a_broken_one_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken.page");
+    std::fs::write(&broken, [&b"OSSICLE\0"[..], &[0, 1, 0, 100], &[7; 200]].concat()).unwrap();
+    let newer = folder.path().join("newer.page");
+    std::fs::write(&newer, [&b"OSSICLE\0"[..], &[0, 2, 0, 100], &[7; 200]].concat()).unwrap();
+    for (page, sentence) in [
+        (None, "no identity page: make one with `ossicle enroll` and load it"),
+        (Some(&broken), "broken identity page: load it again, or make a new one with `ossicle enroll`"),
+        (Some(&newer), "identity page of another version: make a new one"),
+    ] {
+        let mut qemu = Qemu::start(&firmware_image(), page.map(PathBuf::as_path), &Options::default());
+        qemu.wait_for(|line| line.level == "error" && line.message == sentence, deadline()).unwrap();
+        assert_eq!(qemu.wait_exit(deadline()).and_then(|status| status.code()), Some(1));
+    }
+}
+
+/// The number behind `word` in a log line.
+fn number(line: &Line, word: &str) -> u64 {
+    let rest = line.message.split(word).nth(1).unwrap_or_else(|| panic!("{word} in {line}"));
+    let digits: String = rest.trim_start().chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or_else(|_| panic!("{word} in {line}"))
+}
+
+/// Instructions of one device's start: handshake, new keys, first message, a message; and its stack.
+struct Costs {
+    handshake: u64,
+    keys: u64,
+    first: u64,
+    message: u64,
+    stack: u64,
+    heap: u64,
+}
+
+fn measure(server_bits: &str) -> Costs {
+    let (world, page) = world_with_page(server_bits, "3072");
+    let listen = world.listen("alice", &[]);
+    let options = Options { icount: true, ..Options::default() };
+    let mut qemu = Qemu::start(&firmware_image(), Some(&page), &options);
+    let mut wait = |begin: &str| qemu.wait_for(|line| line.message.starts_with(begin), deadline()).unwrap();
+    let handshake = number(&wait("connected"), "instructions");
+    let keys = number(&wait("bundle published"), "instructions");
+    let first = number(&wait("chain to the owner"), "instructions");
+    let message = number(&wait("reported"), "instructions");
+    // A signed command makes the device verify, which is the deepest that it goes besides RSA.
+    world.run("alice", &["send", "sensor-01", "led on"]).ok();
+    wait("obeyed");
+    let last = wait("reported");
+    assert!(number(&last, "reported") > 0);
+    until(&listen, "led=1");
+    drop(world);
+    let ended = qemu.wait_for(|line| line.message.starts_with("connection ended"), deadline());
+    assert!(ended.is_ok());
+    let measured = qemu.lines().iter().rev().find(|line| line.message.starts_with("stack")).unwrap().clone();
+    Costs { handshake, keys, first, message, stack: number(&measured, "stack"), heap: number(&measured, "reach:") }
+}
+
+/// Bytes of the sections that stand in flash, and of those in RAM.
+fn sizes() -> (u64, u64) {
+    let elf = std::fs::read(firmware_image()).unwrap();
+    let word =
+        |at: usize, len: usize| elf[at..at + len].iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
+    let at = |value: u64| usize::try_from(value).unwrap();
+    // ELF32, little endian: the section headers say which sections are loaded, and where.
+    let (table, count) = (at(word(0x20, 4)), at(word(0x30, 2)));
+    let (mut flash, mut ram) = (0, 0);
+    for header in (0..count).map(|index| table + index * 40) {
+        let (kind, flags, address, size) =
+            (word(header + 4, 4), word(header + 8, 4), word(header + 12, 4), word(header + 20, 4));
+        let (allocated, nobits, in_ram) = (flags & 2 != 0, kind == 8, address >= 0x2000_0000);
+        if allocated && !nobits {
+            flash += size;
+        }
+        if allocated && in_ram {
+            ram += size;
+        }
+    }
+    (flash, ram)
+}
+
+#[test]
+#[ignore = "needs qemu-system-arm"]
+fn the_device_costs_what_readme_says_and_no_more_than_its_budget() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let (flash, statics) = sizes();
+    let large = measure("3072");
+    let small = measure("2048");
+    let stack = large.stack.max(small.stack);
+    // Name in README's table, measured, budget.
+    let rows = [
+        ("image: vectors, code, constants", flash, 180_000),
+        ("RAM in all: statics, 10.5 KiB for RSA, deepest stack", statics + stack, 34_816),
+        ("of which stack, at its deepest", stack, 10_240),
+        ("full handshake, server of 3072 bits", large.handshake, 84_000_000),
+        ("full handshake, server of 2048 bits", small.handshake, 80_000_000),
+        ("new end-to-end keys after a reset", large.keys, 78_000_000),
+        ("first message to a new peer", large.first, 18_000_000),
+        ("a message, from text to record", large.message, 160_000),
+    ];
+    println!("heap for RSA: {} of 10752 bytes", large.heap.max(small.heap));
+    let mut wrong = Vec::new();
+    for (name, measured, budget) in rows {
+        println!("| {name} | {measured} | {budget} |");
+        if measured > budget {
+            wrong.push(format!("{name}: {measured} is more than {budget}"));
+        }
+        let stated = readme
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("| {name} | ")))
+            .and_then(|rest| rest.split(' ').next())
+            .map(|digits| digits.replace(',', "").parse::<u64>().unwrap());
+        // Keys are random, so counts move a little; README must be neither better nor much worse than the truth.
+        if !stated.is_some_and(|stated| measured <= stated + stated / 50 && stated <= measured + measured / 50) {
+            wrong.push(format!("{name}: README says {stated:?}, measured {measured}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_image_has_no_rsa_decryption() {
+    // Needs nothing but the symbols: RSA signs and does nothing else.
+    let image = firmware_image();
+    let bytes = std::fs::read(image).unwrap();
+    for symbol in ["oaep", "pkcs1v15"] {
+        assert!(!bytes.windows(symbol.len()).any(|window| window == symbol.as_bytes()), "{symbol} is linked");
+    }
+    assert!(bytes.windows(3).any(|window| window == b"pss"), "the search is blind");
+}
