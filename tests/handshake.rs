@@ -33,7 +33,7 @@ fn a_first_contact_fits_its_budget() {
     pair.server_hello().unwrap();
     pair.client_auth(&credentials).unwrap();
 
-    let mut bytes = std::mem::take(&mut pair.up.bytes);
+    let mut bytes = core::mem::take(&mut pair.up.bytes);
     let Received::Record { event: Event::CheckClient(claim), .. } = pair.server.receive(&mut bytes).unwrap() else {
         panic!("a claim to check");
     };
@@ -96,7 +96,7 @@ fn a_refusal_is_sealed_and_typed() {
     pair.server_hello().unwrap();
     let credentials = pair.credentials();
     pair.client_auth(&credentials).unwrap();
-    let mut bytes = std::mem::take(&mut pair.up.bytes);
+    let mut bytes = core::mem::take(&mut pair.up.bytes);
     let Received::Record { event: Event::CheckClient(claim), .. } = pair.server.receive(&mut bytes).unwrap() else {
         panic!("a claim to check");
     };

@@ -6,13 +6,14 @@
 //! It refuses to share a QEMU between tests: each has its own, with its own user network, in which the
 //! host's loopback is 10.0.2.2.
 
-use std::fmt;
+use core::fmt;
+use core::time::Duration;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use defmt_decoder::{DecodeError, Table};
 
@@ -162,7 +163,7 @@ impl fmt::Debug for NotSeen {
     }
 }
 
-impl std::error::Error for NotSeen {}
+impl core::error::Error for NotSeen {}
 
 fn command(image: &Path, page: Option<&Path>, options: &Options) -> Command {
     let mut command = Command::new("qemu-system-arm");

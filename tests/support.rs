@@ -216,7 +216,7 @@ impl Pair {
 
     /// <- ServerHello, {ServerAuth}
     pub fn server_hello(&mut self) -> Result<(), Error> {
-        let mut bytes = std::mem::take(&mut self.up.bytes);
+        let mut bytes = core::mem::take(&mut self.up.bytes);
         self.server.receive(&mut bytes)?;
         let Some(Ask::Sign(statement)) = self.server.ask() else { panic!("the server must sign") };
         let signature = self.server_key.sign(&statement).expect("the key signs");
@@ -228,7 +228,7 @@ impl Pair {
 
     /// -> {ClientAuth}
     pub fn client_auth(&mut self, credentials: &Credentials<'_>) -> Result<(), Error> {
-        let mut bytes = std::mem::take(&mut self.down.bytes);
+        let mut bytes = core::mem::take(&mut self.down.bytes);
         let Received::Record { used, .. } = self.client.receive(&mut bytes)? else { panic!("a whole ServerHello") };
         match self.client.receive(&mut bytes[used..])? {
             Received::Record { event: Event::CheckServer(claim), .. } => {
@@ -247,7 +247,7 @@ impl Pair {
 
     /// <- {Settings}
     pub fn server_accept(&mut self) -> Result<(), Error> {
-        let mut bytes = std::mem::take(&mut self.up.bytes);
+        let mut bytes = core::mem::take(&mut self.up.bytes);
         let event = self.server.receive(&mut bytes)?;
         let Received::Record { event: Event::CheckClient(claim), .. } = event else { panic!("a claim to check") };
         let statement: Statement = self.server.bind(&claim, &public(&self.client_key).fingerprint())?;
@@ -260,7 +260,7 @@ impl Pair {
 
     /// The client's last step.
     pub fn client_settings(&mut self) -> Result<Settings, Error> {
-        let mut bytes = std::mem::take(&mut self.down.bytes);
+        let mut bytes = core::mem::take(&mut self.down.bytes);
         match self.client.receive(&mut bytes)? {
             Received::Record { event: Event::Connected(settings), .. } => Ok(settings),
             _ => panic!("settings"),

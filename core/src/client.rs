@@ -372,20 +372,20 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
     /// Starts a chain to `peer`, unless one stands or starts already. A failed start is told as
     /// [`ClientEvent::PeerLost`] and costs two public-key operations on either side: wait before trying again.
     pub fn start(&mut self, peer: usize) {
-        if let Some(peer) = self.peers.get_mut(peer) {
-            if peer.start == Start::Idle {
-                peer.start = Start::Wanted;
-            }
+        if let Some(peer) = self.peers.get_mut(peer)
+            && peer.start == Start::Idle
+        {
+            peer.start = Start::Wanted;
         }
     }
 
     /// Starts a new chain to `peer` in the place of the one that stands: after 7 days, or when it should not be used on.
     pub fn renew(&mut self, peer: usize) {
-        if let Some(peer) = self.peers.get_mut(peer) {
-            if peer.start == Start::Done {
-                peer.sending = None;
-                peer.start = Start::Wanted;
-            }
+        if let Some(peer) = self.peers.get_mut(peer)
+            && peer.start == Start::Done
+        {
+            peer.sending = None;
+            peer.start = Start::Wanted;
         }
     }
 
@@ -812,10 +812,10 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         let envelope = payload.get_mut(SEND_HEAD_LEN..).unwrap_or_default();
         match chain.open::<A>(envelope) {
             Ok(opened) => {
-                if wanted.contains(Rung::Delivered) {
-                    if let Some(receipt) = chain.receipt(&me.id, Rung::Delivered, opened.n, opened.n) {
-                        out.send(&Message::Tell(receipt))?;
-                    }
+                if wanted.contains(Rung::Delivered)
+                    && let Some(receipt) = chain.receipt(&me.id, Rung::Delivered, opened.n, opened.n)
+                {
+                    out.send(&Message::Tell(receipt))?;
                 }
                 if wanted.contains(Rung::Opened) {
                     *self.opened = Some((index, opened.n));

@@ -316,7 +316,7 @@ impl<A: Aead> Connection<A> {
             if total > max {
                 return Err(Error::from(BufferError::MessageTooLong { max }).into());
             }
-            let payload = payload.get_mut(..total).ok_or(Error::from(BufferError::TxFull))?;
+            let payload = payload.get_mut(..total).ok_or_else(|| Error::from(BufferError::TxFull))?;
             let head_len = Message::Send { wanted, envelope: &[] }.encode(payload)?;
             seal(payload.get_mut(head_len..).unwrap_or_default())?;
             Ok(total)

@@ -16,7 +16,8 @@ use chacha20::ChaCha20Rng;
 use embedded_io::{Read, Write};
 use ossicle_core::{
     ApiMisuse, BufferError, Client, ClientBuffers, ClientEvent, ClientIdentity, ClientStep, DriverError, Error,
-    IdentityPage, MAX_RSA_LEN, PeerConfig, PublicKey, Reason, RsaKey, Rungs, Settings, Statement, blocking, generator_seed, verify_rsa,
+    IdentityPage, MAX_RSA_LEN, PeerConfig, PublicKey, Reason, RsaKey, Rungs, Settings, Statement, blocking,
+    generator_seed, verify_rsa,
 };
 use rand_core::SeedableRng;
 

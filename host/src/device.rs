@@ -3,11 +3,12 @@
 //! `ossicle demo` and the tests run it; what it does is what the image does, down to the size of its buffers. It is the
 //! only room that knows the firmware.
 
+use core::net::SocketAddrV4;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddrV4, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 

@@ -1,9 +1,10 @@
 //! A server that does what a test tells it to, honest or not: the server's half of the engine over one TCP connection at
 //! a time, with no router behind it.
 
+use core::net::SocketAddr;
 use core::time::Duration;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 
 use ossicle::crypto::{IdentityKey, verify};
 use ossicle_core::{Ask, Connection, Event, MAX_RECORD_LEN, Message, PublicKey, Received, ServerConfig, Settings};
