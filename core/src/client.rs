@@ -77,6 +77,7 @@ pub enum ClientStep<'e, 'c> {
 
 /// What happened. Peers are named by their place among those that the client was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum ClientEvent<'e> {
     /// The server knows this client: it is connected.

@@ -13,6 +13,7 @@ macro_rules! catalogue {
     ($($(#[$doc:meta])* $variant:ident $(($body:ty))? $({ $($field:ident : $type:ty = $fdoc:literal),* $(,)? })? = $code:literal;)*) => {
         /// A decoded message. Borrows from the record it came in.
         #[derive(Clone, Debug, PartialEq, Eq)]
+        #[cfg_attr(feature = "defmt", derive(defmt::Format))]
         #[non_exhaustive]
         pub enum Message<'d> {
             $($(#[$doc])* $variant $(($body))? $({ $(#[doc = $fdoc] $field: $type,)* })?,)*
@@ -100,6 +101,7 @@ pub(crate) const SEND_HEAD_LEN: usize = 3;
 
 /// Set of receipts that a sender wants, one bit a rung.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Rungs(u8);
 
 impl Rungs {
@@ -214,6 +216,7 @@ impl<'de> Deserialize<'de> for Reason {
 
 /// What became of the messages `from..=to` of one chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Receipt {
     /// How far they came.
     pub rung: Rung,
@@ -231,6 +234,7 @@ pub struct Receipt {
 
 /// Who is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Subject<'d> {
     /// The client with this id.
     Id([u8; ID_LEN]),
@@ -240,6 +244,7 @@ pub enum Subject<'d> {
 
 /// A question to the directory. What is not asked for is not sent: a small record limit has room for a bundle or a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Lookup<'d> {
     /// Correlation id.
     pub request: u16,
@@ -254,6 +259,7 @@ pub struct Lookup<'d> {
 
 /// One client, as the directory knows it. Only signatures make any of it true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct DirectoryEntry<'d> {
     /// The client's id.
     pub id: [u8; ID_LEN],
@@ -274,6 +280,7 @@ pub struct DirectoryEntry<'d> {
 
 /// A bundle and its RSA signature, as bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct SignedBundle<'d> {
     /// The bundle (PROTOCOL 8).
     pub bundle: &'d [u8],
@@ -283,6 +290,7 @@ pub struct SignedBundle<'d> {
 
 /// Whether a client is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum PeerStatus {
     /// It is listening.
     Online,
@@ -295,6 +303,7 @@ pub enum PeerStatus {
 
 /// One line of a [`DirectoryList`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Presence<'d> {
     /// The client's id.
     pub id: [u8; ID_LEN],
@@ -306,6 +315,7 @@ pub struct Presence<'d> {
 
 /// A page of the directory: its lines are decoded one by one, since nobody here owns memory for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct DirectoryList<'d> {
     request: u16,
     more: bool,
