@@ -297,12 +297,17 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
             Ok(()) | Err(Error::Buffer(BufferError::TxFull)) => {}
             Err(error) => return Err(error),
         }
+        let flushed = self.endpoint.is_flushed();
         let (data, lent, out) = self.endpoint.parts();
         if let Some(Ask::Sign(statement)) = out.connection.ask() {
             return Ok(ClientStep::Sign(statement));
         }
         if let (Stage::SignBundle, Some(own)) = (self.stage, &self.own) {
             return Ok(ClientStep::Sign(own.bundle.statement()));
+        }
+        // A record may have to be answered, and what it changes cannot be taken back: only with all the room there is.
+        if !flushed {
+            return Ok(ClientStep::Io);
         }
         let mut state = Handling {
             member: &self.member,
@@ -503,8 +508,8 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
 impl<const PEERS: usize, A: Aead> Drive for Client<'_, '_, PEERS, A> {
     fn io(&mut self) -> Result<Option<Io<'_>>, Error> {
         // What is owed comes first, unless it has to wait for room.
-        let owes = self.endpoint.is_flushed() && self.owes();
-        if self.held.is_some() || owes { Ok(None) } else { self.endpoint.io() }
+        let owes = self.held.is_some() || self.owes();
+        if owes && self.endpoint.is_flushed() { Ok(None) } else { self.endpoint.io() }
     }
 
     fn written(&mut self, len: usize) {

@@ -253,17 +253,14 @@ impl<'b, A: Aead> Endpoint<'b, A> {
 
 impl<A: Aead> Drive for Endpoint<'_, A> {
     fn io(&mut self) -> Result<Option<Io<'_>>, Error> {
-        if self.opened {
-            return Ok(None);
-        }
-        let end = match self.out.connection.inspect(self.rx.get(..self.received).unwrap_or_default()) {
-            Ok(Inspected::Need(end)) => end,
-            Ok(Inspected::Wait) => self.received,
-            // `poll` finds the record, or the error, again and keeps it.
-            Ok(Inspected::Ready(_)) | Err(_) => return Ok(None),
+        let received = self.received;
+        let end = match self.out.connection.inspect(self.rx.get(..received).unwrap_or_default()) {
+            Ok(Inspected::Need(end)) if !self.opened => end,
+            // Lent out, or waited for; `poll` finds a whole record, or its error, again and keeps it.
+            Ok(_) | Err(_) => received,
         };
         let write = self.out.tx.get(self.out.written..self.out.pending).unwrap_or_default();
-        let read = self.rx.get_mut(self.received..end).ok_or(BufferError::RxFull)?;
+        let read = self.rx.get_mut(received..end).ok_or(BufferError::RxFull)?;
         if write.is_empty() && read.is_empty() { Ok(None) } else { Ok(Some(Io { write, read })) }
     }
 
