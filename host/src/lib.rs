@@ -1,4 +1,25 @@
-//! x
+//! The host side of Ossicle: one binary, `ossicle`, and this library, which the tests embed.
+//!
+//! ```text
+//!                      cli (one file per command)
+//!            serve |                     | send, listen, who, init, enroll, ...   | demo
+//!        +---------v--------+   +--------v---------+                       +------v------+
+//!        | server           |   | endpoint         |                       | device      |
+//!        |  channel: a peer |   |  agent: one home |                       | the firmware|
+//!        |  router, mailbox |   |  inbox, outbox   |                       | in a thread |
+//!        |  directory,limits|   |  link: one TCP   |                       +-------------+
+//!        |  control: a local|   |  local: a local  |
+//!        |  operator's door |   |  process's door  |
+//!        +---+---------+----+   +----+--------+----+
+//!            |         |             |        |
+//!        +---v---+  +--v-------------v--+  +--v----------+
+//!        | store |  | crypto: aws-lc-rs |  | store::home |      name: display names and patterns
+//!        +-------+  +-------------------+  +-------------+
+//! ```
+//!
+//! The protocol itself is `ossicle-core`; nothing here knows what a record looks like inside. rusqlite is named under
+//! `store` only, aws-lc-rs and rsa in `crypto` only, the firmware in `device` only: `tests/doors.rs` holds that.
+
 mod channel;
 pub mod cli;
 pub mod control;
