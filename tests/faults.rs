@@ -24,6 +24,19 @@ fn an_interrupted_server_says_farewell_and_exits_with_130() {
 }
 
 #[test]
+fn an_interrupted_demo_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(binary());
+    command.args(["demo", "--for", "60s"]).env("TMPDIR", folder.path());
+    let demo = Running::start(&mut command);
+    while !demo.line().contains("Both listen") {}
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    demo.signal("INT");
+    demo.wait().failed(130, "interrupted");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_server_of_4096_bits_gets_no_device_and_says_so_before_anything_is_enrolled() {
     let world = World::with(&["--rsa", "4096"]);
     world.init("alice");

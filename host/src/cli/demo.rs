@@ -4,11 +4,12 @@
 //! runs in here, over TCP on loopback instead of a board. Every step is said in plain words with the command that anyone
 //! could type. It ends by itself, and with success only if every promise that it names was seen to hold.
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use crate::device::{Device, Ending, Happened};
@@ -36,10 +37,19 @@ impl Demo {
     /// # Errors
     /// Names the first promise that did not hold.
     pub async fn run(self) -> Result<(), Failure> {
-        match tokio::task::spawn_blocking(move || Story::begin()?.tell(self.lasting)).await {
-            Ok(told) => told,
-            Err(_) => Err(Failure::refused("the demo itself broke: please report what stands above")),
-        }
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let heard = Arc::clone(&interrupted);
+        let mut telling = tokio::task::spawn_blocking(move || Story::begin(heard)?.tell(self.lasting));
+        let told = tokio::select! {
+            told = &mut telling => told,
+            _ = tokio::signal::ctrl_c() => {
+                // The story ends at its next line, and takes its processes and its directory with it.
+                interrupted.store(true, Ordering::Relaxed);
+                let _ = telling.await;
+                return Err(Failure { code: 130, sentence: "interrupted: everything was cleared away".to_owned() });
+            }
+        };
+        told.unwrap_or_else(|_| Err(broken("the demo itself broke: please report what stands above")))
     }
 }
 
@@ -52,16 +62,17 @@ struct Story {
     binary: PathBuf,
     /// Ends with the story, and everything in it.
     folder: tempfile::TempDir,
+    interrupted: Arc<AtomicBool>,
 }
 
 impl Story {
-    fn begin() -> Result<Self, Failure> {
+    fn begin(interrupted: Arc<AtomicBool>) -> Result<Self, Failure> {
         let binary = std::env::current_exe().map_err(|error| broken(format!("cannot find this binary: {error}")))?;
         let folder = tempfile::Builder::new()
             .prefix("ossicle-demo-")
             .tempdir()
             .map_err(|error| broken(format!("cannot make a directory for the demo: {error}")))?;
-        Ok(Self { binary, folder })
+        Ok(Self { binary, folder, interrupted })
     }
 
     fn tell(&self, lasting: Duration) -> Result<(), Failure> {
@@ -145,7 +156,7 @@ impl Story {
     /// Waits until both people are online, as anyone could: by asking.
     fn wait_for_listeners(&self, home: &Path) -> Result<(), Failure> {
         let until = Instant::now() + Duration::from_secs(60);
-        while Instant::now() < until {
+        while Instant::now() < until && !self.interrupted.load(Ordering::Relaxed) {
             let output = self
                 .command(&["who", "--json", "--home"], home)
                 .stderr(Stdio::null())
@@ -179,6 +190,9 @@ impl Story {
     }
 
     fn status(&self, arguments: &[&str], last: &Path) -> Result<ExitStatus, Failure> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            return Err(broken("interrupted"));
+        }
         self.show(arguments, last);
         let output = self
             .command(arguments, last)
@@ -218,7 +232,7 @@ impl Story {
                 }
             });
         }
-        Ok(Actor { child, heard })
+        Ok(Actor { child, heard, interrupted: Arc::clone(&self.interrupted) })
     }
 }
 
@@ -226,11 +240,21 @@ impl Story {
 struct Actor {
     child: Child,
     heard: mpsc::Receiver<String>,
+    interrupted: Arc<AtomicBool>,
 }
 
 impl Actor {
     fn line(&self, patience: Duration) -> Option<String> {
-        self.heard.recv_timeout(patience).ok()
+        let until = Instant::now() + patience;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.heard.recv_timeout(left.min(Duration::from_millis(100))) {
+                Ok(line) => return Some(line),
+                Err(mpsc::RecvTimeoutError::Timeout)
+                    if !left.is_zero() && !self.interrupted.load(Ordering::Relaxed) => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     fn wait(&mut self, what: &str, found: impl Fn(&str) -> bool) -> Result<(), Failure> {

@@ -76,6 +76,8 @@ impl Cli {
                 Ok(code) => return code,
                 Err(error) => Err(Failure::refused(format!("{error:#}"))),
             },
+            // It clears away what it made when it is interrupted.
+            Command::Demo(demo) => demo.run().await,
             command => {
                 log();
                 tokio::select! {
