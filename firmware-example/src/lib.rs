@@ -271,9 +271,6 @@ impl<'b, 'p> Sensor<'b, 'p> {
                     Ok(Some(ending)) => return ending,
                     Err(error) => return Ending::Protocol(error),
                 }
-                if self.client.is_ready(OWNER) {
-                    start_back_off = *BACK_OFF.start();
-                }
             } else if now >= heard + silence {
                 return Ending::Silence;
             }
@@ -284,7 +281,11 @@ impl<'b, 'p> Sensor<'b, 'p> {
                         return Ending::Protocol(error);
                     }
                 } else if now >= next_start {
-                    // Each start costs public-key operations on both sides: not every second to one who is away.
+                    // Each start costs public-key operations on both sides: not every second to one who is away, nor as
+                    // often as somebody says that a chain is unknown. A chain that stood for a while starts anew.
+                    if now >= next_start + *BACK_OFF.end() {
+                        start_back_off = *BACK_OFF.start();
+                    }
                     self.client.start(OWNER);
                     next_start = now + start_back_off;
                     start_back_off = (start_back_off * 2).min(*BACK_OFF.end());
