@@ -367,6 +367,33 @@ fn a_device_takes_no_older_bundle_of_its_owner_and_no_forged_one() {
 }
 
 #[test]
+fn a_bundle_whose_publication_was_not_confirmed_is_made_anew() {
+    let owner = Owner::new();
+    let mut script = Script::new(keys::server());
+    let _device = in_thread(owner.page(script.address(), THREAD_SEES_HOST_AT));
+    let mut server = script.accept(&keys::bob());
+    let payload = server.receive();
+    let Ok(Message::Lookup(lookup)) = Message::decode(&payload) else { panic!("the device asks for its own bundle") };
+    let entry = DirectoryEntry {
+        id: DEVICE,
+        name: "sensor-01",
+        key_epoch: 0,
+        record_limit: 1024,
+        status: PeerStatus::Online,
+        modulus: None,
+        bundle: None,
+    };
+    server.send(&Message::LookupResponse { request: lookup.request, entry });
+    let payload = server.receive();
+    let Ok(Message::Publish { bundle, .. }) = Message::decode(&payload) else { panic!("the device publishes") };
+    let lost = Bundle::decode(bundle.bundle).unwrap();
+    // The directory has it, but the answer is lost with the connection.
+    drop(server);
+    let joined = join(&mut script, &owner, Some(&lost));
+    assert_eq!((joined.bundle.epoch, joined.bundle.previous), (2, lost.hash()));
+}
+
+#[test]
 fn a_device_ends_a_connection_with_a_bad_record_and_comes_back() {
     let owner = Owner::new();
     let mut script = Script::new(keys::server());

@@ -267,6 +267,10 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
     #[inline(never)]
     pub fn reconnect(&mut self, seed: &[u8; 64]) {
         self.endpoint.reconnect(config(&self.identity), seed);
+        // Nobody knows whether a bundle arrived that was not answered: ask the directory, and make the next one.
+        if matches!(self.stage, Stage::SignBundle | Stage::Publish | Stage::Published(_)) {
+            self.own = None;
+        }
         self.stage = Stage::Handshake;
         self.verifying = Verifying::Nothing;
         self.held = None;
