@@ -5,7 +5,8 @@
 
 use ossicle::crypto::{IdentityKey, verify};
 use ossicle_core::{
-    Ask, ClientConfig, Connection, Credentials, Error, Event, PublicKey, Received, ServerConfig, Settings, Statement,
+    Ask, Channel, ClientConfig, Connection, Credentials, Error, Event, PublicKey, Received, ServerConfig, Settings,
+    Statement,
 };
 
 #[path = "support/cli.rs"]
@@ -254,6 +255,55 @@ impl Pair {
         assert!(verify(self.client_key.modulus(), &statement, claim.signature()), "the client's signature");
         let mut out = [0; 1024];
         let len = self.server.accept(&settings(), &mut out)?;
+        self.down.push(&out[..len]);
+        Ok(())
+    }
+
+    /// New connections at both ends; the client offers `channel`.
+    pub fn reconnect(&mut self, channel: Channel, seeds: (u8, u8)) {
+        let fingerprint = public(&self.server_key).fingerprint();
+        let client = ClientConfig { server: Some(fingerprint), ask_for_key: false, record_limit: 16_408 };
+        let server = ServerConfig { id: SERVER_ID, fingerprint, record_limit: 16_408 };
+        self.client = Connection::resume(client, channel, &seed(seeds.0)).expect("the channel is that server's");
+        self.server = Connection::server(server, &seed(seeds.1));
+        (self.up, self.down) = (Wire::default(), Wire::default());
+    }
+
+    /// -> ClientHello, to the server's question for the channel; `held` answers it. True if it was resumed, and the answer
+    /// is under way.
+    pub fn offer(&mut self, held: impl FnOnce([u8; 16]) -> Option<Channel>) -> Result<bool, Error> {
+        self.client_hello();
+        let mut bytes = core::mem::take(&mut self.up.bytes);
+        let Received::Record { event: Event::CheckChannel(id), .. } = self.server.receive(&mut bytes)? else {
+            panic!("an offer to answer")
+        };
+        let mut out = [0; 1024];
+        let len = self.server.answer_offer(held(id).as_ref(), &mut out)?;
+        self.down.push(&out[..len]);
+        Ok(len > 0)
+    }
+
+    /// <- ServerHello, {ServerAuth}; -> {ClientAuth}; both of a resumption.
+    pub fn client_resumes(&mut self) -> Result<(), Error> {
+        let mut bytes = core::mem::take(&mut self.down.bytes);
+        let Received::Record { used, .. } = self.client.receive(&mut bytes)? else { panic!("a whole ServerHello") };
+        let received = self.client.receive(&mut bytes[used..])?;
+        assert!(matches!(received, Received::Record { event: Event::Progress, .. }), "nobody is asked for anything");
+        assert_eq!(self.client.ask(), None);
+        let mut out = [0; 256];
+        let len = self.client.transmit(&mut out)?;
+        self.up.push(&out[..len]);
+        Ok(())
+    }
+
+    /// The server takes the client's Finished, and lets it in.
+    pub fn server_resumes(&mut self, settings: &Settings) -> Result<(), Error> {
+        let mut bytes = core::mem::take(&mut self.up.bytes);
+        let Received::Record { event: Event::Resumed, .. } = self.server.receive(&mut bytes)? else {
+            panic!("a resumption")
+        };
+        let mut out = [0; 256];
+        let len = self.server.accept(settings, &mut out)?;
         self.down.push(&out[..len]);
         Ok(())
     }

@@ -10,7 +10,7 @@
 use heapless::Vec;
 use rand_core::TryCryptoRng;
 
-use crate::config::{ClientConfig, Credentials};
+use crate::config::{Channel, ClientConfig, Credentials};
 use crate::connection::{Ask, Event, Received};
 use crate::crypto::{Aead, HASH_LEN, PublicKey, RustCrypto, Statement};
 use crate::endpoint::{Buffers, Drive, Endpoint, Io, Outbox};
@@ -27,6 +27,9 @@ use crate::wire::{
 const SKIP: usize = 64;
 /// Messages whose receipts can still be verified.
 const SENT: usize = 8;
+
+/// Resumptions that may break in a row before a full handshake is tried.
+const BROKEN: u8 = 2;
 
 /// Bytes of the shortest transmit buffer.
 const MIN_TX_LEN: usize = 1024;
@@ -81,7 +84,12 @@ pub enum ClientStep<'e, 'c> {
 #[non_exhaustive]
 pub enum ClientEvent<'e> {
     /// The server knows this client: it is connected.
-    Connected(Settings),
+    Connected {
+        /// What the server decided for this connection.
+        settings: Settings,
+        /// A channel was resumed: neither side needed RSA.
+        resumed: bool,
+    },
     /// The bundle is published: messages come and chains can start.
     Ready,
     /// A chain to this peer stands: [`Client::send`] works.
@@ -137,6 +145,11 @@ pub struct Client<'b, 'c, const PEERS: usize, A: Aead = RustCrypto> {
     member: Member,
     endpoint: Endpoint<'b, A>,
     stage: Stage,
+    /// What the server issued last, offered at the next connection.
+    channel: Option<Channel>,
+    /// Resumptions in a row that broke before the server had answered, and whether this one has begun.
+    broken: u8,
+    begun: bool,
     own: Option<Own>,
     signature: &'b mut [u8],
     peers: Vec<Peer<'c>, PEERS>,
@@ -252,6 +265,9 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
             member,
             endpoint: Endpoint::client(config(&identity), buffers_of_endpoint, seed)?,
             stage: Stage::Handshake,
+            channel: None,
+            broken: 0,
+            begun: false,
             own: None,
             signature: buffers.signature,
             peers: list,
@@ -263,10 +279,18 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
         })
     }
 
-    /// Begins a new connection after the last one has ended. Keys and chains stay.
+    /// Begins a new connection after the last one has ended, with the channel that the last one left. Keys and chains
+    /// stay.
     #[inline(never)]
     pub fn reconnect(&mut self, seed: &[u8; 64]) {
-        self.endpoint.reconnect(config(&self.identity), seed);
+        if self.stage == Stage::Handshake && core::mem::take(&mut self.begun) && self.channel.is_some() {
+            self.broken = self.broken.saturating_add(1);
+        }
+        // Somebody may break every resumption, or the server may be unable to: the full handshake may still succeed. The
+        // channel is kept all the same, since whoever breaks connections must not be able to end it.
+        let offered = if self.broken < BROKEN { self.channel.clone() } else { None };
+        self.begun = false;
+        self.endpoint.reconnect(config(&self.identity), offered, seed);
         // Nobody knows whether a bundle arrived that was not answered: ask the directory, and make the next one.
         if matches!(self.stage, Stage::SignBundle | Stage::Publish | Stage::Published(_)) {
             self.own = None;
@@ -314,6 +338,8 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
             return Ok(ClientStep::Io);
         }
         let mut state = Handling {
+            channel: &mut self.channel,
+            broken: &mut self.broken,
             member: &self.member,
             key: self.identity.key,
             store_epoch: &mut self.store_epoch,
@@ -517,6 +543,7 @@ impl<const PEERS: usize, A: Aead> Drive for Client<'_, '_, PEERS, A> {
     }
 
     fn written(&mut self, len: usize) {
+        self.begun |= len > 0;
         self.endpoint.written(len);
     }
 
@@ -540,6 +567,8 @@ fn next(request: &mut u16) -> u16 {
 
 /// Everything of a client but its buffers: what a received record may change.
 struct Handling<'h, 'c, const PEERS: usize> {
+    channel: &'h mut Option<Channel>,
+    broken: &'h mut u8,
     member: &'h Member,
     key: PublicKey<'c>,
     store_epoch: &'h mut [u8; 8],
@@ -566,6 +595,13 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
                 Ok(ClientStep::Verify { key: server, statement: claim.statement, signature: claim.signature })
             }
             Event::Connected(settings) => {
+                let resumed = out.connection.is_resumed();
+                // A full handshake ends every older channel; a resumption that issued none leaves the one that was used.
+                match out.connection.take_channel() {
+                    None if resumed => {}
+                    issued => *self.channel = issued,
+                }
+                *self.broken = 0;
                 let other_store = core::mem::replace(self.store_epoch, settings.store_epoch) != settings.store_epoch;
                 *self.stage = match &self.own {
                     None => Stage::Ask,
@@ -576,14 +612,14 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
                 if *self.stage == Stage::Ready {
                     out.send(&Message::Listening)?;
                 }
-                Ok(ClientStep::Event(ClientEvent::Connected(settings)))
+                Ok(ClientStep::Event(ClientEvent::Connected { settings, resumed }))
             }
             Event::Message(payload) => self.message(payload, Verdict::Open, out, rng),
             Event::Closed(reason) => {
                 *self.stage = Stage::Closed;
                 Ok(ClientStep::Event(ClientEvent::Closed(reason)))
             }
-            Event::Progress | Event::CheckClient(_) => Ok(ClientStep::Io),
+            Event::Progress | Event::CheckClient(_) | Event::CheckChannel(_) | Event::Resumed => Ok(ClientStep::Io),
         }
     }
 

@@ -60,3 +60,25 @@ pub struct Token {
     /// 128 random bits.
     pub secret: Secret<16>,
 }
+
+/// What two nodes keep of a connection so that the next one needs no RSA (PROTOCOL 4.10).
+///
+/// Either side may forget it at any time. It is as secret as the keys of a connection: whoever has it is the client to
+/// that server, and the server to that client, until it expires.
+#[derive(Clone)]
+pub struct Channel {
+    /// Names it to the server; random.
+    pub id: [u8; ID_LEN],
+    /// What both sides share.
+    pub secret: Secret<HASH_LEN>,
+    /// The client.
+    pub client: [u8; ID_LEN],
+    /// The fingerprint of the client's key.
+    pub client_key: [u8; HASH_LEN],
+    /// How often the client's key was replaced.
+    pub key_epoch: u32,
+    /// The server.
+    pub server: [u8; ID_LEN],
+    /// The fingerprint of the server's key.
+    pub server_key: [u8; HASH_LEN],
+}

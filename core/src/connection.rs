@@ -5,16 +5,20 @@
 //! caller will write; what takes long or needs a database is asked for and answered later. A failure is final and
 //! silent on the wire. Records come from `record`, their order from `handshake`; nothing above is known here.
 
-use crate::config::{ClientConfig, Credentials, ServerConfig};
+use crate::config::{Channel, ClientConfig, Credentials, ServerConfig};
 use crate::crypto::{Aead, HASH_LEN, PublicKey, RustCrypto, Secret, Statement, TAG_LEN};
 use crate::error::{ApiMisuse, BufferError, Error, PeerError, Reason};
-use crate::handshake::client::{ExpectServerAuth, ExpectServerHello, ExpectSettings, REFUSAL_RECORD_LEN};
+use crate::handshake::Finished;
+use crate::handshake::client::{Chosen, ExpectServerAuth, ExpectServerHello, ExpectSettings, REFUSAL_RECORD_LEN};
 use crate::handshake::client::{ServerClaim, SignClient, Start, VerifyServer};
-use crate::handshake::server::{CheckClient, ClientClaim, ExpectClientAuth, ExpectClientHello, SignServer};
+use crate::handshake::resume::{
+    CheckChannel, Considered, ExpectClientFinished, ExpectFinished, Returned, SendFinished,
+};
+use crate::handshake::server::{CheckClient, ClientClaim, ExpectClientAuth, ExpectClientHello, Greeted, SignServer};
 use crate::record::{MAX_RECORDS, Traffic};
 use crate::wire::{
-    HEADER_LEN, Header, MAX_CLIENT_AUTH_LEN, MAX_CLIENT_HELLO_LEN, MAX_SERVER_AUTH_LEN, Message, RECORD_OVERHEAD,
-    RecordType, Rungs, SEND_HEAD_LEN, Settings,
+    HEADER_LEN, Header, ID_LEN, MAX_CLIENT_AUTH_LEN, MAX_CLIENT_HELLO_LEN, MAX_SERVER_AUTH_LEN, Message,
+    RECORD_OVERHEAD, RecordType, Rungs, SEND_HEAD_LEN, Settings,
 };
 
 /// One end of a connection, from its first byte to its close.
@@ -52,6 +56,12 @@ pub enum Event<'d> {
     CheckServer(ServerClaim<'d>),
     /// Server: check this claim, then call [`Connection::accept`] or [`Connection::refuse`].
     CheckClient(ClientClaim<'d>),
+    /// Server: the client offers the channel with this id. Look it up, change nothing, and call
+    /// [`Connection::answer_offer`].
+    CheckChannel([u8; ID_LEN]),
+    /// Server: the client has proved that it holds the channel. Only now may anything change: call
+    /// [`Connection::accept`] or, if the channel ended meanwhile, [`Connection::refuse`].
+    Resumed,
     /// Client: the server has confirmed the handshake.
     Connected(Settings),
     /// An authenticated payload, to be read by [`Message::decode`]; an envelope in it can be opened in place.
@@ -74,12 +84,17 @@ enum State<A> {
     Start(Start),
     ExpectServerHello(ExpectServerHello),
     ExpectServerAuth(ExpectServerAuth),
+    ExpectFinished(ExpectFinished),
+    SendFinished(SendFinished),
     VerifyServer(VerifyServer),
     SignClient(SignClient),
     ExpectSettings(ExpectSettings<A>),
     // A server's states bring their handlers along, so that an image in which nobody calls `Connection::server` does not
     // hold them: a microcontroller is never a server, and the linker can see that.
-    ExpectClientHello(ExpectClientHello, fn(&ExpectClientHello, &[u8]) -> Result<SignServer, Error>),
+    ExpectClientHello(ExpectClientHello, fn(&ExpectClientHello, &[u8]) -> Result<Greeted, Error>),
+    CheckChannel(CheckChannel),
+    ExpectClientFinished(ExpectClientFinished, fn(&ExpectClientFinished, &mut [u8]) -> Result<Returned, Error>),
+    Returned(Returned),
     SignServer(SignServer),
     ExpectClientAuth(ExpectClientAuth, HandleClientAuth),
     CheckClient(CheckClient),
@@ -93,6 +108,9 @@ struct Established<A> {
     sealing: Traffic<A>,
     opening: Traffic<A>,
     exporter: Secret<HASH_LEN>,
+    /// The channel that this connection issued, until somebody takes it.
+    issued: Option<Channel>,
+    resumed: bool,
     /// Bytes of the longest record that the peer takes.
     send_limit: u16,
     /// Whether this side has sent its close, and whether the peer has.
@@ -110,7 +128,21 @@ struct Expected {
 impl<A: Aead> Connection<A> {
     /// A client's end. `seed` is 64 bytes from a cryptographic generator, used for this connection only.
     pub fn client(config: ClientConfig, seed: &[u8; 64]) -> Self {
-        Self { state: State::Start(Start::new(config, seed)), receive_limit: config.record_limit, failure: None }
+        Self { state: State::Start(Start::new(config, None, seed)), receive_limit: config.record_limit, failure: None }
+    }
+
+    /// A client's end that offers to resume `channel`, which costs no RSA. A server that no longer has it goes on with the
+    /// full handshake, and nothing else is different: [`is_resumed`](Self::is_resumed) tells which it was.
+    ///
+    /// # Errors
+    /// [`ApiMisuse::InvalidArgument`] if the channel is that of another server than `config` expects: it is not offered
+    /// to this one.
+    pub fn resume(config: ClientConfig, channel: Channel, seed: &[u8; 64]) -> Result<Self, Error> {
+        if config.server != Some(channel.server_key) {
+            return Err(ApiMisuse::InvalidArgument.into());
+        }
+        let state = State::Start(Start::new(config, Some(channel), seed));
+        Ok(Self { state, receive_limit: config.record_limit, failure: None })
     }
 
     /// A server's end. `seed` is 64 bytes from a cryptographic generator, used for this connection only.
@@ -119,8 +151,8 @@ impl<A: Aead> Connection<A> {
         Self { state, receive_limit: config.record_limit, failure: None }
     }
 
-    /// Appends what the protocol owes without being asked, and returns its length: a client's first record, and a key
-    /// update shortly before a key has sealed all it may.
+    /// Appends what the protocol owes without being asked, and returns its length: a client's first record, its Finished
+    /// of a resumption, and a key update shortly before a key has sealed all it may.
     ///
     /// # Errors
     /// [`BufferError::TxFull`] if `out` has no room: nothing has changed.
@@ -130,6 +162,11 @@ impl<A: Aead> Connection<A> {
             State::Start(start) => {
                 let (next, len) = start.hello(out)?;
                 self.state = State::ExpectServerHello(next);
+                Ok(len)
+            }
+            State::SendFinished(state) => {
+                let (next, len) = state.auth(out)?;
+                self.state = State::ExpectSettings(next);
                 Ok(len)
             }
             State::Established(established) if established.sealing.key.counter() >= UPDATE_AT => {
@@ -239,21 +276,52 @@ impl<A: Aead> Connection<A> {
         }
     }
 
-    /// Server: the bound claim's signature was verified and the client may enter. Appends the settings.
+    /// Server: answers [`Event::CheckChannel`] with the channel of that id, if there is one that has not expired. Appends
+    /// the answer if the client has its secret. If not, the length is 0 and [`ask`](Self::ask) wants a signature: the
+    /// full handshake goes on, marked as `unauthorised`.
+    ///
+    /// # Errors
+    /// [`BufferError::TxFull`] if `out` has no room, [`ApiMisuse::NotAsked`] if no channel is offered: nothing has changed.
+    /// [`Error::Crypto`] if the client's ephemeral key is none; final.
+    pub fn answer_offer(&mut self, channel: Option<&Channel>, out: &mut [u8]) -> Result<usize, Error> {
+        self.check()?;
+        let State::CheckChannel(state) = &self.state else {
+            return Err(ApiMisuse::NotAsked.into());
+        };
+        match state.answer::<A>(channel, out) {
+            Ok(Considered::Resumed(next, len)) => {
+                self.state = State::ExpectClientFinished(next, ExpectClientFinished::handle::<A>);
+                Ok(len)
+            }
+            Ok(Considered::Full(next)) => {
+                self.state = State::SignServer(next);
+                Ok(0)
+            }
+            Err(error @ Error::Buffer(_)) => Err(error),
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// Server: the bound claim's signature was verified, or the client has resumed a channel, and it may enter. Appends
+    /// the settings.
     ///
     /// # Errors
     /// [`BufferError::TxFull`] if `out` has no room, [`ApiMisuse::NotAsked`] if no claim is bound: nothing has changed.
     pub fn accept(&mut self, settings: &Settings, out: &mut [u8]) -> Result<usize, Error> {
         self.check()?;
-        let State::CheckClient(state) = &self.state else {
-            return Err(ApiMisuse::NotAsked.into());
+        let (finished, send_limit) = match &self.state {
+            State::CheckClient(state) => (state.finish::<A>()?, state.record_limit),
+            State::Returned(state) => (state.finish::<A>(), state.record_limit),
+            _ => return Err(ApiMisuse::NotAsked.into()),
         };
-        let finished = state.finish::<A>()?;
+        let Finished { client, server, exporter, issue } = finished;
         let mut established = Established {
-            sealing: finished.server,
-            opening: finished.client,
-            exporter: finished.exporter,
-            send_limit: state.record_limit,
+            sealing: server,
+            opening: client,
+            exporter,
+            resumed: issue.resumed,
+            issued: issue.channel(settings),
+            send_limit,
             closed: false,
             peer_closed: false,
         };
@@ -268,10 +336,11 @@ impl<A: Aead> Connection<A> {
     /// [`BufferError::TxFull`] if `out` has no room, [`ApiMisuse::NotAsked`] if no claim is open: nothing has changed.
     pub fn refuse(&mut self, reason: Reason, retry_after: u32, out: &mut [u8]) -> Result<usize, Error> {
         self.check()?;
-        let State::CheckClient(state) = &self.state else {
-            return Err(ApiMisuse::NotAsked.into());
+        let len = match &self.state {
+            State::CheckClient(state) => state.refuse::<A>(reason, retry_after, out)?,
+            State::Returned(state) => state.refuse::<A>(reason, retry_after, out)?,
+            _ => return Err(ApiMisuse::NotAsked.into()),
         };
-        let len = state.refuse::<A>(reason, retry_after, out)?;
         self.state = State::Ended;
         Ok(len)
     }
@@ -373,6 +442,23 @@ impl<A: Aead> Connection<A> {
         }
     }
 
+    /// Whether the handshake has finished, and was a resumption.
+    pub const fn is_resumed(&self) -> bool {
+        match &self.state {
+            State::Established(established) => established.resumed,
+            _ => false,
+        }
+    }
+
+    /// The channel that this connection's settings issued, once. A client keeps it in the place of any older one; a server
+    /// beside the one that was just used, until the new one is used.
+    pub const fn take_channel(&mut self) -> Option<Channel> {
+        match &mut self.state {
+            State::Established(established) => established.issued.take(),
+            _ => None,
+        }
+    }
+
     /// Bytes of the longest payload that the peer takes in one record.
     ///
     /// # Errors
@@ -413,9 +499,13 @@ impl<A: Aead> Connection<A> {
         let sealed = RECORD_OVERHEAD;
         match &self.state {
             State::ExpectServerHello(_) => only(RecordType::ServerHello, HEADER_LEN, MAX_SERVER_AUTH_LEN),
-            State::ExpectServerAuth(_) => only(RecordType::ServerAuth, sealed, MAX_SERVER_AUTH_LEN),
+            State::ExpectServerAuth(_) | State::ExpectFinished(_) => {
+                only(RecordType::ServerAuth, sealed, MAX_SERVER_AUTH_LEN)
+            }
             State::ExpectClientHello(..) => only(RecordType::ClientHello, HEADER_LEN, MAX_CLIENT_HELLO_LEN),
-            State::ExpectClientAuth(..) => only(RecordType::ClientAuth, sealed, MAX_CLIENT_AUTH_LEN),
+            State::ExpectClientAuth(..) | State::ExpectClientFinished(..) => {
+                only(RecordType::ClientAuth, sealed, MAX_CLIENT_AUTH_LEN)
+            }
             State::ExpectSettings(_) => Some(Expected {
                 kinds: [RecordType::Application, RecordType::Refusal],
                 min: sealed,
@@ -444,7 +534,14 @@ impl<A: Aead> Connection<A> {
             State::ExpectSettings(_) => self.open_settings(header, record),
             _ if !sequence_is_zero => out_of_order,
             State::ExpectServerHello(state) => {
-                self.state = State::ExpectServerAuth(state.handle(record)?);
+                self.state = match state.handle(record)? {
+                    Chosen::Full(next) => State::ExpectServerAuth(next),
+                    Chosen::Resumed(next) => State::ExpectFinished(next),
+                };
+                Ok(Event::Progress)
+            }
+            State::ExpectFinished(state) => {
+                self.state = State::SendFinished(state.handle::<A>(record)?);
                 Ok(Event::Progress)
             }
             State::ExpectServerAuth(state) => {
@@ -453,8 +550,19 @@ impl<A: Aead> Connection<A> {
                 Ok(Event::CheckServer(claim))
             }
             State::ExpectClientHello(state, handle) => {
-                self.state = State::SignServer(handle(state, record)?);
-                Ok(Event::Progress)
+                let (next, event) = match handle(state, record)? {
+                    Greeted::Sign(next) => (State::SignServer(next), Event::Progress),
+                    Greeted::Check(next) => {
+                        let channel = next.channel();
+                        (State::CheckChannel(next), Event::CheckChannel(channel))
+                    }
+                };
+                self.state = next;
+                Ok(event)
+            }
+            State::ExpectClientFinished(state, handle) => {
+                self.state = State::Returned(handle(state, record)?);
+                Ok(Event::Resumed)
             }
             State::ExpectClientAuth(state, handle) => {
                 let (next, claim) = handle(state, record)?;
@@ -479,10 +587,13 @@ impl<A: Aead> Connection<A> {
             return Err(PeerError::UnexpectedMessage.into());
         };
         if let State::ExpectSettings(state) = core::mem::replace(&mut self.state, State::Ended) {
+            let Finished { client, server, exporter, issue } = state.finished;
             self.state = State::Established(Established {
-                sealing: state.finished.client,
-                opening: state.finished.server,
-                exporter: state.finished.exporter,
+                sealing: client,
+                opening: server,
+                exporter,
+                resumed: issue.resumed,
+                issued: issue.channel(&settings),
                 send_limit: state.record_limit,
                 closed: false,
                 peer_closed: false,

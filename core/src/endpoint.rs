@@ -4,7 +4,7 @@
 //! what to do with the transport, [`Endpoint::poll`] what has come of it; the drivers are the loop around both. No
 //! transport is named here.
 
-use crate::config::{ClientConfig, Credentials};
+use crate::config::{Channel, ClientConfig, Credentials};
 use crate::connection::{Ask, Connection, Event, Inspected, Received};
 use crate::crypto::{Aead, HASH_LEN, RustCrypto, Secret, TAG_LEN};
 use crate::error::{BufferError, Error, Reason};
@@ -137,10 +137,14 @@ impl<'b, A: Aead> Endpoint<'b, A> {
         Ok(Self { rx: buffers.rx, received: 0, opened: false, out })
     }
 
-    /// Begins anew in the same buffers, after the transport has ended.
-    pub fn reconnect(&mut self, mut config: ClientConfig, seed: &[u8; 64]) {
+    /// Begins anew in the same buffers, after the transport has ended. Offers to resume `channel`, unless it is that of
+    /// another server.
+    pub fn reconnect(&mut self, mut config: ClientConfig, channel: Option<Channel>, seed: &[u8; 64]) {
         config.record_limit = u16::try_from(self.rx.len()).unwrap_or(u16::MAX);
-        self.out.connection = Connection::client(config, seed);
+        self.out.connection = match channel.map(|channel| Connection::resume(config, channel, seed)) {
+            Some(Ok(connection)) => connection,
+            Some(Err(_)) | None => Connection::client(config, seed),
+        };
         self.received = 0;
         self.opened = false;
         self.out.pending = 0;
@@ -211,6 +215,16 @@ impl<'b, A: Aead> Endpoint<'b, A> {
     /// Whether the handshake has finished and neither side has closed.
     pub const fn is_connected(&self) -> bool {
         self.out.connection.is_connected()
+    }
+
+    /// See [`Connection::is_resumed`].
+    pub const fn is_resumed(&self) -> bool {
+        self.out.connection.is_resumed()
+    }
+
+    /// See [`Connection::take_channel`].
+    pub const fn take_channel(&mut self) -> Option<Channel> {
+        self.out.connection.take_channel()
     }
 
     /// Bytes of the longest payload that the peer takes in one record.

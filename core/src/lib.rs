@@ -104,7 +104,7 @@ mod rsa;
 mod wire;
 
 pub use client::{Client, ClientBuffers, ClientEvent, ClientIdentity, ClientStep, PeerConfig};
-pub use config::{ClientConfig, Credentials, ServerConfig, Token};
+pub use config::{Channel, ClientConfig, Credentials, ServerConfig, Token};
 pub use connection::{Ask, Connection, Event, Received};
 pub use crypto::{
     Aead, ExchangeKey, HASH_LEN, MAX_RSA_LEN, MAX_SPKI_LEN, NONCE_LEN, PublicKey, RustCrypto, SIGNATURE_LEN, Secret,

@@ -93,6 +93,8 @@ pub enum Happened {
     Unreachable,
     /// The handshake is done.
     Connected {
+        /// The last channel was resumed, without RSA.
+        resumed: bool,
         /// Instructions that the device computed for it.
         instructions: u64,
     },
@@ -313,9 +315,9 @@ impl<'b, 'p> Sensor<'b, 'p> {
                 self.computed += board.instructions() - begun;
                 let instructions = core::mem::take(&mut self.computed);
                 match event {
-                    ClientEvent::Connected(settings) => {
+                    ClientEvent::Connected { settings, resumed } => {
                         self.settings = settings;
-                        board.observe(Happened::Connected { instructions });
+                        board.observe(Happened::Connected { resumed, instructions });
                     }
                     ClientEvent::Ready => board.observe(Happened::Ready { instructions }),
                     ClientEvent::PeerReady(_) => board.observe(Happened::OwnerReady { instructions }),

@@ -58,8 +58,11 @@ impl firmware_example::Board for Device {
     fn observe(&mut self, happened: Happened) {
         match happened {
             Happened::Unreachable => defmt::warn!("server unreachable, trying again"),
-            Happened::Connected { instructions } => {
-                defmt::info!("connected, instructions {=u64}", instructions);
+            Happened::Connected { resumed, instructions } => {
+                match resumed {
+                    true => defmt::info!("resumed, instructions {=u64}", instructions),
+                    false => defmt::info!("connected, instructions {=u64}", instructions),
+                }
                 measure();
             }
             Happened::Ready { instructions } => {

@@ -129,11 +129,14 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
     }
 
     // <- ServerHello, <- {ServerAuth}
+    let mut out = vec![0; HANDSHAKE_LEN];
+    if connection.ask().is_none() {
+        connection.answer_offer(None, &mut out)?;
+    }
     let Some(Ask::Sign(statement)) = connection.ask() else {
         return Err(Error::Decode.into());
     };
     let signature = server.pool.sign(Arc::clone(&server.identity), statement).await?;
-    let mut out = vec![0; HANDSHAKE_LEN];
     let len = connection.sign_server(server.key()?, &signature, &mut out)?;
     write_all(&stream, out.get(..len).unwrap_or_default()).await?;
 
@@ -288,7 +291,7 @@ async fn read_record(
             Received::Wait => return Err(Error::Decode.into()),
             Received::Record { event, .. } => {
                 let claim = match event {
-                    Event::Progress => Vec::new(),
+                    Event::Progress | Event::CheckChannel(_) => Vec::new(),
                     Event::CheckClient(claim) => claim.bytes().to_vec(),
                     _ => return Err(Error::Decode.into()),
                 };

@@ -253,3 +253,103 @@ fn a_first_contact_is_that_of_the_specification() {
     let refused = PeerError::Refused { reason: Reason::NameInUse, retry_after: 0 };
     assert_eq!(example.client.receive(&mut out[..len]).err(), Some(refused.into()));
 }
+
+/// The channel that 15.1 issues, as 15.4 resumes it.
+fn channel() -> Channel {
+    let fingerprint = |name| PublicKey::from_modulus(&printed("15.1", name)).unwrap().fingerprint();
+    Channel {
+        id: printed_array("15.4", "channel"),
+        secret: Secret::new(printed_array("15.4", "CS")),
+        client: CLIENT_ID,
+        client_key: fingerprint("modulus_C"),
+        key_epoch: 0,
+        server: SERVER_ID,
+        server_key: fingerprint("modulus_S"),
+    }
+}
+
+#[test]
+fn a_resumption_is_that_of_the_specification() {
+    let channel = channel();
+    let shows = |name: &str, bytes: &[u8]| assert_eq!(printed("15.4", name), bytes, "PROTOCOL 15.4: {name}");
+    // The secret is that of the handshake in 15.1.
+    let (input, t6) = (Secret::new(printed_array("15.1", "ES")), printed("15.1", "T6"));
+    let secret: Secret<32> = expand(&input, &[b"ossicle channel\0", &t6]);
+    shows("CS", secret.expose());
+    shows("seed_C", &seed(5));
+    shows("seed_S", &seed(6));
+
+    let private = |number| ExchangeKey::new(Secret::new(*seed(number).first_chunk().unwrap()));
+    let (exchange_c, exchange_s) = (private(5), private(6));
+    let hello = printed("15.4", "ClientHello");
+    let (bound, binder) = hello.split_at(hello.len() - 32);
+    let key: Secret<32> = expand(&secret, &[b"ossicle ch binder\0"]);
+    shows("k_binder", key.expose());
+    let t0 = hash(&[b"ossicle HS1\0"]);
+    shows("binder", &mac(key.expose(), &[&hash(&[&t0, bound])]));
+    shows("binder", binder);
+    let t1 = hash(&[&t0, &hello]);
+    let t2 = hash(&[&t1, &printed("15.4", "ServerHello")]);
+    let dh = exchange_c.agree(exchange_s.public()).unwrap();
+    let salt: Secret<32> = expand(&secret, &[b"ossicle ch salt\0"]);
+    let input = extract(salt.expose(), &dh);
+    let server: Secret<76> = expand(&input, &[b"ossicle r s hs\0", &t2]);
+    let client: Secret<76> = expand(&input, &[b"ossicle r c hs\0", &t2]);
+    let t3 = hash(&[&t2, &SERVER_ID, &channel.server_key, &CLIENT_ID, &channel.client_key, &[0; 4]]);
+    let finished_s = mac(server.expose().last_chunk().unwrap(), &[&t3]);
+    let t4 = hash(&[&t3, &finished_s, &[0; 2]]);
+    let finished_c = mac(client.expose().last_chunk().unwrap(), &[&t4]);
+    let t6 = hash(&[&t4, &finished_c]);
+    let next: Secret<32> = expand(&input, &[b"ossicle channel\0", &t6]);
+    let exporter: Secret<32> = expand(&input, &[b"ossicle exp\0", &t6]);
+    for (name, value) in [("T1", &t1), ("T2", &t2), ("dh", dh.expose()), ("salt", salt.expose())] {
+        shows(name, value);
+    }
+    shows("ES", input.expose());
+    shows("s_hs", server.expose());
+    shows("c_hs", client.expose());
+    for (name, value) in [("T3", &t3), ("fin_S", &finished_s), ("T4", &t4), ("fin_C", &finished_c), ("T6", &t6)] {
+        shows(name, value);
+    }
+    shows("CS2", next.expose());
+
+    let config = ClientConfig { server: Some(channel.server_key), ask_for_key: false, record_limit: LIMIT };
+    let mut client: Connection = Connection::resume(config, channel.clone(), &seed(5)).unwrap();
+    let config = ServerConfig { id: SERVER_ID, fingerprint: channel.server_key, record_limit: LIMIT };
+    let mut server: Connection = Connection::server(config, &seed(6));
+    let mut out = [0; 256];
+    let len = client.transmit(&mut out).unwrap();
+    shows("ClientHello", &out[..len]);
+    let offered = server.receive(&mut out[..len]);
+    assert!(matches!(offered, Ok(Received::Record { event: Event::CheckChannel(id), .. }) if id == channel.id));
+    let len = server.answer_offer(Some(&channel), &mut out).unwrap();
+    let (hello, auth) = out[..len].split_at_mut(79);
+    shows("ServerHello", hello);
+    shows("ServerAuth", auth);
+    client.receive(hello).unwrap();
+    client.receive(auth).unwrap();
+    let len = client.transmit(&mut out).unwrap();
+    shows("ClientAuth", &out[..len]);
+    assert!(matches!(server.receive(&mut out[..len]), Ok(Received::Record { event: Event::Resumed, .. })));
+    let settings = Settings {
+        channel: printed_array("15.4", "channel2"),
+        valid_for: 604_000,
+        heartbeat: 15,
+        timeout: 45,
+        time: 1_790_000_000,
+        store_epoch: [1, 2, 3, 4, 5, 6, 7, 8],
+        ..Settings::default()
+    };
+    let len = Message::Settings(settings).encode(&mut out).unwrap();
+    shows("settings", &out[..len]);
+    let len = server.accept(&settings, &mut out).unwrap();
+    shows("Settings", &out[..len]);
+    assert!(
+        matches!(client.receive(&mut out[..len]), Ok(Received::Record { event: Event::Connected(told), .. }) if told == settings)
+    );
+    for connection in [&mut client, &mut server] {
+        assert_eq!(connection.exporter().unwrap().expose(), exporter.expose());
+        let issued = connection.take_channel().unwrap();
+        assert_eq!((issued.id, issued.secret.expose()), (settings.channel, next.expose()));
+    }
+}

@@ -1,15 +1,16 @@
 //! The client's side of HS1. It reveals nothing of itself before the server has proved who it is.
 
+use super::resume::{ExpectFinished, binder};
 use super::{
-    CLIENT_CAPABILITIES, Finished, Schedule, Transcript, beginning, client_finished, client_identified, client_signed,
-    client_statement, ephemeral, server_identified, server_statement, token_proof, token_verifier,
+    CLIENT_CAPABILITIES, Ends, Finished, Schedule, Transcript, beginning, client_finished, client_identified,
+    client_signed, client_statement, ephemeral, server_identified, server_statement, token_proof, token_verifier,
 };
-use crate::config::{ClientConfig, Credentials};
+use crate::config::{Channel, ClientConfig, Credentials};
 use crate::crypto::{Aead, ExchangeKey, HASH_LEN, PublicKey, Secret, Statement, equal, hash, mac};
 use crate::error::{ApiMisuse, BufferError, Error, PeerError, Reason};
 use crate::wire::{
-    ClientHello, HEADER_LEN, Header, ID_LEN, KIND_ENROLL, KIND_KEY, MIN_RECORD_LIMIT, Method, Mode, RECORD_OVERHEAD,
-    RecordType, Role, ServerAuth, ServerHello, Writer,
+    ClientHello, HEADER_LEN, Header, ID_LEN, KIND_ENROLL, KIND_KEY, MIN_RECORD_LIMIT, Method, Mode, Offer,
+    RECORD_OVERHEAD, RecordType, Role, ServerAuth, ServerHello, Writer,
 };
 
 /// What the server claims; verify `statement` and `signature` with the key of `fingerprint`.
@@ -31,11 +32,13 @@ pub struct ServerClaim<'d> {
 pub(crate) struct Start {
     config: ClientConfig,
     seed: Secret<64>,
+    /// What is to be resumed.
+    channel: Option<Channel>,
 }
 
 impl Start {
-    pub(crate) const fn new(config: ClientConfig, seed: &[u8; 64]) -> Self {
-        Self { config, seed: Secret::new(*seed) }
+    pub(crate) const fn new(config: ClientConfig, channel: Option<Channel>, seed: &[u8; 64]) -> Self {
+        Self { config, seed: Secret::new(*seed), channel }
     }
 
     /// -> ClientHello
@@ -47,11 +50,17 @@ impl Start {
             ask_for_key: self.config.ask_for_key,
             random,
             exchange: *key.public(),
-            offer: None,
+            offer: self.channel.as_ref().map(|channel| Offer { channel: channel.id, binder: [0; HASH_LEN] }),
         };
         let len = write_clear(RecordType::ClientHello, out, |writer| hello.encode(writer))?;
-        let t1 = hash(&[&beginning(), out.get(..len).unwrap_or_default()]);
-        Ok((ExpectServerHello { config: self.config, key, t1 }, len))
+        let record = out.get_mut(..len).unwrap_or_default();
+        if let Some(channel) = &self.channel
+            && let Some((bound, place)) = record.split_last_chunk_mut::<HASH_LEN>()
+        {
+            *place = binder(channel, bound);
+        }
+        let t1 = hash(&[&beginning(), record]);
+        Ok((ExpectServerHello { config: self.config, key, t1, channel: self.channel.clone() }, len))
     }
 }
 
@@ -74,23 +83,38 @@ pub(crate) struct ExpectServerHello {
     config: ClientConfig,
     key: ExchangeKey,
     t1: Transcript,
+    channel: Option<Channel>,
+}
+
+/// How a server goes on.
+pub(crate) enum Chosen {
+    /// It will sign.
+    Full(ExpectServerAuth),
+    /// It has the channel, or says so.
+    Resumed(ExpectFinished),
 }
 
 impl ExpectServerHello {
     /// <- ServerHello, header included
-    pub(crate) fn handle(&self, record: &[u8]) -> Result<ExpectServerAuth, Error> {
+    pub(crate) fn handle(&self, record: &[u8]) -> Result<Chosen, Error> {
         let body = record.get(HEADER_LEN..).unwrap_or_default();
         let hello = ServerHello::decode(body)?.ok_or(PeerError::Version)?;
-        // Nothing was offered, so nothing can be resumed or refused.
-        if hello.mode != Mode::Full {
-            return Err(PeerError::Version.into());
-        }
         if usize::from(hello.record_limit) < MIN_RECORD_LIMIT {
             return Err(Error::Decode);
         }
-        let schedule = Schedule::full(&self.key, &hello.exchange)?;
-        let t2 = hash(&[&self.t1, record]);
-        Ok(ExpectServerAuth { config: self.config, schedule, t2, record_limit: hello.record_limit })
+        let (record_limit, t2) = (hello.record_limit, hash(&[&self.t1, record]));
+        match (hello.mode, &self.channel) {
+            (Mode::Full, None) | (Mode::Unauthorised, Some(_)) => {
+                let schedule = Schedule::full(&self.key, &hello.exchange)?;
+                Ok(Chosen::Full(ExpectServerAuth { config: self.config, schedule, t2, record_limit }))
+            }
+            (Mode::Resumed, Some(channel)) => {
+                let schedule = Schedule::resumed(channel, &self.key, &hello.exchange)?;
+                Ok(Chosen::Resumed(ExpectFinished::new(schedule, t2, record_limit, channel)))
+            }
+            // An offer must be answered, and what was not offered cannot be.
+            _ => Err(PeerError::Version.into()),
+        }
     }
 }
 
@@ -104,7 +128,7 @@ pub(crate) struct ExpectServerAuth {
 impl ExpectServerAuth {
     /// <- {ServerAuth}, header included; its claim is to be verified
     pub(crate) fn handle<'d, A: Aead>(&self, record: &'d mut [u8]) -> Result<(VerifyServer, ServerClaim<'d>), Error> {
-        let (mut opening, finished_key) = self.schedule.side::<A>("s hs", &self.t2, 0);
+        let (mut opening, finished_key) = self.schedule.server::<A>(&self.t2, 0);
         let body = opening.open(record)?;
         let auth = ServerAuth::decode(body, self.config.ask_for_key)?;
         let sent = auth.key.map(|key| key.fingerprint());
@@ -128,7 +152,13 @@ impl ExpectServerAuth {
             statement: server_statement(t3),
             signature: auth.signature,
         };
-        let next = VerifyServer { schedule: self.schedule.clone(), t2: self.t2, t4, record_limit: self.record_limit };
+        let next = VerifyServer {
+            schedule: self.schedule.clone(),
+            t2: self.t2,
+            t4,
+            record_limit: self.record_limit,
+            server: (auth.server, fingerprint),
+        };
         Ok((next, claim))
     }
 }
@@ -139,14 +169,31 @@ pub(crate) struct VerifyServer {
     t2: Transcript,
     t4: Transcript,
     record_limit: u16,
+    /// Id and fingerprint.
+    server: ([u8; ID_LEN], [u8; HASH_LEN]),
 }
 
 impl VerifyServer {
     /// The signature was right: now the client may reveal itself.
     pub(crate) fn verified(&self, credentials: &Credentials<'_>) -> SignClient {
         let t5 = identify(&self.t4, credentials).1;
-        SignClient { schedule: self.schedule.clone(), t2: self.t2, t4: self.t4, t5, record_limit: self.record_limit }
+        SignClient {
+            schedule: self.schedule.clone(),
+            t2: self.t2,
+            t4: self.t4,
+            t5,
+            record_limit: self.record_limit,
+            ends: ends(credentials, self.server),
+        }
     }
+}
+
+fn ends(credentials: &Credentials<'_>, (server, server_key): ([u8; ID_LEN], [u8; HASH_LEN])) -> Ends {
+    let (client, client_key, key_epoch) = match credentials {
+        Credentials::Key { id, key_epoch, fingerprint } => (*id, *fingerprint, *key_epoch),
+        Credentials::Enroll { id, key, .. } => (*id, key.fingerprint(), 0),
+    };
+    Ends { client, client_key, key_epoch, server, server_key }
 }
 
 fn identify<'c>(t4: &Transcript, credentials: &Credentials<'c>) -> (Method<'c>, Transcript) {
@@ -173,6 +220,7 @@ pub(crate) struct SignClient {
     t4: Transcript,
     t5: Transcript,
     record_limit: u16,
+    ends: Ends,
 }
 
 impl SignClient {
@@ -191,7 +239,7 @@ impl SignClient {
         if t5 != self.t5 {
             return Err(ApiMisuse::InvalidArgument.into());
         }
-        let (mut sealing, finished_key) = self.schedule.side::<A>("c hs", &self.t2, 0);
+        let (mut sealing, finished_key) = self.schedule.client::<A>(&self.t2);
         let finished = mac(finished_key.expose(), &[&client_signed(&t5, &method, signature)]);
         let rest = out.get_mut(HEADER_LEN..).ok_or(BufferError::TxFull)?;
         let mut writer = Writer::new(rest);
@@ -209,25 +257,28 @@ impl SignClient {
         let len = writer.finish().ok_or(BufferError::TxFull)?;
         let len = sealing.seal(RecordType::ClientAuth, out, len)?;
         let t6 = client_finished(&t5, &method, signature, &finished);
-        let next = ExpectSettings {
-            finished: self.schedule.finish(&t6),
-            refusal: self.schedule.side("s hs", &self.t2, 1).0,
-            record_limit: self.record_limit,
-        };
-        Ok((next, len))
+        let finished = self.schedule.finish(&t6, self.ends);
+        Ok((ExpectSettings::new(finished, self.schedule.clone(), self.t2, self.record_limit), len))
     }
 }
 
 pub(crate) struct ExpectSettings<A> {
     pub(crate) finished: Finished<A>,
-    refusal: crate::record::RecordKey<A>,
+    /// What the key of a refusal is made from, should one come.
+    schedule: Schedule,
+    t2: Transcript,
     pub(crate) record_limit: u16,
 }
 
 impl<A: Aead> ExpectSettings<A> {
+    pub(super) const fn new(finished: Finished<A>, schedule: Schedule, t2: Transcript, record_limit: u16) -> Self {
+        Self { finished, schedule, t2, record_limit }
+    }
+
     /// <- {Refusal}, header included: why this client may not enter
-    pub(crate) fn refused(&mut self, record: &mut [u8]) -> Error {
-        let body = match self.refusal.open(record) {
+    pub(crate) fn refused(&self, record: &mut [u8]) -> Error {
+        let (mut opening, _) = self.schedule.server::<A>(&self.t2, 1);
+        let body = match opening.open(record) {
             Ok(body) => body,
             Err(error) => return error,
         };

@@ -10,15 +10,18 @@
 //! ```
 //!
 //! States are private structs named for what they wait for; each step returns the next one, which replaces it. They own no
-//! buffer, and nothing of a claim: what must be signed or verified is asked for. Braces mean sealed.
+//! buffer, and nothing of a claim: what must be signed or verified is asked for. Braces mean sealed. With a channel that
+//! both sides still have the middle three carry MACs instead of signatures: `resume`.
 
 pub(crate) mod client;
+pub(crate) mod resume;
 pub(crate) mod server;
 
+use crate::config::Channel;
 use crate::crypto::{Aead, ExchangeKey, HASH_LEN, NONCE_LEN, PublicKey, Secret, Statement, expand, extract, hash, mac};
 use crate::error::Error;
 use crate::record::{RecordKey, Traffic};
-use crate::wire::{CAPABILITIES, KIND_ENROLL, KIND_KEY, Method};
+use crate::wire::{CAPABILITIES, ID_LEN, KIND_ENROLL, KIND_KEY, Method, Settings};
 
 const SERVER_CONTEXT: &str = "ossicle HS1 server auth";
 const CLIENT_CONTEXT: &str = "ossicle HS1 client auth";
@@ -42,23 +45,74 @@ fn ephemeral(seed: &Secret<64>) -> (ExchangeKey, [u8; HASH_LEN]) {
     (key, random)
 }
 
+/// Who is at the two ends of a connection, once both have proved it: what a channel is bound to.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends {
+    client: [u8; ID_LEN],
+    client_key: [u8; HASH_LEN],
+    key_epoch: u32,
+    server: [u8; ID_LEN],
+    server_key: [u8; HASH_LEN],
+}
+
+impl Ends {
+    /// The channel that a finished handshake between them issues.
+    pub(crate) const fn channel(&self, id: [u8; ID_LEN], secret: Secret<HASH_LEN>) -> Channel {
+        let Self { client, client_key, key_epoch, server, server_key } = *self;
+        Channel { id, secret, client, client_key, key_epoch, server, server_key }
+    }
+}
+
+/// A handshake between the ends that are named has reached `T6`; its channel secret comes with it.
+pub(crate) struct Issue {
+    pub(crate) ends: Ends,
+    pub(crate) secret: Secret<HASH_LEN>,
+    pub(crate) resumed: bool,
+}
+
+impl Issue {
+    /// The channel, if these settings issue one.
+    pub(crate) fn channel(self, settings: &Settings) -> Option<Channel> {
+        (settings.valid_for > 0).then(|| self.ends.channel(settings.channel, self.secret))
+    }
+}
+
 /// The input secret of one handshake and all that is expanded from it.
 #[derive(Clone)]
-struct Schedule(Secret<HASH_LEN>);
+struct Schedule {
+    input: Secret<HASH_LEN>,
+    /// The labels of the handshake keys differ, so that neither kind of handshake can pass for the other.
+    resumed: bool,
+}
 
 impl Schedule {
     /// `ES = HKDF-Extract(salt of a full handshake, dh)`; an all-zero agreement is refused.
     fn full(key: &ExchangeKey, peer: &[u8; HASH_LEN]) -> Result<Self, Error> {
         let salt = hash(&[b"ossicle HS1 x25519 sha256 aes256gcm pss"]);
-        Ok(Self(extract(&salt, &key.agree(peer)?)))
+        Ok(Self { input: extract(&salt, &key.agree(peer)?), resumed: false })
+    }
+
+    /// `ES = HKDF-Extract(salt = E(CS, "ch salt", 32), dh)`.
+    fn resumed(channel: &Channel, key: &ExchangeKey, peer: &[u8; HASH_LEN]) -> Result<Self, Error> {
+        let salt: Secret<HASH_LEN> = expand(&channel.secret, &[b"ossicle ch salt", &[0]]);
+        Ok(Self { input: extract(salt.expose(), &key.agree(peer)?), resumed: true })
     }
 
     /// `X(label, T, N)`.
     fn expand<const N: usize>(&self, label: &str, transcript: &Transcript) -> Secret<N> {
-        expand(&self.0, &[b"ossicle ", label.as_bytes(), &[0], transcript])
+        expand(&self.input, &[b"ossicle ", label.as_bytes(), &[0], transcript])
     }
 
-    /// A side's handshake keys from `T2`: the record key at this counter, and the key of its Finished.
+    /// The server's handshake keys from `T2`: the record key at this counter, and the key of its Finished.
+    fn server<A: Aead>(&self, t2: &Transcript, counter: u64) -> (RecordKey<A>, Secret<HASH_LEN>) {
+        self.side(if self.resumed { "r s hs" } else { "s hs" }, t2, counter)
+    }
+
+    /// The client's, which seal one record only.
+    fn client<A: Aead>(&self, t2: &Transcript) -> (RecordKey<A>, Secret<HASH_LEN>) {
+        self.side(if self.resumed { "r c hs" } else { "c hs" }, t2, 0)
+    }
+
     fn side<A: Aead>(&self, label: &str, t2: &Transcript, counter: u64) -> (RecordKey<A>, Secret<HASH_LEN>) {
         let material = self.expand::<{ HASH_LEN + NONCE_LEN + HASH_LEN }>(label, t2);
         let (mut key, mut iv, mut finished) = ([0; HASH_LEN], [0; NONCE_LEN], [0; HASH_LEN]);
@@ -72,11 +126,12 @@ impl Schedule {
     }
 
     /// Everything that outlives the handshake, from `T6`.
-    fn finish<A: Aead>(&self, t6: &Transcript) -> Finished<A> {
+    fn finish<A: Aead>(&self, t6: &Transcript, ends: Ends) -> Finished<A> {
         Finished {
             client: Traffic::new(self.expand("c ap", t6)),
             server: Traffic::new(self.expand("s ap", t6)),
             exporter: self.expand("exp", t6),
+            issue: Issue { ends, secret: self.expand("channel", t6), resumed: self.resumed },
         }
     }
 }
@@ -89,6 +144,8 @@ pub(crate) struct Finished<A> {
     pub(crate) server: Traffic<A>,
     /// Binds statements of the application to this connection.
     pub(crate) exporter: Secret<HASH_LEN>,
+    /// What the channel is made of that the server may issue.
+    pub(crate) issue: Issue,
 }
 
 /// `T3 = H(T2 || server_id || H(SPKI_S))`.

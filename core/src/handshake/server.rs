@@ -2,18 +2,19 @@
 //! verified, and gives one sealed answer to every client that may not enter.
 
 use super::client::{REFUSAL_LEN, write_clear};
+use super::resume::CheckChannel;
 use super::{
-    Finished, Schedule, Transcript, beginning, client_finished, client_identified, client_signed, client_statement,
-    ephemeral, server_identified, server_statement, token_proof,
+    Ends, Finished, Schedule, Transcript, beginning, client_finished, client_identified, client_signed,
+    client_statement, ephemeral, server_identified, server_statement, token_proof,
 };
 use crate::config::ServerConfig;
-use crate::crypto::{Aead, HASH_LEN, PublicKey, Secret, Statement, equal, hash, mac};
+use crate::crypto::{Aead, ExchangeKey, HASH_LEN, PublicKey, Secret, Statement, equal, hash, mac};
 use crate::error::{ApiMisuse, BufferError, Error, PeerError, Reason};
 use crate::wire::{
     ClientAuth, ClientHello, HEADER_LEN, ID_LEN, MIN_RECORD_LIMIT, Method, Mode, RecordType, Role, ServerHello, Writer,
 };
 
-const SERVER_HELLO_LEN: usize = HEADER_LEN + 71;
+pub(super) const SERVER_HELLO_LEN: usize = HEADER_LEN + 71;
 
 /// What a client claims. Decodes from bytes, so that it can outlive the record it came in: nothing of it is kept in the
 /// connection.
@@ -93,7 +94,7 @@ impl ExpectClientHello {
     }
 
     /// -> ClientHello, header included
-    pub(crate) fn handle(&self, record: &[u8]) -> Result<SignServer, Error> {
+    pub(crate) fn handle(&self, record: &[u8]) -> Result<Greeted, Error> {
         let body = record.get(HEADER_LEN..).unwrap_or_default();
         let hello = ClientHello::decode(body)?.ok_or(PeerError::Version)?;
         if hello.role != Role::Client {
@@ -102,28 +103,71 @@ impl ExpectClientHello {
         if usize::from(hello.record_limit) < MIN_RECORD_LIMIT {
             return Err(Error::Decode);
         }
-        let (key, random) = ephemeral(&self.seed);
-        let schedule = Schedule::full(&key, &hello.exchange)?;
-        let answer = ServerHello {
-            mode: if hello.offer.is_some() { Mode::Unauthorised } else { Mode::Full },
-            record_limit: self.config.record_limit,
-            random,
-            exchange: *key.public(),
-        };
-        let mut bytes = [0; SERVER_HELLO_LEN];
-        write_clear(RecordType::ServerHello, &mut bytes, |writer| answer.encode(writer))?;
-        let t1 = hash(&[&beginning(), record]);
-        let t2 = hash(&[&t1, &bytes]);
-        let t3 = server_identified(&t2, &self.config.id, &self.config.fingerprint);
-        Ok(SignServer {
-            schedule,
-            hello: bytes,
-            send_key: hello.ask_for_key,
-            id: self.config.id,
+        let greeting = Greeting {
+            config: self.config,
+            seed: self.seed.clone(),
             record_limit: hello.record_limit,
-            t2,
-            t3,
-        })
+            send_key: hello.ask_for_key,
+            exchange: hello.exchange,
+            t1: hash(&[&beginning(), record]),
+        };
+        match hello.offer {
+            None => Ok(Greeted::Sign(greeting.full(Mode::Full)?)),
+            Some(offer) => {
+                let bound = record.len().checked_sub(HASH_LEN).and_then(|end| record.get(..end));
+                Ok(Greeted::Check(CheckChannel::new(greeting, offer, bound.unwrap_or_default())))
+            }
+        }
+    }
+}
+
+/// What a hello led to.
+pub(crate) enum Greeted {
+    /// Nothing was offered.
+    Sign(SignServer),
+    /// A channel was.
+    Check(CheckChannel),
+}
+
+/// What of a ClientHello is needed to answer it.
+pub(super) struct Greeting {
+    pub(super) config: ServerConfig,
+    seed: Secret<64>,
+    pub(super) record_limit: u16,
+    send_key: bool,
+    exchange: [u8; HASH_LEN],
+    t1: Transcript,
+}
+
+/// A ServerHello and what comes of it.
+pub(super) struct Answered {
+    pub(super) schedule: Schedule,
+    pub(super) hello: [u8; SERVER_HELLO_LEN],
+    pub(super) t2: Transcript,
+}
+
+impl Greeting {
+    /// The ServerHello of this mode, and the schedule of `ES` that `agree` makes of our ephemeral key and the client's.
+    pub(super) fn answer(
+        &self,
+        mode: Mode,
+        agree: impl FnOnce(&ExchangeKey, &[u8; HASH_LEN]) -> Result<Schedule, Error>,
+    ) -> Result<Answered, Error> {
+        let (key, random) = ephemeral(&self.seed);
+        let schedule = agree(&key, &self.exchange)?;
+        let answer = ServerHello { mode, record_limit: self.config.record_limit, random, exchange: *key.public() };
+        let mut hello = [0; SERVER_HELLO_LEN];
+        write_clear(RecordType::ServerHello, &mut hello, |writer| answer.encode(writer))?;
+        let t2 = hash(&[&self.t1, &hello]);
+        Ok(Answered { schedule, hello, t2 })
+    }
+
+    /// The full handshake goes on.
+    pub(super) fn full(&self, mode: Mode) -> Result<SignServer, Error> {
+        let Answered { schedule, hello, t2 } = self.answer(mode, Schedule::full)?;
+        let t3 = server_identified(&t2, &self.config.id, &self.config.fingerprint);
+        let (config, record_limit, send_key) = (self.config, self.record_limit, self.send_key);
+        Ok(SignServer { schedule, hello, send_key, config, record_limit, t2, t3 })
     }
 }
 
@@ -132,7 +176,7 @@ pub(crate) struct SignServer {
     schedule: Schedule,
     hello: [u8; SERVER_HELLO_LEN],
     send_key: bool,
-    id: [u8; ID_LEN],
+    config: ServerConfig,
     record_limit: u16,
     t2: Transcript,
     t3: Transcript,
@@ -150,11 +194,11 @@ impl SignServer {
         signature: &[u8],
         out: &mut [u8],
     ) -> Result<(ExpectClientAuth, usize), Error> {
-        let (mut sealing, finished_key) = self.schedule.side::<A>("s hs", &self.t2, 0);
+        let (mut sealing, finished_key) = self.schedule.server::<A>(&self.t2, 0);
         let finished = mac(finished_key.expose(), &[&hash(&[&self.t3, signature])]);
         let (head, rest) = out.split_at_mut_checked(SERVER_HELLO_LEN).ok_or(BufferError::TxFull)?;
         let mut writer = Writer::new(rest.get_mut(HEADER_LEN..).ok_or(BufferError::TxFull)?);
-        writer.bytes(&self.id);
+        writer.bytes(&self.config.id);
         if self.send_key {
             writer.bytes(key.spki(&mut [0; crate::crypto::MAX_SPKI_LEN]));
         }
@@ -163,14 +207,20 @@ impl SignServer {
         let len = sealing.seal(RecordType::ServerAuth, rest, len)?;
         head.copy_from_slice(&self.hello);
         let t4 = hash(&[&self.t3, signature, &finished]);
-        let next =
-            ExpectClientAuth { schedule: self.schedule.clone(), t2: self.t2, t4, record_limit: self.record_limit };
+        let next = ExpectClientAuth {
+            schedule: self.schedule.clone(),
+            config: self.config,
+            t2: self.t2,
+            t4,
+            record_limit: self.record_limit,
+        };
         Ok((next, SERVER_HELLO_LEN + len))
     }
 }
 
 pub(crate) struct ExpectClientAuth {
     schedule: Schedule,
+    config: ServerConfig,
     t2: Transcript,
     t4: Transcript,
     record_limit: u16,
@@ -179,11 +229,12 @@ pub(crate) struct ExpectClientAuth {
 impl ExpectClientAuth {
     /// -> {ClientAuth}, header included; its claim is to be checked
     pub(crate) fn handle<'d, A: Aead>(&self, record: &'d mut [u8]) -> Result<(CheckClient, ClientClaim<'d>), Error> {
-        let (mut opening, finished_key) = self.schedule.side::<A>("c hs", &self.t2, 0);
+        let (mut opening, finished_key) = self.schedule.client::<A>(&self.t2);
         let body = &*opening.open(record)?;
         let claim = ClientClaim::decode(body)?;
         let next = CheckClient {
             schedule: self.schedule.clone(),
+            config: self.config,
             finished_key,
             t2: self.t2,
             t4: self.t4,
@@ -202,12 +253,13 @@ impl ExpectClientAuth {
 /// The client's claim is being checked.
 pub(crate) struct CheckClient {
     schedule: Schedule,
+    config: ServerConfig,
     finished_key: Secret<HASH_LEN>,
     t2: Transcript,
     t4: Transcript,
     pub(crate) record_limit: u16,
-    /// `T5` and `T6`, once the Finished was found right.
-    bound: Option<(Transcript, Transcript)>,
+    /// `T5`, `T6` and who the client is, once the Finished was found right.
+    bound: Option<(Transcript, Transcript, Ends)>,
 }
 
 impl CheckClient {
@@ -228,14 +280,25 @@ impl CheckClient {
     /// Binds the claim to the key with this fingerprint: from here on its signature decides.
     pub(crate) fn bind(&mut self, claim: &ClientClaim<'_>, fingerprint: &[u8; HASH_LEN]) -> Result<Statement, Error> {
         let (t5, t6) = self.transcripts(claim, fingerprint)?;
-        self.bound = Some((t5, t6));
+        let key_epoch = match claim.auth.method {
+            Method::Key { key_epoch, .. } => key_epoch,
+            Method::Enroll { .. } => 0,
+        };
+        let ends = Ends {
+            client: claim.id(),
+            client_key: *fingerprint,
+            key_epoch,
+            server: self.config.id,
+            server_key: self.config.fingerprint,
+        };
+        self.bound = Some((t5, t6, ends));
         Ok(client_statement(t5))
     }
 
     /// Whether the claim proves the token with this verifier.
     pub(crate) fn proves(&self, claim: &ClientClaim<'_>, verifier: &[u8; HASH_LEN]) -> bool {
         match (&claim.auth.method, &self.bound) {
-            (Method::Enroll { proof, .. }, Some((t5, _))) => equal(&token_proof(verifier, t5), proof),
+            (Method::Enroll { proof, .. }, Some((t5, ..))) => equal(&token_proof(verifier, t5), proof),
             _ => false,
         }
     }
@@ -243,18 +306,29 @@ impl CheckClient {
     /// The claim holds: what comes of it.
     pub(crate) fn finish<A: Aead>(&self) -> Result<Finished<A>, Error> {
         match &self.bound {
-            Some((_, t6)) => Ok(self.schedule.finish(t6)),
+            Some((_, t6, ends)) => Ok(self.schedule.finish(t6, *ends)),
             None => Err(ApiMisuse::NotAsked.into()),
         }
     }
 
     /// <- {Refusal}
     pub(crate) fn refuse<A: Aead>(&self, reason: Reason, retry_after: u32, out: &mut [u8]) -> Result<usize, Error> {
-        let (mut sealing, _) = self.schedule.side::<A>("s hs", &self.t2, 1);
-        let mut writer = Writer::new(out.get_mut(HEADER_LEN..).ok_or(BufferError::TxFull)?);
-        writer.u8(reason.code()).u32(retry_after);
-        let len = writer.finish().ok_or(BufferError::TxFull)?;
-        debug_assert_eq!(len, REFUSAL_LEN);
-        sealing.seal(RecordType::Refusal, out, len)
+        refusal::<A>(&self.schedule, &self.t2, reason, retry_after, out)
     }
+}
+
+/// <- {Refusal}
+pub(super) fn refusal<A: Aead>(
+    schedule: &Schedule,
+    t2: &Transcript,
+    reason: Reason,
+    retry_after: u32,
+    out: &mut [u8],
+) -> Result<usize, Error> {
+    let (mut sealing, _) = schedule.server::<A>(t2, 1);
+    let mut writer = Writer::new(out.get_mut(HEADER_LEN..).ok_or(BufferError::TxFull)?);
+    writer.u8(reason.code()).u32(retry_after);
+    let len = writer.finish().ok_or(BufferError::TxFull)?;
+    debug_assert_eq!(len, REFUSAL_LEN);
+    sealing.seal(RecordType::Refusal, out, len)
 }

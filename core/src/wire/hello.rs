@@ -37,7 +37,6 @@ pub(crate) struct ClientHello {
 
 /// A channel that the client wants to resume.
 #[derive(Clone, Copy)]
-#[allow(dead_code, reason = "parsed and answered with mode 2 until resumption is accepted")]
 pub(crate) struct Offer {
     pub(crate) channel: [u8; ID_LEN],
     pub(crate) binder: [u8; HASH_LEN],

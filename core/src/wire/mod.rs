@@ -11,7 +11,7 @@ pub(crate) mod testing;
 
 pub(crate) use hello::Role;
 pub(crate) use hello::{
-    CAPABILITIES, ClientAuth, ClientHello, KIND_ENROLL, KIND_KEY, Method, Mode, ServerAuth, ServerHello,
+    CAPABILITIES, ClientAuth, ClientHello, KIND_ENROLL, KIND_KEY, Method, Mode, Offer, ServerAuth, ServerHello,
 };
 pub(crate) use message::SEND_HEAD_LEN;
 pub use message::{
