@@ -159,6 +159,18 @@ impl<A: Aead> Connection<A> {
     pub fn transmit(&mut self, out: &mut [u8]) -> Result<usize, Error> {
         self.check()?;
         match &mut self.state {
+            State::Start(_) | State::SendFinished(_) => self.transmit_handshake(out),
+            State::Established(established) if established.sealing.key.counter() >= UPDATE_AT => {
+                established.update_key(out)
+            }
+            _ => Ok(0),
+        }
+    }
+
+    /// A client's records that need nobody.
+    #[inline(never)] // its states must not lie on the stack of whoever asks in vain
+    fn transmit_handshake(&mut self, out: &mut [u8]) -> Result<usize, Error> {
+        match &self.state {
             State::Start(start) => {
                 let (next, len) = start.hello(out)?;
                 self.state = State::ExpectServerHello(next);
@@ -168,9 +180,6 @@ impl<A: Aead> Connection<A> {
                 let (next, len) = state.auth(out)?;
                 self.state = State::ExpectSettings(next);
                 Ok(len)
-            }
-            State::Established(established) if established.sealing.key.counter() >= UPDATE_AT => {
-                established.update_key(out)
             }
             _ => Ok(0),
         }
