@@ -309,6 +309,8 @@ fn a_key_that_changed_gets_nothing() {
     let mut bob = world.listen("bob", &[]);
     world.run("alice", &["send", "bob", "hello"]).ok();
     assert_eq!(text(&bob.line()), "hello");
+    let before = number("alice", "bob", &world);
+    assert_eq!(before, number("bob", "alice", &world), "both see the same");
     let data = world.path("server");
     world.run("alice", &["revoke", "bob"]).failed(1, "refused(forbidden)");
     world.run("alice", &["revoke", "bob", "--data", data.to_str().unwrap()]).ok();
@@ -327,6 +329,42 @@ fn a_key_that_changed_gets_nothing() {
     let alice = world.listen("alice", &[]);
     world.run("other", &["send", "alice", "it is me"]).failed(1, "refused(key-changed)");
     assert!(alice.is_silent());
+
+    // Both keys are shown, by whoever holds the home; looking changes nothing.
+    let shown = world.run("alice", &["verify", "bob", "--json"]).failed(1, "KEY CHANGED");
+    let shown = object(&shown.out);
+    assert_eq!(shown["accepted"], false);
+    assert_ne!(shown["key"], shown["new_key"]);
+    assert_ne!(shown["safety_number"], shown["new_safety_number"]);
+    assert_eq!(shown["safety_number"], before);
+    world.run("alice", &["send", "bob", "secret"]).failed(1, "refused(key-changed)");
+    assert!(other.is_silent());
+
+    // Accepted, it is bob: what was refused goes again, both ways, and what bob sends is shown as his.
+    let accepted = object(&world.run("alice", &["verify", "bob", "--accept", "--json"]).ok());
+    assert_eq!(accepted["accepted"], true);
+    assert_eq!(accepted["new_key"], shown["new_key"]);
+    world.run("alice", &["send", "bob", "welcome"]).ok();
+    assert_eq!(text(&other.line()), "welcome");
+    world.run("other", &["send", "alice", "it is me"]).ok();
+    let message = object(&alice.line());
+    assert_eq!((&message["from"], &message["text"]), (&Value::from("bob"), &Value::from("it is me")));
+    let now = object(&world.run("alice", &["verify", "bob", "--json"]).ok());
+    assert_eq!(now["key"], shown["new_key"]);
+    assert_eq!(now["safety_number"], number("other", "alice", &world), "both see the same");
+    assert!(world.run("alice", &["verify", "bob", "--accept"]).ok().contains("nothing to accept"));
+    alice.signal("INT");
+    let said = alice.wait().err;
+    assert_eq!(said.matches("KEY CHANGED").count(), 1, "loud, and once: {said}");
+    // What nobody has is nobody's number.
+    world.run("alice", &["verify", "zoe"]).failed(1, "refused(unknown)");
+    world.run("alice", &["verify", "Alice"]).failed(2, "own name");
+}
+
+/// The safety number that `home` sees with `name`.
+fn number(home: &str, name: &str, world: &World) -> Value {
+    let shown = world.run(home, &["verify", name, "--json"]);
+    object(&shown.out)["safety_number"].clone()
 }
 
 #[test]

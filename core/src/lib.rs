@@ -117,8 +117,8 @@ pub use endpoint::{Buffers, Drive, Endpoint, Io, Step};
 pub use envelope::{
     AcceptError, BUNDLE_LEN, Bundle, BundleError, BundleKeys, BundleView, Conversation, Decision, ENVELOPE_OVERHEAD,
     EnvelopeHeader, FORMER, MAX_KIND, MAX_MEMBERS, MAX_MESSAGES, Member, OpenError, Opened, Prekey, Prekeys,
-    RECEIPT_VERIFIER_LEN, ReceiptVerifier, ReceivingChain, SIGNED_OVERHEAD, SealError, Sealed, SendingChain, WRAP_LEN,
-    WrapHeader, direct_members_hash, direct_sid, members_hash,
+    RECEIPT_VERIFIER_LEN, ReceiptVerifier, ReceivingChain, SIGNED_OVERHEAD, SafetyNumber, SealError, Sealed,
+    SendingChain, WRAP_LEN, WrapHeader, direct_members_hash, direct_sid, members_hash,
 };
 pub use error::{ApiMisuse, BufferError, Error, PeerError, Reason};
 pub use handshake::client::ServerClaim;

@@ -14,6 +14,8 @@
 //!  SendingChain --wrap--> ReceivingChain                chain.rs    HPKE Auth, once per recipient; announced under `verifying`
 //!               --seal--> open                                      one hash step and one AES-256-GCM per message
 //!               <-receipt                                           a MAC that only that recipient and the sender can make
+//!
+//!  two identities --> SafetyNumber                      identity.rs what two people compare
 //! ```
 //!
 //! # What is claimed, and what is not
@@ -33,6 +35,7 @@
 
 mod bundle;
 mod chain;
+mod identity;
 
 pub use bundle::{
     BUNDLE_LEN, Bundle, BundleError, BundleKeys, BundleView, Conversation, Decision, FORMER, MAX_MEMBERS, Member,
@@ -42,6 +45,7 @@ pub use chain::{
     AcceptError, ENVELOPE_OVERHEAD, EnvelopeHeader, MAX_KIND, MAX_MESSAGES, OpenError, Opened, RECEIPT_VERIFIER_LEN,
     ReceiptVerifier, ReceivingChain, SIGNED_OVERHEAD, SealError, Sealed, SendingChain, WRAP_LEN, WrapHeader,
 };
+pub use identity::SafetyNumber;
 
 #[cfg(test)]
 pub(crate) mod testing;

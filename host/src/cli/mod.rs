@@ -11,6 +11,7 @@ pub mod listen;
 pub mod revoke;
 pub mod send;
 pub mod serve;
+pub mod verify;
 pub mod who;
 
 use core::fmt::Write as _;
@@ -65,6 +66,8 @@ pub enum Command {
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Revoke(revoke::Revoke),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
+    Verify(verify::Verify),
+    #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Demo(demo::Demo),
 }
 
@@ -106,6 +109,7 @@ impl Command {
             Self::Who(who) => who.run().await,
             Self::Enroll(enroll) => enroll.run().await,
             Self::Revoke(revoke) => revoke.run().await,
+            Self::Verify(verify) => verify.run().await,
             Self::Demo(demo) => demo.run().await,
         }
     }
@@ -152,7 +156,10 @@ impl<'h> Asking<'h> {
     /// The final answer to `request`.
     async fn ask(&mut self, request: Request) -> Result<Reply, Failure> {
         // Asking twice who somebody is does no harm; the rest changes something.
-        let harmless = matches!(request, Request::Exporter | Request::Peer { .. } | Request::Who);
+        let harmless = matches!(
+            request,
+            Request::Exporter | Request::Peer { .. } | Request::Verify { accept: false, .. } | Request::Who
+        );
         loop {
             let access = match self.access.take() {
                 Some(access) => self.access.insert(access),
@@ -206,8 +213,10 @@ fn refusal(reason: Reason, name: &str, detail: Option<&str>) -> Failure {
     let known = match reason {
         Reason::Offline => format!("{name} is not listening, and nothing keeps messages yet: send again when it is"),
         Reason::Unknown => format!("the server knows nobody named {name}: see who is there with `ossicle who`"),
-        Reason::KeyChanged if detail.is_some() => "nothing was sent".to_owned(),
-        Reason::KeyChanged => format!("{name} has pinned another key for this client: ask {name}"),
+        Reason::KeyChanged if detail.is_some() => format!("nothing was sent: {}", accept(name)),
+        Reason::KeyChanged => {
+            format!("{name} has pinned another key for this client: ask {name} to compare and accept the present one")
+        }
         Reason::TooLarge => "send less, or in parts".to_owned(),
         Reason::QueueFull => format!("too many messages wait for {name}: try again later"),
         Reason::Rate => "too many requests: try again later".to_owned(),
@@ -223,6 +232,22 @@ fn refusal(reason: Reason, name: &str, detail: Option<&str>) -> Failure {
         Some(detail) => format!("refused({reason}): {detail}; {known}"),
         None => format!("refused({reason}): {known}"),
     })
+}
+
+/// What is said of a peer whose key is not the pinned one.
+fn key_changed(name: &str) -> String {
+    format!(
+        "KEY CHANGED: the identity key of {name} is not the one that was pinned. Nothing is sent to {name}, and nothing \
+         taken that says it is {name}: {}",
+        accept(name)
+    )
+}
+
+fn accept(name: &str) -> String {
+    format!(
+        "ask {name} by another way what happened, compare the safety number of `ossicle verify {name}`, and if it is \
+         right run `ossicle verify {name} --accept`"
+    )
 }
 
 /// A line on standard error. Nobody is left to tell where that fails.

@@ -18,7 +18,7 @@ use super::inbox::{Inbox, opened_receipt};
 use super::link::{Incoming, Link, LinkError, Server, Target};
 use super::local::{PeerKeys, Presence, Reply, Request, Requested};
 use super::outbox::{Outbox, Replies, member};
-use super::peers::{Rejected, admit, check_bundle};
+use super::peers::{Alarm, Rejected, admit, check_bundle, verification};
 use super::url::address;
 use super::{Failure, now};
 use crate::crypto::IdentityKey;
@@ -47,6 +47,12 @@ pub enum Notice {
     Ended(Failure),
     /// Messages wait for their reader.
     Inbox,
+    /// The identity key of a peer is not the pinned one: nothing is sent to it, and nothing taken from it, until a person
+    /// has accepted the new key.
+    KeyChanged {
+        /// The peer's name.
+        name: String,
+    },
 }
 
 /// To an agent; cheap to clone.
@@ -104,6 +110,7 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
     let key = Arc::new(opened.key);
     let me = member(opened.profile.id, key.fingerprint());
     let inbox = Inbox::new(opened.store.backlog()?);
+    let alarm = Alarm::new(listening.then(|| notices.clone()));
     let agent = Agent {
         profile: opened.profile,
         me,
@@ -113,6 +120,7 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
         listening,
         commands: incoming,
         notices,
+        alarm,
         requests: Requests::default(),
         outbox: Outbox::default(),
         inbox,
@@ -131,6 +139,7 @@ pub(super) struct Desk<'a> {
     pub(super) own: &'a OwnKeys,
     pub(super) me: &'a Member,
     pub(super) requests: &'a mut Requests,
+    pub(super) alarm: &'a mut Alarm,
 }
 
 /// Why a connection, or the agent, goes no further.
@@ -181,6 +190,8 @@ pub(super) enum Pending {
     Sender { id: [u8; 16] },
     /// A peer whose keys somebody wants.
     Peer { name: Name, replies: Replies },
+    /// A peer whose key somebody wants to be sure of.
+    Verify { name: Name, accept: bool, replies: Replies },
     /// A wrap of ours.
     Wrap { chain: [u8; 8] },
 }
@@ -208,6 +219,7 @@ struct Agent {
     listening: bool,
     commands: mpsc::UnboundedReceiver<Command>,
     notices: mpsc::UnboundedSender<Notice>,
+    alarm: Alarm,
     requests: Requests,
     outbox: Outbox,
     inbox: Inbox,
@@ -314,7 +326,10 @@ impl Agent {
             let _ = replies.send(reply.clone());
         }
         for pending in self.requests.open.values() {
-            if let Pending::List { replies, .. } | Pending::Plain { replies } | Pending::Peer { replies, .. } = pending
+            if let Pending::List { replies, .. }
+            | Pending::Plain { replies }
+            | Pending::Peer { replies, .. }
+            | Pending::Verify { replies, .. } = pending
             {
                 let _ = replies.send(reply.clone());
             }
@@ -329,6 +344,9 @@ impl Agent {
                 Pending::List { replies, .. } => self.asked.push_back((Request::Who, replies)),
                 Pending::Peer { name, replies } => {
                     self.asked.push_back((Request::Peer { name: name.as_str().to_owned() }, replies));
+                }
+                Pending::Verify { name, accept, replies } => {
+                    self.asked.push_back((Request::Verify { name: name.as_str().to_owned(), accept }, replies));
                 }
                 Pending::Plain { replies } => {
                     let sentence = "the connection broke before the server had answered: do it again";
@@ -395,7 +413,8 @@ impl Agent {
                         came = true;
                         self.handle(&mut link, incoming)?;
                     }
-                    if self.with_desk(&mut link, |_, inbox, desk| inbox.commit(desk))? {
+                    self.with_desk(&mut link, |_, inbox, desk| inbox.commit(desk))?;
+                    if self.inbox.take_news() {
                         let _ = self.notices.send(Notice::Inbox);
                     }
                     if came {
@@ -496,8 +515,14 @@ impl Agent {
         link: &mut Link,
         work: impl FnOnce(&mut Outbox, &mut Inbox, &mut Desk<'_>) -> Result<T, Ended>,
     ) -> Result<T, Ended> {
-        let mut desk =
-            Desk { link, store: &mut self.store, own: &self.own, me: &self.me, requests: &mut self.requests };
+        let mut desk = Desk {
+            link,
+            store: &mut self.store,
+            own: &self.own,
+            me: &self.me,
+            requests: &mut self.requests,
+            alarm: &mut self.alarm,
+        };
         work(&mut self.outbox, &mut self.inbox, &mut desk)
     }
 
@@ -540,7 +565,7 @@ impl Agent {
     fn take(&mut self, request: Request, replies: Replies, link: Option<&mut Link>) -> Result<(), Ended> {
         match (request, link) {
             (Request::Send { to, body, signed, until }, link) => {
-                let Some(name) = self.recipient(&to, &replies) else {
+                let Some(name) = self.other(&to, "send to somebody else", &replies) else {
                     return Ok(());
                 };
                 self.outbox.post(name, body, signed, until, replies);
@@ -557,10 +582,11 @@ impl Agent {
         }
     }
 
-    fn recipient(&self, to: &str, replies: &Replies) -> Option<Name> {
-        let failure = match Name::parse(to) {
+    /// The name of somebody else.
+    fn other(&self, name: &str, remedy: &str, replies: &Replies) -> Option<Name> {
+        let failure = match Name::parse(name) {
             Ok(name) if Name::parse(&self.profile.name).is_ok_and(|own| own == name) => {
-                Failure::usage(format!("{name} is this home's own name: send to somebody else"))
+                Failure::usage(format!("{name} is this home's own name: {remedy}"))
             }
             Ok(name) => return Some(name),
             Err(error) => Failure::usage(error.to_string()),
@@ -602,6 +628,15 @@ impl Agent {
             Request::Revoke { name } => {
                 let request = self.requests.open(Pending::Plain { replies });
                 link.send(&Message::Revoke { request, subject: Subject::Name(&name) })?;
+            }
+            Request::Verify { name, accept } => {
+                let Some(name) = self.other(&name, "compare with somebody else", &replies) else {
+                    return Ok(());
+                };
+                let given = name.as_str().to_owned();
+                let request = self.requests.open(Pending::Verify { name, accept, replies });
+                let subject = Subject::Name(&given);
+                link.send(&Message::Lookup(ossicle_core::Lookup { request, key: true, bundle: false, subject }))?;
             }
             // Letters go through the outbox, whether there is a connection or not.
             Request::Send { .. } => return self.take(request, replies, Some(link)),
@@ -699,8 +734,33 @@ impl Agent {
                     })
                 }) {
                     Ok(keys) => Reply::Peer(keys),
-                    Err(Rejected::For { reason, detail }) => Reply::Refused { reason, detail },
-                    Err(Rejected::Home(failure)) => return Err(failure.into()),
+                    Err(rejected) => {
+                        let (reason, detail) = rejected.told(&mut self.alarm)?;
+                        Reply::Refused { reason, detail }
+                    }
+                };
+                let _ = replies.send(reply);
+                Ok(())
+            }
+            Pending::Verify { name, accept, replies } => {
+                // What came on the former chains is durable before they go.
+                self.with_desk(link, |_, inbox, desk| inbox.commit(desk))?;
+                let found = entry().map_err(|reason| Rejected::For { reason, detail: None });
+                let reply = match found.and_then(|entry| verification(&mut self.store, &self.me, &entry, &name, accept))
+                {
+                    Ok((verified, replaced)) => {
+                        if let (Some(former), Some(shown)) = (replaced, &verified.shown) {
+                            self.inbox.forget(&former);
+                            self.inbox.forget(&shown.id);
+                            self.outbox.rekeyed(name.key());
+                            self.alarm.settled();
+                        }
+                        Reply::Verified(verified)
+                    }
+                    Err(rejected) => {
+                        let (reason, detail) = rejected.told(&mut self.alarm)?;
+                        Reply::Refused { reason, detail }
+                    }
                 };
                 let _ = replies.send(reply);
                 Ok(())

@@ -38,6 +38,8 @@ pub(super) struct Inbox {
     owed: Vec<Receipt>,
     /// Messages that wait for their reader, and their bytes.
     backlog: (u64, u64),
+    /// Whether some of them are durable and their reader was not told yet.
+    news: bool,
 }
 
 struct Held {
@@ -63,6 +65,7 @@ impl Inbox {
             fresh: Vec::new(),
             owed: Vec::new(),
             backlog,
+            news: false,
         }
     }
 
@@ -127,13 +130,13 @@ impl Inbox {
                     self.accept(desk, peer, &parked.wrap, &bundle)?;
                 }
             }
-            Err(Rejected::For { reason, .. }) => {
+            Err(rejected) => {
+                let (reason, _) = rejected.told(desk.alarm)?;
                 let reason = if reason == Reason::KeyChanged { reason } else { Reason::Unreadable };
                 for parked in parked {
                     refuse_wrap(desk, &parked.wrap, reason)?;
                 }
             }
-            Err(Rejected::Home(failure)) => return Err(failure.into()),
         }
         for (wanted, mut envelope) in core::mem::take(&mut self.parked_envelopes) {
             self.deliver(desk, wanted, &mut envelope)?;
@@ -150,18 +153,20 @@ impl Inbox {
     ) -> Result<(), Ended> {
         let bundle = match check_bundle(&mut peer, signed) {
             Ok(bundle) => bundle,
-            Err(Rejected::For { reason, detail }) => {
-                tracing::warn!("a chain from {} is refused: {}", peer.name, detail.unwrap_or_default());
+            Err(rejected) => {
+                let (reason, detail) = rejected.told(desk.alarm)?;
+                if reason != Reason::KeyChanged {
+                    tracing::warn!("a chain from {} is refused: {}", peer.name, detail.unwrap_or_default());
+                }
                 return refuse_wrap(desk, wrap, reason);
             }
-            Err(Rejected::Home(failure)) => return Err(failure.into()),
         };
         let conversation = Conversation::direct(desk.me, &peer.member(), 0);
         let prekey = WrapHeader::decode(wrap).ok().and_then(|header| desk.own.prekeys.find(header.prekey_id));
         let Some(prekey) = prekey else {
             return refuse_wrap(desk, wrap, Reason::Unreadable);
         };
-        let seen = desk.store.seen(&peer.id, &conversation.sid)?;
+        let seen = desk.store.seen(&peer, &conversation.sid)?;
         let mut copy = wrap.to_vec();
         let chain = match Chain::accept(&mut copy, prekey, &peer.member(), &bundle, &conversation, seen) {
             Ok(chain) => chain,
@@ -267,10 +272,19 @@ impl Inbox {
         Ok(())
     }
 
-    /// Makes durable what was opened, then says what is to be said about it. Returns whether there is something new.
-    pub(super) fn commit(&mut self, desk: &mut Desk<'_>) -> Result<bool, Ended> {
-        let new = !self.fresh.is_empty();
-        if new {
+    /// Whether something came since this was last asked.
+    pub(super) const fn take_news(&mut self) -> bool {
+        core::mem::replace(&mut self.news, false)
+    }
+
+    /// Forgets the chains of this peer, whose key was replaced: they are erased in the store.
+    pub(super) fn forget(&mut self, peer: &[u8; 16]) {
+        self.held.retain(|_, held| held.peer != *peer);
+    }
+
+    /// Makes durable what was opened, then says what is to be said about it.
+    pub(super) fn commit(&mut self, desk: &mut Desk<'_>) -> Result<(), Ended> {
+        if !self.fresh.is_empty() {
             let mut chains = Vec::new();
             for (id, held) in self.held.iter_mut().filter(|(_, held)| held.changed) {
                 let (peer, sid, snapshot) = (held.peer, held.sid, snapshot(&held.chain)?);
@@ -279,6 +293,7 @@ impl Inbox {
             }
             desk.store.receive(&chains, &self.fresh)?;
             self.fresh.clear();
+            self.news = true;
         }
         for receipt in self.owed.drain(..) {
             desk.link.send(&Message::Tell(receipt))?;
@@ -286,7 +301,7 @@ impl Inbox {
         if self.held.len() > MAX_HELD {
             self.held.clear();
         }
-        Ok(new)
+        Ok(())
     }
 
     /// Its reader has a message.

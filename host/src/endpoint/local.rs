@@ -61,6 +61,13 @@ pub enum Request {
         /// The rung with which it is done.
         until: Rung,
     },
+    /// The safety number with a peer, and whether its key is the pinned one.
+    Verify {
+        /// Its name.
+        name: String,
+        /// Pin the key that the directory shows, if it is another one.
+        accept: bool,
+    },
     /// Everybody on the server.
     Who,
 }
@@ -99,6 +106,8 @@ pub enum Reply {
     Taken,
     /// It takes longer, and why; not final.
     Trouble(String),
+    /// What two people compare.
+    Verified(Verification),
     /// Everybody, by name.
     Who(Vec<Presence>),
 }
@@ -126,6 +135,30 @@ pub struct PeerKeys {
     /// The identity key's signature over the bundle, verified.
     #[serde(with = "base64_text")]
     pub signature: Vec<u8>,
+}
+
+/// What is pinned of a peer, and what the directory shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verification {
+    /// Its name.
+    pub name: String,
+    /// The key that was pinned when this was asked, or by the asking if the peer was met for the first time.
+    pub pinned: PinnedKey,
+    /// The key that the directory shows instead, if it is another one.
+    pub shown: Option<PinnedKey>,
+    /// Whether `shown` is pinned from now on.
+    pub accepted: bool,
+}
+
+/// An identity key of a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedKey {
+    /// The id that it belongs to.
+    pub id: [u8; 16],
+    /// Its fingerprint.
+    pub fingerprint: [u8; 32],
+    /// The safety number of this client and that key: twelve groups of five digits, a space between them.
+    pub safety_number: String,
 }
 
 /// Whether somebody is there.

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use access::Access;
 pub use agent::Notice;
 pub use home::{Home, HomeLock};
-pub use local::{PeerKeys, Presence, Reply, Request, Requested};
+pub use local::{PeerKeys, PinnedKey, Presence, Reply, Request, Requested, Verification};
 pub(crate) use outbox::message_id;
 pub use setup::{Initialised, initialise};
 pub use url::{ServerUrl, UrlError};

@@ -183,13 +183,13 @@ impl Outbox {
                 self.chains.insert(chain_id, key.to_owned());
                 correspondence.pump(key, desk)
             }
-            Err(Rejected::For { reason, detail }) => {
+            Err(rejected) => {
+                let (reason, detail) = rejected.told(desk.alarm)?;
                 for letter in core::mem::take(&mut correspondence.queue).into_values() {
                     letter.refuse(reason, detail.clone());
                 }
                 Ok(())
             }
-            Err(Rejected::Home(failure)) => Err(failure.into()),
         }
     }
 
@@ -217,6 +217,26 @@ impl Outbox {
         let kept = &self.correspondences;
         self.chains.retain(|id, key| kept.get(key).is_some_and(|kept| kept.chains.iter().any(|chain| chain.is(id))));
         Ok(())
+    }
+
+    /// A person has accepted another key of this recipient. What was sealed for the former one is not sealed for the new
+    /// one by itself: its sender may not have meant that.
+    pub(super) fn rekeyed(&mut self, key: &str) {
+        let Some(correspondence) = self.correspondences.get_mut(key) else {
+            return;
+        };
+        for chain in correspondence.chains.drain(..) {
+            self.chains.remove(chain.sealing.chain_id());
+            for letter in chain.under_way.into_values() {
+                let sentence = format!(
+                    "refused({}): it went to the former key of {}: send it again if it is meant for the new one",
+                    Reason::KeyChanged,
+                    correspondence.name
+                );
+                let _ = letter.replies.send(Reply::Failed(Failure::refused(sentence)));
+            }
+        }
+        correspondence.peer = None;
     }
 
     fn find(&mut self, chain_id: &[u8; 8]) -> Option<(String, &mut Correspondence)> {

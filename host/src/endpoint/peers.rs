@@ -1,22 +1,80 @@
 //! Who a peer is: the directory proposes, the pin decides.
 //!
 //! A peer is pinned when it is first met, under its id, its name and its identity key. Afterwards an answer of the
-//! directory, or a wrap, that does not fit the pin is refused, and said so loudly: nothing is sent. Bundles count only
-//! under the signature of the pinned key, and never go back.
+//! directory, or a wrap, that does not fit the pin is refused, and said so loudly: nothing is sent, until a person has
+//! accepted the other key. Bundles count only under the signature of the pinned key, and never go back.
 
-use ossicle_core::{Bundle, BundleError, BundleView, DirectoryEntry, PublicKey, Reason, SignedBundle};
+use std::collections::HashSet;
+
+use ossicle_core::{
+    Bundle, BundleError, BundleView, DirectoryEntry, Member, PublicKey, Reason, SafetyNumber, SignedBundle,
+};
+use tokio::sync::mpsc;
 
 use super::Failure;
+use super::agent::Notice;
+use super::local::{PinnedKey, Verification};
 use crate::crypto::verify;
 use crate::name::Name;
 use crate::store::home::{HomeStore, Peer};
 
+/// Alarms that are remembered, so that each is raised once.
+const MAX_RAISED: usize = 64;
+
+/// Says to a person what he must not miss: to the reader of this home, or to the log where nobody reads.
+pub(super) struct Alarm {
+    notices: Option<mpsc::UnboundedSender<Notice>>,
+    raised: HashSet<String>,
+}
+
+impl Alarm {
+    /// Without a reader, for the log.
+    pub(super) fn new(reader: Option<mpsc::UnboundedSender<Notice>>) -> Self {
+        Self { notices: reader, raised: HashSet::new() }
+    }
+
+    /// The key of this peer changed, and nobody has accepted that.
+    fn key_changed(&mut self, name: &str, detail: &str) {
+        if self.raised.len() >= MAX_RAISED {
+            self.raised.clear();
+        }
+        if !self.raised.insert(name.to_owned()) {
+            return;
+        }
+        match &self.notices {
+            Some(notices) => drop(notices.send(Notice::KeyChanged { name: name.to_owned() })),
+            None => tracing::error!("{detail}"),
+        }
+    }
+
+    /// A person has seen to it: should it happen again, it is said again.
+    pub(super) fn settled(&mut self) {
+        self.raised.clear();
+    }
+}
+
 /// Why a peer, or its bundle, is not used.
 pub(super) enum Rejected {
+    /// Its key is not the pinned one: a person has to see that.
+    Changed { name: String, detail: String },
     /// It does not fit, and this is what both sides are told.
     For { reason: Reason, detail: Option<String> },
     /// The home failed.
     Home(Failure),
+}
+
+impl Rejected {
+    /// What both sides are told, after the alarm was raised where there is one.
+    pub(super) fn told(self, alarm: &mut Alarm) -> Result<(Reason, Option<String>), Failure> {
+        match self {
+            Self::Changed { name, detail } => {
+                alarm.key_changed(&name, &detail);
+                Ok((Reason::KeyChanged, Some(detail)))
+            }
+            Self::For { reason, detail } => Ok((reason, detail)),
+            Self::Home(failure) => Err(failure),
+        }
+    }
 }
 
 impl From<crate::store::home::HomeStoreError> for Rejected {
@@ -35,42 +93,95 @@ fn malformed() -> Rejected {
 
 /// The pinned peer that a directory entry is about; pins it if it is met for the first time.
 pub(super) fn admit(store: &HomeStore, entry: &DirectoryEntry<'_>, asked: Option<&Name>) -> Result<Peer, Rejected> {
+    match compare(store, entry, asked)? {
+        Compared::Pinned(peer) => Ok(peer),
+        Compared::New(peer) => {
+            store.put_peer(&peer)?;
+            Ok(peer)
+        }
+        Compared::Changed { shown, .. } => Err(changed(&shown.name)),
+    }
+}
+
+/// What a directory entry says, beside what is pinned.
+enum Compared {
+    /// It is the pinned peer.
+    Pinned(Peer),
+    /// Nobody is pinned under this id or name.
+    New(Peer),
+    /// The pinned id has another key, or the pinned name another id.
+    Changed { pinned: Peer, shown: Peer },
+}
+
+fn compare(store: &HomeStore, entry: &DirectoryEntry<'_>, asked: Option<&Name>) -> Result<Compared, Rejected> {
     let key = entry.modulus.and_then(|modulus| PublicKey::from_modulus(modulus).ok()).ok_or_else(malformed)?;
     let name = Name::parse(entry.name).map_err(|_| malformed())?;
     if asked.is_some_and(|asked| *asked != name) {
         return Err(malformed());
     }
-    if let Some(pinned) = store.peer(&entry.id)? {
-        if pinned.modulus != key.modulus() {
-            return Err(changed(&name));
-        }
-        if pinned.name_key != name.key() {
-            return Err(because(
-                Reason::KeyChanged,
-                format!("the server now calls {} {name}: ask both whether that is right", pinned.name),
-            ));
-        }
-        return Ok(pinned);
-    }
-    if store.peer_by_name(name.key())?.is_some() {
-        return Err(changed(&name));
-    }
-    let peer = Peer {
+    let shown = Peer {
         id: entry.id,
         name: name.as_str().to_owned(),
         name_key: name.key().to_owned(),
         modulus: key.modulus().to_vec(),
         fingerprint: key.fingerprint(),
+        key_epoch: entry.key_epoch,
         bundle: None,
     };
-    store.put_peer(&peer)?;
-    Ok(peer)
+    Ok(match store.peer(&entry.id)? {
+        Some(pinned) if pinned.name_key != shown.name_key => {
+            return Err(because(
+                Reason::KeyChanged,
+                format!("the server now calls {} {name}: ask both whether that is right", pinned.name),
+            ));
+        }
+        Some(pinned) if pinned.fingerprint == shown.fingerprint => Compared::Pinned(pinned),
+        Some(pinned) => Compared::Changed { pinned, shown },
+        None => match store.peer_by_name(&shown.name_key)? {
+            Some(pinned) => Compared::Changed { pinned, shown },
+            None => Compared::New(shown),
+        },
+    })
 }
 
-fn changed(name: &Name) -> Rejected {
-    let detail = format!("the identity key of {name} is not the one that was pinned: ask {name} what happened");
-    tracing::error!("KEY CHANGED: {detail}");
-    because(Reason::KeyChanged, detail)
+/// What a person compares to know whose key is pinned; with `accept` the key that the directory shows is pinned instead.
+/// Returns the id of the peer that it replaced, too.
+pub(super) fn verification(
+    store: &mut HomeStore,
+    me: &Member,
+    entry: &DirectoryEntry<'_>,
+    asked: &Name,
+    accept: bool,
+) -> Result<(Verification, Option<[u8; 16]>), Rejected> {
+    let view = |peer: &Peer| PinnedKey {
+        id: peer.id,
+        fingerprint: peer.fingerprint,
+        safety_number: SafetyNumber::new(me, &peer.member()).to_string(),
+    };
+    let of = |pinned: &Peer, shown: Option<&Peer>, accepted| Verification {
+        name: pinned.name.clone(),
+        pinned: view(pinned),
+        shown: shown.map(view),
+        accepted,
+    };
+    match compare(store, entry, Some(asked))? {
+        Compared::Pinned(peer) => Ok((of(&peer, None, false), None)),
+        Compared::New(peer) => {
+            store.put_peer(&peer)?;
+            Ok((of(&peer, None, false), None))
+        }
+        Compared::Changed { pinned, shown } => {
+            if accept {
+                store.replace_peer(&pinned.id, &shown)?;
+            }
+            Ok((of(&pinned, Some(&shown), accept), accept.then_some(pinned.id)))
+        }
+    }
+}
+
+fn changed(name: &str) -> Rejected {
+    let detail = format!("KEY CHANGED: the identity key of {name} is not the one that was pinned");
+    Rejected::Changed { name: name.to_owned(), detail }
 }
 
 /// Reads a bundle, verifies it under the peer's pinned key and against what was seen before, and takes note of it in
@@ -84,10 +195,7 @@ pub(super) fn check_bundle(peer: &mut Peer, signed: &SignedBundle<'_>) -> Result
         None => BundleView::new(&bundle),
     };
     if bundle.id == peer.id && bundle.key != peer.fingerprint {
-        let detail =
-            format!("the identity key of {0} is not the one that was pinned: ask {0} what happened", peer.name);
-        tracing::error!("KEY CHANGED: {detail}");
-        return Err(because(Reason::KeyChanged, detail));
+        return Err(changed(&peer.name));
     }
     if bundle.member() != peer.member() || !verify(&peer.modulus, &bundle.statement(), signed.signature) {
         return Err(unreadable("is not signed by its identity key"));

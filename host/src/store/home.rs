@@ -19,7 +19,6 @@ pub const MAX_WAITING: u64 = 10_000;
 /// Bytes of messages that may wait for their reader.
 pub const MAX_WAITING_BYTES: u64 = 64 * 1024 * 1024;
 
-const VERSION: i64 = 1;
 /// After so many seconds a former prekey is erased, even if few others followed it.
 const PREKEY_AGE: u64 = 30 * 24 * 3600;
 /// The current prekey and the former ones.
@@ -27,7 +26,9 @@ const PREKEYS: i64 = 1 + FORMER as i64;
 /// Chains kept per sender and conversation: the present one and one that messages may still be under way on.
 const KEPT_CHAINS: u32 = 2;
 
-const SCHEMA: &str = "
+/// What each version adds to the one before; a new file goes through all of them.
+const VERSIONS: [&str; 2] = [
+    "
 CREATE TABLE profile (
     one INTEGER PRIMARY KEY CHECK (one = 1), complete INTEGER NOT NULL,
     host TEXT NOT NULL, port INTEGER NOT NULL, server_key BLOB NOT NULL, store_epoch BLOB,
@@ -60,7 +61,21 @@ CREATE TABLE inbox (
 CREATE INDEX unread ON inbox (row) WHERE opened = 0;
 CREATE INDEX untold ON inbox (row) WHERE opened = 1;
 PRAGMA user_version = 1;
-";
+",
+    "
+ALTER TABLE peer ADD COLUMN key_epoch INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE chain ADD COLUMN skipped INTEGER;
+CREATE TABLE seen_of_key (
+    peer BLOB NOT NULL, sid BLOB NOT NULL, key BLOB NOT NULL, bundle_epoch INTEGER NOT NULL,
+    chain_epoch INTEGER NOT NULL, PRIMARY KEY (peer, sid, key)
+) STRICT, WITHOUT ROWID;
+INSERT INTO seen_of_key SELECT peer, sid, fingerprint, bundle_epoch, chain_epoch
+    FROM seen JOIN peer ON peer.id = seen.peer;
+DROP TABLE seen;
+ALTER TABLE seen_of_key RENAME TO seen;
+PRAGMA user_version = 2;
+",
+];
 
 /// Who a home is, and whose client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +127,8 @@ pub struct Peer {
     pub modulus: Vec<u8>,
     /// The fingerprint of that key.
     pub fingerprint: [u8; 32],
+    /// How often its identity key was replaced, as far as was followed here.
+    pub key_epoch: u32,
     /// The newest bundle that was seen: epoch and hash.
     pub bundle: Option<(u32, [u8; 32])>,
 }
@@ -292,10 +309,10 @@ impl HomeStore {
         db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update_and_check(None, "secure_delete", "ON", |_| Ok(()))?;
         let transaction = db.transaction()?;
-        match transaction.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0))? {
-            0 => transaction.execute_batch(SCHEMA)?,
-            VERSION => {}
-            found => return Err(HomeStoreError::Version { found }),
+        let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        let missing = usize::try_from(found).ok().and_then(|found| VERSIONS.get(found..));
+        for version in missing.ok_or(HomeStoreError::Version { found })? {
+            transaction.execute_batch(version)?;
         }
         transaction.commit()?;
         if let Some(directory) = path.parent() {
@@ -426,7 +443,10 @@ impl HomeStore {
     /// # Errors
     /// [`HomeStoreError`].
     pub fn peer(&self, id: &[u8; 16]) -> Result<Option<Peer>> {
-        self.find_peer("SELECT id, name, name_key, modulus, fingerprint, epoch, bundle FROM peer WHERE id = ?1", id)
+        self.find_peer(
+            "SELECT id, name, name_key, modulus, fingerprint, key_epoch, epoch, bundle FROM peer WHERE id = ?1",
+            id,
+        )
     }
 
     /// The pinned peer with this normalised name.
@@ -435,14 +455,14 @@ impl HomeStore {
     /// [`HomeStoreError`].
     pub fn peer_by_name(&self, key: &str) -> Result<Option<Peer>> {
         self.find_peer(
-            "SELECT id, name, name_key, modulus, fingerprint, epoch, bundle FROM peer WHERE name_key = ?1",
+            "SELECT id, name, name_key, modulus, fingerprint, key_epoch, epoch, bundle FROM peer WHERE name_key = ?1",
             key,
         )
     }
 
     fn find_peer(&self, sql: &str, by: impl rusqlite::ToSql) -> Result<Option<Peer>> {
         let found = self.db.prepare_cached(sql)?.query_row([by], |row| {
-            let bundle = match (row.get(5)?, row.get(6)?) {
+            let bundle = match (row.get(6)?, row.get(7)?) {
                 (Some(epoch), Some(hash)) => Some((epoch, hash)),
                 _ => None,
             };
@@ -452,6 +472,7 @@ impl HomeStore {
                 name_key: row.get(2)?,
                 modulus: row.get(3)?,
                 fingerprint: row.get(4)?,
+                key_epoch: row.get(5)?,
                 bundle,
             })
         });
@@ -466,6 +487,28 @@ impl HomeStore {
         put_peer(&self.db, peer)
     }
 
+    /// Pins `new` in the place of the peer with the id `old`, which may be another or the same, and erases the chains of
+    /// both. Messages that wait stay, under the name that they came with.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn replace_peer(&mut self, old: &[u8; 16], new: &Peer) -> Result<()> {
+        let transaction = self.db.transaction()?;
+        if *old == new.id {
+            transaction.execute(
+                "UPDATE peer SET modulus = ?2, fingerprint = ?3, key_epoch = ?4 WHERE id = ?1",
+                params![new.id, new.modulus, new.fingerprint, new.key_epoch],
+            )?;
+        } else {
+            // No name has a space, so this one never is in anybody's way.
+            transaction.execute("UPDATE peer SET name_key = name_key || ' ' || lower(hex(id)) WHERE id = ?1", [old])?;
+        }
+        put_peer(&transaction, new)?;
+        transaction.execute("DELETE FROM chain WHERE peer IN (?1, ?2)", params![old, new.id])?;
+        transaction.execute("DELETE FROM inbox WHERE opened = 2 AND chain NOT IN (SELECT id FROM chain)", [])?;
+        Ok(transaction.commit()?)
+    }
+
     /// Takes the next chain epoch of a conversation: it is used up when this returns.
     ///
     /// # Errors
@@ -476,13 +519,15 @@ impl HomeStore {
         Ok(self.db.query_row(sql, [sid], |row| row.get(0))?)
     }
 
-    /// The highest epochs (of bundle and chain) that were ever accepted of this sender in this conversation.
+    /// The highest epochs (of bundle and chain) that were ever accepted of this sender, under its present key, in this
+    /// conversation.
     ///
     /// # Errors
     /// [`HomeStoreError`].
-    pub fn seen(&self, peer: &[u8; 16], sid: &[u8; 16]) -> Result<Option<(u32, u32)>> {
-        let sql = "SELECT bundle_epoch, chain_epoch FROM seen WHERE peer = ?1 AND sid = ?2";
-        let found = self.db.query_row(sql, [&peer[..], sid], |row| Ok((row.get(0)?, row.get(1)?)));
+    pub fn seen(&self, peer: &Peer, sid: &[u8; 16]) -> Result<Option<(u32, u32)>> {
+        let sql = "SELECT bundle_epoch, chain_epoch FROM seen WHERE peer = ?1 AND sid = ?2 AND key = ?3";
+        let of_these = params![peer.id, sid, peer.fingerprint];
+        let found = self.db.query_row(sql, of_these, |row| Ok((row.get(0)?, row.get(1)?)));
         Ok(found.optional()?)
     }
 
@@ -494,8 +539,8 @@ impl HomeStore {
         let transaction = self.db.transaction()?;
         put_peer(&transaction, peer)?;
         transaction.execute(
-            "INSERT OR REPLACE INTO seen (peer, sid, bundle_epoch, chain_epoch) VALUES (?1, ?2, ?3, ?4)",
-            params![chain.peer, chain.sid, epochs.0, epochs.1],
+            "INSERT OR REPLACE INTO seen (peer, sid, key, bundle_epoch, chain_epoch) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![chain.peer, chain.sid, peer.fingerprint, epochs.0, epochs.1],
         )?;
         let of_these = params![chain.peer, chain.sid];
         let last: u32 = transaction.query_row(
@@ -645,9 +690,10 @@ impl HomeStore {
 fn put_peer(db: &Connection, peer: &Peer) -> Result<()> {
     let (epoch, hash) = peer.bundle.unzip();
     db.execute(
-        "INSERT INTO peer (id, name, name_key, modulus, fingerprint, epoch, bundle) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+        "INSERT INTO peer (id, name, name_key, modulus, fingerprint, key_epoch, epoch, bundle)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
          ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch, bundle = excluded.bundle",
-        params![peer.id, peer.name, peer.name_key, peer.modulus, peer.fingerprint, epoch, hash],
+        params![peer.id, peer.name, peer.name_key, peer.modulus, peer.fingerprint, peer.key_epoch, epoch, hash],
     )?;
     Ok(())
 }
@@ -698,6 +744,7 @@ mod tests {
             name,
             modulus: vec![byte; 256],
             fingerprint: [byte; 32],
+            key_epoch: 0,
             bundle: Some((1, [byte; 32])),
         }
     }
@@ -795,10 +842,55 @@ mod tests {
     }
 
     #[test]
+    fn an_accepted_key_takes_the_place_of_the_pinned_one() {
+        let (_directory, mut store) = store();
+        store.begin_chain(&peer(9), &chain(1), (4, 2)).unwrap();
+        store.receive(&[], &[message(0), message(1)]).unwrap();
+        store.mark(store.waiting(0, 1).unwrap()[0].row, Progress::Told).unwrap();
+        let changed = Peer { modulus: vec![1; 256], fingerprint: [1; 32], key_epoch: 3, bundle: None, ..peer(9) };
+        store.replace_peer(&[9; 16], &changed).unwrap();
+        assert_eq!(store.peer(&[9; 16]).unwrap(), Some(changed.clone()));
+        assert!(store.chain(&[1; 8]).unwrap().is_none());
+        assert!(store.remembered(&[1; 8], 0).unwrap().is_none());
+        assert_eq!(store.waiting(0, 10).unwrap().len(), 1, "what was not read yet stays");
+        // What was seen of a key is seen of that key: it is known again when the key comes back.
+        assert_eq!(store.seen(&changed, &[3; 16]).unwrap(), None);
+        store.replace_peer(&[9; 16], &peer(9)).unwrap();
+        assert_eq!(store.seen(&peer(9), &[3; 16]).unwrap(), Some((4, 2)));
+
+        // Another id under the name: the old one keeps what came from it and loses the name.
+        let other = Peer { name: "peer9".into(), name_key: "peer9".into(), ..peer(8) };
+        store.replace_peer(&[9; 16], &other).unwrap();
+        assert_eq!(store.peer_by_name("peer9").unwrap(), Some(other));
+        assert_eq!(store.waiting(0, 10).unwrap()[0].from, "peer9");
+        assert_eq!(store.peer(&[9; 16]).unwrap().map(|old| old.name_key.contains(' ')), Some(true));
+    }
+
+    #[test]
+    fn a_file_of_the_first_version_is_brought_up_to_date() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("home.db");
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(VERSIONS[0]).unwrap();
+        let Peer { id, name, modulus, fingerprint, .. } = peer(9);
+        let values = params![id, name, modulus, fingerprint];
+        db.execute("INSERT INTO peer VALUES (?1, ?2, ?2, ?3, ?4, 1, ?4)", values).unwrap();
+        db.execute("INSERT INTO seen VALUES (?1, ?2, 4, 2)", [id, [3; 16]]).unwrap();
+        drop(db);
+        let store = HomeStore::open(&path).unwrap();
+        assert_eq!(store.peer(&[9; 16]).unwrap(), Some(peer(9)));
+        assert_eq!(store.seen(&peer(9), &[3; 16]).unwrap(), Some((4, 2)));
+        store.db.pragma_update(None, "user_version", 99).unwrap();
+        drop(store);
+        let newer = HomeStore::open(&path).err().unwrap();
+        assert!(matches!(newer, HomeStoreError::Version { found: 99 }), "{newer}");
+    }
+
+    #[test]
     fn messages_wait_until_they_are_read_and_are_known_afterwards() {
         let (_directory, mut store) = store();
         store.begin_chain(&peer(9), &chain(1), (1, 0)).unwrap();
-        assert_eq!(store.seen(&[9; 16], &[3; 16]).unwrap(), Some((1, 0)));
+        assert_eq!(store.seen(&peer(9), &[3; 16]).unwrap(), Some((1, 0)));
         store.receive(&[chain(1)], &[message(0), message(1)]).unwrap();
         assert!(store.receive(&[chain(1)], &[message(2), message(1)]).is_err(), "a number twice");
         assert!(store.remembered(&[1; 8], 2).unwrap().is_none(), "all or nothing");
@@ -848,6 +940,6 @@ mod tests {
         assert!(store.remembered(&[1; 8], 1).unwrap().is_some(), "it was not read yet");
         assert!(store.knows_chain(&[1; 8]).unwrap() && store.knows_chain(&[3; 8]).unwrap());
         assert!(!store.knows_chain(&[4; 8]).unwrap());
-        assert_eq!(store.seen(&[9; 16], &[3; 16]).unwrap(), Some((1, 2)));
+        assert_eq!(store.seen(&peer(9), &[3; 16]).unwrap(), Some((1, 2)));
     }
 }

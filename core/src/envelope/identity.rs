@@ -1,0 +1,102 @@
+//! Whose identity key is whose: the number by which two people find out.
+
+use core::fmt;
+
+use super::Member;
+use crate::crypto::{HASH_LEN, hash};
+
+const SAFETY_LABEL: &[u8] = b"ossicle safety\0";
+/// Further hashes over a member: whoever looks for a key with a given number pays for each of them each time.
+const SAFETY_ROUNDS: u32 = 5200;
+/// Groups of five digits for each of the two members.
+const GROUPS: usize = 6;
+
+/// What two people compare, by voice say, to be sure that each has pinned the other's key (PROTOCOL 8.5): 60 digits that
+/// are the same for both, and others for any other pair of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SafetyNumber {
+    groups: [u32; 2 * GROUPS],
+}
+
+impl SafetyNumber {
+    /// The number of two members, whichever comes first.
+    pub fn new(a: &Member, b: &Member) -> Self {
+        let (first, second) = if a.id <= b.id { (a, b) } else { (b, a) };
+        let mut groups = [0; 2 * GROUPS];
+        let digits = digits_of(first).into_iter().chain(digits_of(second));
+        for (to, from) in groups.iter_mut().zip(digits) {
+            *to = from;
+        }
+        Self { groups }
+    }
+
+    /// The digits in groups of five: each is less than 100,000 and is shown with leading zeros.
+    pub const fn groups(&self) -> &[u32; 2 * GROUPS] {
+        &self.groups
+    }
+}
+
+/// The groups with a space between them.
+impl fmt::Display for SafetyNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, group) in self.groups.iter().enumerate() {
+            let space = if i == 0 { "" } else { " " };
+            write!(f, "{space}{group:05}")?;
+        }
+        Ok(())
+    }
+}
+
+fn digits_of(member: &Member) -> [u32; GROUPS] {
+    let mut digest: [u8; HASH_LEN] = hash(&[SAFETY_LABEL, &member.id, &member.key]);
+    for _ in 0..SAFETY_ROUNDS {
+        digest = hash(&[&digest, &member.key]);
+    }
+    let mut groups = [0; GROUPS];
+    let (fives, _) = digest.as_chunks::<5>();
+    for (to, from) in groups.iter_mut().zip(fives) {
+        let [a, b, c, d, e] = *from;
+        // Less than 100,000, so it fits.
+        *to = u32::try_from(u64::from_be_bytes([0, 0, 0, a, b, c, d, e]) % 100_000).unwrap_or_default();
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::wire::testing::printed;
+
+    const A: Member = Member { id: [1; 16], key: [2; 32] };
+    const B: Member = Member { id: [3; 16], key: [4; 32] };
+
+    // Computed apart, in another language.
+    #[test]
+    fn the_safety_number_is_that_of_the_specification() {
+        let number = SafetyNumber::new(&A, &B).to_string();
+        let groups: Vec<&str> = number.split(' ').collect();
+        assert!(groups.len() == 12 && groups.iter().all(|group| group.len() == 5), "{number}");
+        // The specification prints it in groups, which read as hexadecimal give their digits again.
+        let digits: Vec<u8> = number.bytes().filter(u8::is_ascii_digit).collect();
+        let packed: Vec<u8> = digits.chunks(2).map(|pair| (pair[0] - b'0') << 4 | (pair[1] - b'0')).collect();
+        assert_eq!(packed, printed("15.3", "safety_number"));
+    }
+
+    #[test]
+    fn both_sides_see_one_number_and_any_other_key_has_another() {
+        let number = SafetyNumber::new(&A, &B);
+        assert_eq!(number, SafetyNumber::new(&B, &A));
+        assert!(number.groups().iter().all(|group| *group < 100_000));
+        let other_key = Member { key: [5; 32], ..B };
+        let other_id = Member { id: [4; 16], ..B };
+        for other in [other_key, other_id] {
+            let changed = SafetyNumber::new(&A, &other);
+            // The own half stays as it was.
+            assert_eq!(changed.groups()[..GROUPS], number.groups()[..GROUPS]);
+            assert_ne!(changed.groups()[GROUPS..], number.groups()[GROUPS..]);
+        }
+    }
+}
