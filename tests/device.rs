@@ -310,6 +310,67 @@ fn a_replayed_wrap_is_not_obeyed_after_a_reset(start: Start, host: [u8; 4], dire
     joined.until_reading_ends("led=1");
 }
 
+impl Joined {
+    /// The connection breaks; the device comes back to this server and goes on where it was, without new keys.
+    fn comes_back(&mut self, script: &mut Script) {
+        self.server.cut();
+        self.server = script.accept(&keys::bob());
+        assert_eq!(self.server.client, DEVICE);
+        assert_eq!(Message::decode(&self.server.receive()), Ok(Message::Listening));
+        self.reading();
+    }
+}
+
+/// A broken connection costs no RSA, unless resumptions break too.
+fn resumes_its_channel(start: Start, host: [u8; 4]) {
+    let owner = Owner::new();
+    let mut script = Script::new(keys::server());
+    let _device = start(owner.page(script.address(), host));
+    let mut joined = join(&mut script, &owner, None);
+    assert!(joined.server.offered.is_none(), "a device without storage has none at its start");
+    let issued = script.channel.as_ref().map(|channel| channel.id);
+    joined.comes_back(&mut script);
+    assert!(joined.server.resumed);
+    assert_eq!(joined.server.offered, issued);
+    // Two resumptions that break; then the long way, with the channel kept all the same.
+    let issued = script.channel.as_ref().map(|channel| channel.id);
+    assert_ne!(joined.server.offered, issued, "each resumption issues the next channel");
+    drop(joined.server);
+    assert!(script.break_off());
+    assert!(script.break_off());
+    let server = script.accept(&keys::bob());
+    assert!(server.offered.is_none() && !server.resumed);
+}
+
+/// A server that has forgotten the channel is answered at once, on the same connection.
+fn takes_the_long_way_when_its_channel_is_forgotten(start: Start, host: [u8; 4]) {
+    let owner = Owner::new();
+    let mut script = Script::new(keys::server());
+    let _device = start(owner.page(script.address(), host));
+    let mut joined = join(&mut script, &owner, None);
+    script.channel = None;
+    joined.comes_back(&mut script);
+    assert!(joined.server.offered.is_some() && !joined.server.resumed);
+    joined.comes_back(&mut script);
+    assert!(joined.server.resumed, "the channel that the full handshake issued");
+}
+
+#[test]
+fn a_device_resumes_its_channel_and_not_for_ever_in_vain() {
+    resumes_its_channel(in_thread, THREAD_SEES_HOST_AT);
+}
+
+#[test]
+fn a_device_whose_channel_was_forgotten_takes_the_long_way_on_the_same_connection() {
+    takes_the_long_way_when_its_channel_is_forgotten(in_thread, THREAD_SEES_HOST_AT);
+}
+
+#[test]
+#[ignore = "needs qemu-system-arm"]
+fn the_image_resumes_its_channel_and_not_for_ever_in_vain() {
+    resumes_its_channel(in_qemu, QEMU_SEES_HOST_AT);
+}
+
 #[test]
 fn a_device_obeys_its_owners_signature_and_nothing_else() {
     obeys_its_owner_only(in_thread, THREAD_SEES_HOST_AT);

@@ -7,7 +7,9 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use ossicle::crypto::{IdentityKey, verify};
-use ossicle_core::{Ask, Connection, Event, MAX_RECORD_LEN, Message, PublicKey, Received, ServerConfig, Settings};
+use ossicle_core::{
+    Ask, Channel, Connection, Event, MAX_RECORD_LEN, Message, PublicKey, Received, ServerConfig, Settings,
+};
 
 use crate::{SERVER_ID, public, seed};
 
@@ -19,6 +21,8 @@ pub struct Script {
     listener: TcpListener,
     key: IdentityKey,
     connections: u8,
+    /// The channel that was issued last, the only one that is resumed. A script may forget it.
+    pub channel: Option<Channel>,
 }
 
 /// The connection of a [`Script`]'s client, after an honest handshake.
@@ -28,13 +32,17 @@ pub struct Scripted {
     data: Vec<u8>,
     /// The id that the client authenticated.
     pub client: [u8; 16],
+    /// The channel that it offered.
+    pub offered: Option<[u8; 16]>,
+    /// Whether that was resumed.
+    pub resumed: bool,
 }
 
 impl Script {
     /// A server with this key on a port of the kernel's.
     pub fn new(key: IdentityKey) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-        Self { listener, key, connections: 0 }
+        Self { listener, key, connections: 0, channel: None }
     }
 
     /// Where it listens.
@@ -51,14 +59,32 @@ impl Script {
         self.connections += 1;
         let config = ServerConfig { id: SERVER_ID, fingerprint: server.fingerprint(), record_limit: 16_408 };
         let connection = Connection::server(config, &seed(100 + self.connections));
-        let mut scripted = Scripted { stream, connection, data: Vec::new(), client: [0; 16] };
-        scripted.handshake(&self.key, client);
+        let (data, client_id) = (Vec::new(), [0; 16]);
+        let mut scripted = Scripted { stream, connection, data, client: client_id, offered: None, resumed: false };
+        let settings = Settings {
+            heartbeat: 15,
+            timeout: 45,
+            channel: [self.connections; 16],
+            valid_for: 600,
+            ..Settings::default()
+        };
+        scripted.handshake(&self.key, client, self.channel.as_ref(), &settings);
+        self.channel = scripted.connection.take_channel();
         scripted
+    }
+
+    /// Accepts the next connection and breaks it off after the client's hello. Whether that offered a channel.
+    pub fn break_off(&mut self) -> bool {
+        let (mut stream, _) = self.listener.accept().expect("the client comes");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a deadline can be set");
+        let mut hello = [0; 84];
+        stream.read_exact(&mut hello).expect("a hello has as many bytes at least");
+        hello[83] == 1
     }
 }
 
 impl Scripted {
-    fn handshake(&mut self, server: &IdentityKey, client: &IdentityKey) {
+    fn handshake(&mut self, server: &IdentityKey, client: &IdentityKey, held: Option<&Channel>, settings: &Settings) {
         let mut out = [0; 4096];
         loop {
             if let Some(Ask::Sign(statement)) = self.connection.ask() {
@@ -68,16 +94,30 @@ impl Scripted {
             }
             let mut record = self.record();
             let event = self.connection.receive(&mut record).expect("an honest client");
-            if let Received::Record { event: Event::CheckClient(claim), .. } = event {
-                let statement = self.connection.bind(&claim, &public(client).fingerprint()).expect("the client's key");
-                assert!(verify(client.modulus(), &statement, claim.signature()), "the client's signature");
-                self.client = claim.id();
-                let settings = Settings { heartbeat: 15, timeout: 45, ..Settings::default() };
-                let len = self.connection.accept(&settings, &mut out).expect("there is room");
-                self.stream.write_all(&out[..len]).expect("the client reads");
-                return;
+            match event {
+                Received::Record { event: Event::CheckChannel(id), .. } => {
+                    self.offered = Some(id);
+                    let held = held.filter(|channel| channel.id == id);
+                    let len = self.connection.answer_offer(held, &mut out).expect("there is room");
+                    self.stream.write_all(&out[..len]).expect("the client reads");
+                    self.client = held.map_or([0; 16], |channel| channel.client);
+                }
+                Received::Record { event: Event::CheckClient(claim), .. } => {
+                    let statement =
+                        self.connection.bind(&claim, &public(client).fingerprint()).expect("the client's key");
+                    assert!(verify(client.modulus(), &statement, claim.signature()), "the client's signature");
+                    self.client = claim.id();
+                    break;
+                }
+                Received::Record { event: Event::Resumed, .. } => {
+                    self.resumed = true;
+                    break;
+                }
+                _ => {}
             }
         }
+        let len = self.connection.accept(settings, &mut out).expect("there is room");
+        self.stream.write_all(&out[..len]).expect("the client reads");
     }
 
     /// The bytes of the next whole record.
@@ -118,6 +158,11 @@ impl Scripted {
     /// Sends raw bytes in the place of a record.
     pub fn send_raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).expect("the client reads");
+    }
+
+    /// Ends the connection without a word.
+    pub fn cut(&mut self) {
+        self.stream.shutdown(std::net::Shutdown::Both).expect("it stands");
     }
 
     /// Whether the client has ended the connection; waits for it.
