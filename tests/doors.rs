@@ -126,16 +126,64 @@ fn foreign_crates_of_the_host_stay_in_their_rooms() {
 }
 
 #[test]
-fn only_the_board_of_the_firmware_is_unsafe_and_knows_its_chip() {
-    let board = ["firmware-example/src/board.rs"];
-    only(
-        "firmware-example/src",
-        &["cortex_m", "cortex_m_rt", "embedded_alloc", "semihosting"],
-        &["firmware-example/src/board.rs", "firmware-example/src/main.rs"],
-    );
+fn only_the_boards_of_the_firmware_are_unsafe_and_know_the_processor() {
+    let below = ["firmware-example/src/board/", "firmware-example/src/runtime.rs"];
+    only("firmware-example/src", &["cortex_m", "embedded_alloc", "semihosting"], &below);
+    // What starts the application says where it starts.
+    only("firmware-example/src", &["cortex_m_rt"], &[below[0], below[1], "firmware-example/src/main.rs"]);
     for (path, code) in sources("firmware-example/src") {
         let uses = code.lines().any(|line| line.contains("unsafe ") || line.contains("unsafe("));
-        assert!(board.contains(&path.as_str()) || !uses, "{path} holds unsafe code");
+        assert!(below.iter().any(|room| path.starts_with(room)) || !uses, "{path} holds unsafe code");
+    }
+}
+
+/// Porting touches one source file: nothing but a board's own file can tell one board from another.
+#[test]
+fn only_its_own_file_knows_a_board() {
+    let boards = "firmware-example/src/board/";
+    let (drivers, rest): (Vec<_>, Vec<_>) =
+        sources("firmware-example/src").into_iter().partition(|(path, _)| path.starts_with(boards));
+    assert!(drivers.len() >= 2, "{drivers:?}");
+    let rest_of = |path: &str| rest.iter().any(|(other, _)| other.ends_with(path));
+    assert!(["src/lib.rs", "src/net.rs", "src/main.rs", "src/runtime.rs"].into_iter().all(rest_of));
+
+    let mut foreign = vec!["stellaris", "lm3s", "mps2", "an386", "lan9118", "cmsdk", "fpga", "systick", "syst", "nvic"];
+    let names: Vec<&str> =
+        drivers.iter().map(|(path, _)| path.trim_start_matches(boards).trim_end_matches(".rs")).collect();
+    foreign.extend(&names);
+    for (path, _) in &rest {
+        // Comments too: what only one board needs is said where it is.
+        let text = std::fs::read_to_string(root().join(path)).unwrap().to_lowercase();
+        for word in text.split(|c: char| !c.is_alphanumeric()) {
+            assert!(!foreign.iter().any(|name| word.starts_with(name)), "{path} knows a board: {word}");
+            // Every register of a Cortex-M and of what stands around it is at 0x4000_0000 or above.
+            let address = word.strip_prefix("0x").unwrap_or_default();
+            assert!(address.len() < 4 || address == "ffff", "{path} holds an address: {word}");
+        }
+        for condition in ["target_arch", "target_feature", "target_pointer", "cfg(board", "board =", "feature ="] {
+            assert!(!text.contains(condition), "{path} asks for its target: {condition}");
+        }
+    }
+    for (path, code) in &drivers {
+        for other in names.iter().filter(|name| !path.contains(*name)) {
+            assert!(!code.contains(other), "{path} knows {other}");
+        }
+    }
+    // README says how many lines each has, to two digits or so.
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    for (path, code) in rest.iter().chain(&drivers) {
+        let file = path.trim_start_matches("firmware-example/");
+        let row = readme.lines().find_map(|line| line.strip_prefix(&format!("| `{file}` | ")));
+        let stated = row.unwrap_or_else(|| panic!("README does not name {file}")).split(' ').next().unwrap();
+        let (stated, counted) =
+            (stated.parse::<usize>().unwrap(), code.lines().filter(|line| !line.trim().is_empty()).count());
+        assert!(stated.abs_diff(counted) <= counted / 10, "{file} has {counted} lines of code; README says {stated}");
+    }
+    // And each has what lies aside: a memory map and a target.
+    let config = std::fs::read_to_string(root().join("firmware-example/.cargo/config.toml")).unwrap();
+    for name in names {
+        assert!(root().join(format!("firmware-example/boards/{name}.x")).is_file(), "{name} has no memory map");
+        assert!(config.contains(&format!("board=\\\"{name}\\\"")), "{name} has no target");
     }
 }
 

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use ossicle_tests::cli::{Running, World};
-use ossicle_tests::firmware_image;
-use ossicle_tests::qemu::{Line, Options, Qemu};
+use ossicle_tests::qemu::{Board, Line, Options, Qemu};
+use ossicle_tests::{firmware_image, firmware_image_for};
 
 /// Nothing that works takes so long, even where instructions are counted.
 const DEADLINE: Duration = Duration::from_secs(240);
@@ -83,6 +83,39 @@ fn the_image_reports_to_its_owner_obeys_him_and_comes_back() {
     // Revoked: out at once, and not let in again.
     world.run("alice", &["revoke", "sensor-01"]).ok();
     qemu.wait_for(|line| line.message.contains("Unauthorised"), deadline()).unwrap();
+}
+
+#[test]
+#[ignore = "needs qemu-system-arm"]
+fn the_same_application_does_the_same_on_another_board() {
+    let (mut world, page) = world_with_page("3072", "2048");
+    world.init("bob");
+    let listen = world.listen("alice", &[]);
+    let options = Options { board: Board::Mps2An386, ..Options::default() };
+    let image = firmware_image_for(Board::Mps2An386);
+    let mut qemu = Qemu::start(&image, Some(&page), &options);
+    until(&listen, "led=0");
+
+    world.run("alice", &["send", "sensor-01", "led on", "--wait", "opened"]).ok();
+    until(&listen, "led=1");
+    world.run("bob", &["send", "sensor-01", "led off"]).failed(1, "refused(forbidden)");
+    until(&listen, "led=1");
+
+    world.restart_server();
+    qemu.wait_for(|line| line.message.starts_with("connection ended"), deadline()).unwrap();
+    // With or without RSA: that is between this server and its memory.
+    let again = |line: &Line| line.message.starts_with("connected") || line.message.starts_with("resumed");
+    qemu.wait_for(again, deadline()).unwrap();
+    qemu.wait_for(|line| line.message.starts_with("reported"), deadline()).unwrap();
+    until(&listen, "led=1");
+    world.run("alice", &["send", "sensor-01", "led off"]).ok();
+    until(&listen, "led=0");
+    drop(qemu);
+
+    // Its identity page has an address of its own, and is missed in the same words.
+    let mut qemu = Qemu::start(&image, None, &options);
+    qemu.wait_for(|line| line.message.starts_with("no identity page"), deadline()).unwrap();
+    assert_eq!(qemu.wait_exit(deadline()).and_then(|status| status.code()), Some(1));
 }
 
 #[test]

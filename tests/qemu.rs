@@ -17,12 +17,47 @@ use std::time::Instant;
 
 use defmt_decoder::{DecodeError, Table};
 
-/// Where the board's flash keeps the identity page.
-const PAGE_ADDRESS: u32 = 0x0003_F800;
+/// The boards that the example runs on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Board {
+    /// Cortex-M3, 256 KiB of flash, 64 KiB of RAM, an Ethernet controller on the chip.
+    #[default]
+    Lm3s6965evb,
+    /// Cortex-M4, 4 MiB of each, an Ethernet controller beside the chip.
+    Mps2An386,
+}
+
+impl Board {
+    /// The target that stands for this board in the firmware's workspace.
+    pub fn target(self) -> &'static str {
+        match self {
+            Self::Lm3s6965evb => "thumbv7m-none-eabi",
+            Self::Mps2An386 => "thumbv7em-none-eabi",
+        }
+    }
+
+    /// The machine and its network card, as QEMU calls them.
+    fn machine(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Lm3s6965evb => ("lm3s6965evb", "stellaris"),
+            Self::Mps2An386 => ("mps2-an386", "lan9118"),
+        }
+    }
+
+    /// Where its flash keeps the identity page.
+    fn page_address(self) -> u32 {
+        match self {
+            Self::Lm3s6965evb => 0x0003_F800,
+            Self::Mps2An386 => 0x003F_F800,
+        }
+    }
+}
 
 /// How a device is run, beside its image and page. The default is as fast as the host can, with a network.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    /// The board that the image is for.
+    pub board: Board,
     /// Each instruction takes one nanosecond of the device's time, so that its `instructions()` counts
     /// instructions. Slower, and time no longer passes as on the wall.
     pub icount: bool,
@@ -166,16 +201,18 @@ impl fmt::Debug for NotSeen {
 impl core::error::Error for NotSeen {}
 
 fn command(image: &Path, page: Option<&Path>, options: &Options) -> Command {
+    let (machine, card) = options.board.machine();
     let mut command = Command::new("qemu-system-arm");
     command
-        .args(["-M", "lm3s6965evb", "-display", "none", "-monitor", "none", "-serial", "none"])
+        .args(["-M", machine, "-display", "none", "-monitor", "none", "-serial", "none"])
         .args(["-chardev", "stdio,id=log,signal=off"])
         .args(["-semihosting-config", "enable=on,target=native,chardev=log"])
-        .args(["-nic", "user,id=net,model=stellaris"])
+        .args(["-nic", &format!("user,id=net,model={card}")])
         .arg("-kernel")
         .arg(image);
     if let Some(page) = page {
-        command.arg("-device").arg(format!("loader,file={},addr={PAGE_ADDRESS:#x},force-raw=on", escaped(page)));
+        let address = options.board.page_address();
+        command.arg("-device").arg(format!("loader,file={},addr={address:#x},force-raw=on", escaped(page)));
     }
     if options.icount {
         command.args(["-icount", "shift=0"]);

@@ -106,14 +106,21 @@ impl rand_core::TryRng for Rng {
 
 impl rand_core::TryCryptoRng for Rng {}
 
-/// The device's image, built now if it is not there or older than its sources.
+/// The device's image for the first board, built now if it is not there or older than its sources.
 pub fn firmware_image() -> std::path::PathBuf {
-    static BUILT: std::sync::Once = std::sync::Once::new();
+    firmware_image_for(qemu::Board::default())
+}
+
+/// The device's image for this board, built now if it is not there or older than its sources.
+pub fn firmware_image_for(board: qemu::Board) -> std::path::PathBuf {
+    static BUILDING: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../firmware-example");
-    BUILT.call_once(|| {
+    {
+        // One at a time, with nothing to do for all but the first. A build that failed fails again for the next test.
+        let _one = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // What cargo set for this test must not reach the other workspace: RUSTFLAGS would replace the target's.
         let status = std::process::Command::new("cargo")
-            .args(["build", "--release", "--locked", "--quiet"])
+            .args(["build", "--release", "--locked", "--quiet", "--target", board.target()])
             .current_dir(&folder)
             .env_remove("RUSTFLAGS")
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
@@ -121,8 +128,8 @@ pub fn firmware_image() -> std::path::PathBuf {
             .status()
             .expect("cargo starts");
         assert!(status.success(), "the firmware does not build");
-    });
-    folder.join("target/thumbv7m-none-eabi/release/firmware-example")
+    }
+    folder.join("target").join(board.target()).join("release/firmware-example")
 }
 
 /// One side's bytes that the other has not seen yet.

@@ -3,8 +3,13 @@
 #![no_std]
 #![no_main]
 
-#[allow(unsafe_code, reason = "registers, the heap and the linker's symbols are met here, and nowhere else")]
-mod board;
+#[allow(unsafe_code, reason = "registers are met here, and nowhere else")]
+mod board {
+    // The file below `src/board/` that the target stands for, as `.cargo/config.toml` says.
+    include!(concat!(env!("OUT_DIR"), "/board.rs"));
+}
+#[allow(unsafe_code, reason = "the heap and the linker's symbols are met here, and nowhere else")]
+mod runtime;
 
 use board::{Board, Clock, Ethernet, Led};
 use firmware_example::net::{Net, Sockets};
@@ -30,7 +35,7 @@ struct Device {
 impl firmware_example::Board for Device {
     fn entropy(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(32) {
-            let fresh = board::simulation_only_entropy::<32>();
+            let fresh = runtime::simulation_only_entropy::<32>();
             for (to, from) in chunk.iter_mut().zip(fresh) {
                 *to = from;
             }
@@ -87,13 +92,13 @@ impl firmware_example::Board for Device {
 }
 
 fn measure() {
-    defmt::info!("stack {=usize}, heap {}", board::stack_high_water(), board::heap_high_water());
+    defmt::info!("stack {=usize}, heap {}", runtime::stack_high_water(), runtime::heap_high_water());
 }
 
 /// The identity page, or the end: a device without one is nobody.
 #[inline(never)]
 fn page() -> (IdentityPage<'static>, PublicKey<'static>) {
-    let page = match IdentityPage::decode(board::identity_page()) {
+    let page = match IdentityPage::decode(runtime::identity_page()) {
         Ok(page) => page,
         Err(error) => {
             // Words of its own: formatting the sentence of the library would cost more flash than the driver.
@@ -102,7 +107,7 @@ fn page() -> (IdentityPage<'static>, PublicKey<'static>) {
                 PageError::Version => defmt::error!("identity page of another version: make a new one"),
                 _ => defmt::error!("broken identity page: load it again, or make a new one with `ossicle enroll`"),
             }
-            board::exit(1);
+            runtime::exit(1);
         }
     };
     defmt::info!("{=str} reports to {=str}", page.name, page.owner.name);
@@ -110,7 +115,7 @@ fn page() -> (IdentityPage<'static>, PublicKey<'static>) {
         Ok(key) => (page, key),
         Err(error) => {
             defmt::error!("the identity page holds no key: {}", error);
-            board::exit(1);
+            runtime::exit(1);
         }
     }
 }
@@ -126,14 +131,14 @@ fn sensor(
         Ok(sensor) => SENSOR.init(sensor),
         Err(error) => {
             defmt::error!("the sensor cannot be made: {}", error);
-            board::exit(1);
+            runtime::exit(1);
         }
     }
 }
 
 #[inline(never)]
 fn net(ethernet: Ethernet, clock: Clock) -> &'static mut Net<'static, Ethernet, Clock> {
-    let seed = u64::from_le_bytes(board::simulation_only_entropy());
+    let seed = u64::from_le_bytes(runtime::simulation_only_entropy());
     let mac = ethernet.mac();
     NET.init_with(|| {
         Net::new(ethernet, clock, mac, seed, TCP_RX.take(), TCP_TX.take(), SOCKETS.init_with(Sockets::new))
@@ -148,5 +153,5 @@ fn main() -> ! {
     let mut device = Device { led, samples: 0 };
     let (page, key) = page();
     sensor(page, key, &mut device).run(net(ethernet, clock), &mut device);
-    board::exit(1);
+    runtime::exit(1);
 }
