@@ -8,6 +8,7 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use ossicle::device::{Device, Happened};
+use ossicle::ethernet::{HOST, Network};
 use ossicle_tests::cli::World;
 
 /// What is looked for: the text, in hex of both cases, in base64 at each of its three alignments.
@@ -74,7 +75,8 @@ fn neither_disk_nor_memory_of_the_server_hold_what_was_said() {
     world.init("bob");
     let page = world.path("sensor.page");
     let out = page.to_str().unwrap();
-    world.run("alice", &["enroll", "sensor-01", "--report-to", "alice", "--out", out]).ok();
+    let dials = format!("{HOST}:{}", world.port());
+    world.run("alice", &["enroll", "sensor-01", "--report-to", "alice", "--address", &dials, "--out", out]).ok();
     let listen = world.listen("alice", &[]);
     let hears = world.listen("bob", &[]);
 
@@ -88,7 +90,8 @@ fn neither_disk_nor_memory_of_the_server_hold_what_was_said() {
     assert!(hears.line().contains(to_bob) && hears.line().contains(unsigned));
 
     let (obeyed, heard) = std::sync::mpsc::channel();
-    let device = Device::start(fs::read(&page).unwrap(), move |happened| {
+    let network = Network::start(None).unwrap();
+    let device = Device::start(&network, fs::read(&page).unwrap(), move |happened| {
         if matches!(happened, Happened::Ignored { signed: true }) {
             let _ = obeyed.send(());
         }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use ossicle::crypto::IdentityKey;
 use ossicle::device::{Device, Happened};
+use ossicle::ethernet::{HOST, Network};
 use ossicle_core::{
     Bundle, BundleKeys, Conversation, DirectoryEntry, EnvelopeHeader, IdentityPage, MAX_PAGE_LEN, Member, Message,
     PageKey, PageOwner, PeerStatus, Reason, Receipt, ReceivingChain, Rung, Rungs, RustCrypto, SendingChain,
@@ -47,7 +48,7 @@ impl Owner {
         SignedBundle { bundle: Box::leak(Box::new(self.bundle.encode())), signature: &self.signature }
     }
 
-    fn page(&self, address: SocketAddr, host: [u8; 4]) -> Vec<u8> {
+    fn page(&self, address: SocketAddr) -> Vec<u8> {
         let (server, device) = (keys::server(), keys::bob());
         let parts = device.components().unwrap();
         let mut page = vec![0; MAX_PAGE_LEN];
@@ -59,7 +60,8 @@ impl Owner {
                 p: parts.p.as_slice().try_into().unwrap(),
                 q: parts.q.as_slice().try_into().unwrap(),
             },
-            address: host,
+            // In QEMU's network as in ours.
+            address: HOST.octets(),
             port: address.port(),
             server: public(&server),
             owner: PageOwner {
@@ -203,33 +205,32 @@ impl Joined {
 }
 
 /// Something that can be the device: a thread or a QEMU, started from a page and gone when dropped.
-type Start = fn(page: Vec<u8>) -> (Box<dyn core::any::Any>, [u8; 4]);
-
-const THREAD_SEES_HOST_AT: [u8; 4] = [127, 0, 0, 1];
-const QEMU_SEES_HOST_AT: [u8; 4] = [10, 0, 2, 2];
+type Start = fn(page: Vec<u8>) -> Box<dyn core::any::Any>;
 
 /// The image, built by `ci.sh`; building it here keeps a lone `cargo test` honest.
 fn image() -> PathBuf {
     ossicle_tests::firmware_image()
 }
 
-fn in_thread(page: Vec<u8>) -> (Box<dyn core::any::Any>, [u8; 4]) {
-    (Box::new(Device::start(page, |happened| println!("device: {happened:?}")).unwrap()), THREAD_SEES_HOST_AT)
+fn in_thread(page: Vec<u8>) -> Box<dyn core::any::Any> {
+    let network = Network::start(None).unwrap();
+    let device = Device::start(&network, page, |happened| println!("device: {happened:?}")).unwrap();
+    Box::new((device, network))
 }
 
-fn in_qemu(page: Vec<u8>) -> (Box<dyn core::any::Any>, [u8; 4]) {
+fn in_qemu(page: Vec<u8>) -> Box<dyn core::any::Any> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("page");
     std::fs::write(&path, page).unwrap();
     let qemu = Qemu::start(&image(), Some(&path), &qemu::Options::default());
-    (Box::new((qemu, folder)), QEMU_SEES_HOST_AT)
+    Box::new((qemu, folder))
 }
 
 /// It obeys its owner's signature and nothing else, says what it took and what not, and shows the LED in its readings.
-fn obeys_its_owner_only(start: Start, host: [u8; 4]) {
+fn obeys_its_owner_only(start: Start) {
     let mut owner = Owner::new();
     let mut script = Script::new(keys::server());
-    let _device = start(owner.page(script.address(), host));
+    let _device = start(owner.page(script.address()));
     let mut joined = join(&mut script, &owner, None);
     assert_eq!(joined.reading().get(5..), Some("C led=0"));
 
@@ -274,10 +275,10 @@ fn obeys_its_owner_only(start: Start, host: [u8; 4]) {
 }
 
 /// After a reset it has forgotten everything; a server that has not must gain nothing by that.
-fn a_replayed_wrap_is_not_obeyed_after_a_reset(start: Start, host: [u8; 4], directory_lies: bool) {
+fn a_replayed_wrap_is_not_obeyed_after_a_reset(start: Start, directory_lies: bool) {
     let mut owner = Owner::new();
     let mut script = Script::new(keys::server());
-    let page = owner.page(script.address(), host);
+    let page = owner.page(script.address());
     let device = start(page.clone());
     let mut joined = join(&mut script, &owner, None);
     let first = joined.bundle;
@@ -322,10 +323,10 @@ impl Joined {
 }
 
 /// A broken connection costs no RSA, unless resumptions break too.
-fn resumes_its_channel(start: Start, host: [u8; 4]) {
+fn resumes_its_channel(start: Start) {
     let owner = Owner::new();
     let mut script = Script::new(keys::server());
-    let _device = start(owner.page(script.address(), host));
+    let _device = start(owner.page(script.address()));
     let mut joined = join(&mut script, &owner, None);
     assert!(joined.server.offered.is_none(), "a device without storage has none at its start");
     let issued = script.channel.as_ref().map(|channel| channel.id);
@@ -343,10 +344,10 @@ fn resumes_its_channel(start: Start, host: [u8; 4]) {
 }
 
 /// A server that has forgotten the channel is answered at once, on the same connection.
-fn takes_the_long_way_when_its_channel_is_forgotten(start: Start, host: [u8; 4]) {
+fn takes_the_long_way_when_its_channel_is_forgotten(start: Start) {
     let owner = Owner::new();
     let mut script = Script::new(keys::server());
-    let _device = start(owner.page(script.address(), host));
+    let _device = start(owner.page(script.address()));
     let mut joined = join(&mut script, &owner, None);
     script.channel = None;
     joined.comes_back(&mut script);
@@ -357,41 +358,41 @@ fn takes_the_long_way_when_its_channel_is_forgotten(start: Start, host: [u8; 4])
 
 #[test]
 fn a_device_resumes_its_channel_and_not_for_ever_in_vain() {
-    resumes_its_channel(in_thread, THREAD_SEES_HOST_AT);
+    resumes_its_channel(in_thread);
 }
 
 #[test]
 fn a_device_whose_channel_was_forgotten_takes_the_long_way_on_the_same_connection() {
-    takes_the_long_way_when_its_channel_is_forgotten(in_thread, THREAD_SEES_HOST_AT);
+    takes_the_long_way_when_its_channel_is_forgotten(in_thread);
 }
 
 #[test]
 #[ignore = "needs qemu-system-arm"]
 fn the_image_resumes_its_channel_and_not_for_ever_in_vain() {
-    resumes_its_channel(in_qemu, QEMU_SEES_HOST_AT);
+    resumes_its_channel(in_qemu);
 }
 
 #[test]
 fn a_device_obeys_its_owners_signature_and_nothing_else() {
-    obeys_its_owner_only(in_thread, THREAD_SEES_HOST_AT);
+    obeys_its_owner_only(in_thread);
 }
 
 #[test]
 #[ignore = "needs qemu-system-arm"]
 fn the_image_obeys_its_owners_signature_and_nothing_else() {
-    obeys_its_owner_only(in_qemu, QEMU_SEES_HOST_AT);
+    obeys_its_owner_only(in_qemu);
 }
 
 #[test]
 fn a_device_does_not_obey_a_replayed_wrap_after_a_reset() {
-    a_replayed_wrap_is_not_obeyed_after_a_reset(in_thread, THREAD_SEES_HOST_AT, false);
-    a_replayed_wrap_is_not_obeyed_after_a_reset(in_thread, THREAD_SEES_HOST_AT, true);
+    a_replayed_wrap_is_not_obeyed_after_a_reset(in_thread, false);
+    a_replayed_wrap_is_not_obeyed_after_a_reset(in_thread, true);
 }
 
 #[test]
 #[ignore = "needs qemu-system-arm"]
 fn the_image_does_not_obey_a_replayed_wrap_after_a_reset() {
-    a_replayed_wrap_is_not_obeyed_after_a_reset(in_qemu, QEMU_SEES_HOST_AT, true);
+    a_replayed_wrap_is_not_obeyed_after_a_reset(in_qemu, true);
 }
 
 #[test]
@@ -402,7 +403,7 @@ fn a_device_takes_no_older_bundle_of_its_owner_and_no_forged_one() {
     // The page was made when the owner's bundle had epoch 2.
     owner.bundle = owner.keys.bundle(&owner.bundle.member(), 2, old.0.hash());
     owner.signature = owner.key.sign(&owner.bundle.statement()).unwrap();
-    let _device = in_thread(owner.page(script.address(), THREAD_SEES_HOST_AT));
+    let _device = in_thread(owner.page(script.address()));
     let mut joined = join(&mut script, &owner, None);
 
     let newer = owner.bundle;
@@ -431,7 +432,7 @@ fn a_device_takes_no_older_bundle_of_its_owner_and_no_forged_one() {
 fn a_bundle_whose_publication_was_not_confirmed_is_made_anew() {
     let owner = Owner::new();
     let mut script = Script::new(keys::server());
-    let _device = in_thread(owner.page(script.address(), THREAD_SEES_HOST_AT));
+    let _device = in_thread(owner.page(script.address()));
     let mut server = script.accept(&keys::bob());
     let payload = server.receive();
     let Ok(Message::Lookup(lookup)) = Message::decode(&payload) else { panic!("the device asks for its own bundle") };
@@ -459,8 +460,9 @@ fn a_device_ends_a_connection_with_a_bad_record_and_comes_back() {
     let owner = Owner::new();
     let mut script = Script::new(keys::server());
     let (happened, seen) = mpsc::channel();
-    let page = owner.page(script.address(), THREAD_SEES_HOST_AT);
-    let _device = Device::start(page, move |event| {
+    let page = owner.page(script.address());
+    let network = Network::start(None).unwrap();
+    let _device = Device::start(&network, page, move |event| {
         let _ = happened.send(event);
     })
     .unwrap();

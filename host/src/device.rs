@@ -1,45 +1,85 @@
-//! A simulated device: the firmware's own application in a thread, over TCP instead of a board's Ethernet.
+//! A simulated device: the firmware's own application and network stack in a thread, plugged into an Ethernet that exists
+//! only in this process instead of a board's.
 //!
-//! `ossicle demo` and the tests run it; what it does is what the image does, down to the size of its buffers. It is the
-//! only room that knows the firmware.
+//! `ossicle demo` and the tests run it; what it does is what the image does, down to the size of its buffers and the
+//! address that it asks the network for. It is the only room that knows the firmware.
 
+use core::fmt;
 use core::net::SocketAddrV4;
 use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::{Context, Waker};
 use core::time::Duration;
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::task::Wake;
+use std::thread::{JoinHandle, Thread};
 use std::time::Instant;
 
+use embedded_io::Write as _;
+use firmware_example::net::{Clock, Error, Net, Sockets};
 use firmware_example::{Board, Buffers, Sensor, Transport, public_key};
 pub use firmware_example::{Ending, Happened};
 use ossicle_core::{IdentityPage, MAX_RSA_LEN, PageError};
 
+use crate::ethernet::{Network, Plug};
+
+/// How often a device that waits looks whether it should end, in milliseconds.
+const STOP_HEARD_WITHIN: u64 = 50;
+/// How long [`say_in_clear`] waits for each step.
+const PATIENCE: u64 = 30_000;
+
 /// A device that runs until it is stopped or dropped.
+#[derive(Debug)]
 pub struct Device {
+    led: Led,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// The LED of a simulated board: what its application switches, and what anybody sees. Clones are the same LED.
+#[derive(Clone, Debug, Default)]
+pub struct Led(Arc<AtomicBool>);
+
+impl Led {
+    /// Whether it is on.
+    pub fn is_on(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Switches it, as the application does.
+    pub fn set(&self, on: bool) {
+        self.0.store(on, Ordering::SeqCst);
+    }
+}
+
 impl Device {
-    /// Starts the device of this identity page; `observe` is told of all that happens to it.
+    /// Starts the device of this identity page on `network`; `observe` is told of all that happens to it.
     ///
     /// # Errors
     /// [`PageError`] if the page is none, or holds no key.
-    pub fn start(page: Vec<u8>, observe: impl FnMut(Happened) + Send + 'static) -> Result<Self, PageError> {
+    pub fn start(
+        network: &Network,
+        page: Vec<u8>,
+        observe: impl FnMut(Happened) + Send + 'static,
+    ) -> Result<Self, PageError> {
         IdentityPage::decode(&page)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let (led, stop) = (Led::default(), Arc::new(AtomicBool::new(false)));
+        let mut board = Simulated { led: led.clone(), samples: 0, stop: Arc::clone(&stop), observe };
+        let plug = network.plug();
         let thread = std::thread::spawn(move || {
-            let mut board = Simulated { led: false, samples: 0, stop: stopped, observe };
             let (mut buffers, mut modulus) = (Buffers::new(), [0; MAX_RSA_LEN]);
             let Ok(page) = IdentityPage::decode(&page) else { return };
             let Ok(key) = public_key(&page, &mut modulus) else { return };
             let Ok(mut sensor) = Sensor::new(page, key, &mut buffers, &mut board) else { return };
-            sensor.run(&mut Loopback { started: Instant::now(), deadline: None, stream: None }, &mut board);
+            let stop = Arc::clone(&board.stop);
+            let mut memory = Memory::default();
+            sensor.run(&mut Wired { net: memory.net(plug), stop }, &mut board);
         });
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { led, stop, thread: Some(thread) })
+    }
+
+    /// Its LED, as anybody sees it who stands beside it.
+    pub fn led(&self) -> &Led {
+        &self.led
     }
 
     /// Stops it; returns when its connection is closed.
@@ -47,8 +87,16 @@ impl Device {
         self.end();
     }
 
-    fn end(&mut self) {
+    /// Has it stop, and does not wait for that.
+    pub fn tell_to_stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+    }
+
+    fn end(&mut self) {
+        self.tell_to_stop();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -61,9 +109,54 @@ impl Drop for Device {
     }
 }
 
+/// Sends `text` from the Ethernet of simulated devices to `peer`, sealed by nobody, for a search to find.
+///
+/// # Errors
+/// There was no address or no connection in time.
+pub fn say_in_clear(network: &Network, peer: SocketAddrV4, text: &str) -> Result<(), impl fmt::Display + use<>> {
+    let mut memory = Memory::default();
+    let mut net = memory.net(network.plug());
+    net.set_deadline(Some(net.now() + PATIENCE));
+    let said = net.configure().and_then(|_| net.connect(peer)).and_then(|()| net.write_all(text.as_bytes()));
+    // However the peer ends it, it has the text or has refused it.
+    let _ = net.close();
+    said
+}
+
+/// The memory of a network stack, of the sizes that it has on the board.
+struct Memory<'m> {
+    rx: [u8; 1024],
+    tx: [u8; 1024],
+    sockets: Sockets<'m>,
+}
+
+impl Default for Memory<'_> {
+    fn default() -> Self {
+        Self { rx: [0; 1024], tx: [0; 1024], sockets: Sockets::new() }
+    }
+}
+
+impl<'m> Memory<'m> {
+    fn net(&'m mut self, plug: Plug) -> Net<'m, Plug, Wall> {
+        let [mut seed, mut mac] = [[0; 8]; 2];
+        entropy(&mut seed);
+        entropy(&mut mac);
+        // Of an address that nobody has assigned: local, and of one device.
+        let [first, rest @ ..] = mac;
+        let mac = core::array::from_fn(|at| if at == 0 { first & 0xfc | 2 } else { rest[at] });
+        let clock = Wall { started: Instant::now(), plug: plug.clone() };
+        Net::new(plug, clock, mac, u64::from_le_bytes(seed), &mut self.rx, &mut self.tx, &mut self.sockets)
+    }
+}
+
+/// Without entropy there is no device: nothing weaker takes its place.
+fn entropy(bytes: &mut [u8]) {
+    assert!(getrandom::fill(bytes).is_ok(), "the system has no entropy");
+}
+
 /// What stands in for a board.
 struct Simulated<F> {
-    led: bool,
+    led: Led,
     samples: i32,
     stop: Arc<AtomicBool>,
     observe: F,
@@ -71,16 +164,15 @@ struct Simulated<F> {
 
 impl<F: FnMut(Happened)> Board for Simulated<F> {
     fn entropy(&mut self, bytes: &mut [u8]) {
-        // Without entropy there is no device: nothing weaker takes its place.
-        assert!(getrandom::fill(bytes).is_ok(), "the system has no entropy");
+        entropy(bytes);
     }
 
     fn set_led(&mut self, on: bool) {
-        self.led = on;
+        self.led.set(on);
     }
 
     fn led(&self) -> bool {
-        self.led
+        self.led.is_on()
     }
 
     fn temperature(&mut self) -> i32 {
@@ -97,73 +189,83 @@ impl<F: FnMut(Happened)> Board for Simulated<F> {
     }
 }
 
-/// TCP on this machine, as the application knows a transport.
-struct Loopback {
+/// The time of this machine, and rest until a frame comes.
+struct Wall {
     started: Instant,
-    deadline: Option<u64>,
-    stream: Option<TcpStream>,
+    plug: Plug,
 }
 
-impl Loopback {
-    fn stream(&mut self) -> io::Result<&mut TcpStream> {
-        let now = self.now();
-        let patience = self.deadline.map(|deadline| Duration::from_millis(deadline.saturating_sub(now).max(1)));
-        let stream = self.stream.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        stream.set_read_timeout(patience)?;
-        Ok(stream)
-    }
-}
-
-impl embedded_io::ErrorType for Loopback {
-    type Error = io::Error;
-}
-
-impl embedded_io::Read for Loopback {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        Read::read(self.stream()?, bytes)
-    }
-}
-
-impl embedded_io::Write for Loopback {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Write::write(self.stream()?, bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Transport for Loopback {
-    fn connect(&mut self, peer: SocketAddrV4) -> io::Result<()> {
-        let stream = TcpStream::connect(peer)?;
-        stream.set_nodelay(true)?;
-        self.stream = Some(stream);
-        Ok(())
-    }
-
-    fn abort(&mut self) {
-        if let Some(stream) = self.stream.take() {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-
-    fn set_deadline(&mut self, deadline: Option<u64>) {
-        self.deadline = deadline;
-    }
-
+impl Clock for Wall {
     fn now(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    fn rest(&self, until: u64) {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        if self.plug.poll_arrived(&Context::from_waker(&waker)).is_pending() {
+            std::thread::park_timeout(Duration::from_millis(until.saturating_sub(self.now())));
+        }
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// The firmware's transport, which here hears a stop while it waits to come back.
+struct Wired<'m> {
+    net: Net<'m, Plug, Wall>,
+    stop: Arc<AtomicBool>,
+}
+
+impl embedded_io::ErrorType for Wired<'_> {
+    type Error = Error;
+}
+
+impl embedded_io::Read for Wired<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Error> {
+        self.net.read(bytes)
+    }
+}
+
+impl embedded_io::Write for Wired<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Error> {
+        self.net.write(bytes)
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        self.net.flush()
+    }
+}
+
+impl Transport for Wired<'_> {
+    fn connect(&mut self, peer: SocketAddrV4) -> Result<(), Error> {
+        Transport::connect(&mut self.net, peer)
+    }
+
+    fn abort(&mut self) {
+        self.net.abort();
+    }
+
+    fn set_deadline(&mut self, deadline: Option<u64>) {
+        self.net.set_deadline(deadline);
+    }
+
+    fn now(&self) -> u64 {
+        self.net.now()
+    }
+
     fn sleep(&mut self, until: u64) {
-        // In short rests, so that a stop is heard.
-        while self.now() < until {
-            std::thread::sleep(Duration::from_millis((until - self.now()).min(50)));
+        while self.now() < until && !self.stop.load(Ordering::Relaxed) {
+            self.net.sleep(until.min(self.now() + STOP_HEARD_WITHIN));
         }
     }
 
-    fn is_timeout(error: &io::Error) -> bool {
-        matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+    fn is_timeout(error: &Error) -> bool {
+        <Net<'_, Plug, Wall> as Transport>::is_timeout(error)
     }
 }

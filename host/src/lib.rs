@@ -7,10 +7,10 @@
 //!        | server           |   | endpoint         |                       | device      |
 //!        |  channel: a peer |   |  agent: one home |                       | the firmware|
 //!        |  router, mailbox |   |  inbox, outbox   |                       | in a thread |
-//!        |  directory,limits|   |  link: one TCP   |                       +-------------+
-//!        |  control: a local|   |  local: a local  |
-//!        |  operator's door |   |  process's door  |
-//!        +---+---------+----+   +----+--------+----+
+//!        |  directory,limits|   |  link: one TCP   |                       +------v------+
+//!        |  control: a local|   |  local: a local  |                       | ethernet    |
+//!        |  operator's door |   |  process's door  |                       | search      |
+//!        +---+---------+----+   +----+--------+----+                       +-------------+
 //!            |         |             |        |
 //!        +---v---+  +--v-------------v--+  +--v----------+
 //!        | store |  | crypto: aws-lc-rs |  | store::home |      name: display names and patterns
@@ -18,7 +18,8 @@
 //! ```
 //!
 //! The protocol itself is `ossicle-core`; nothing here knows what a record looks like inside. rusqlite is named under
-//! `store` only, aws-lc-rs and rsa in `crypto` only, the firmware in `device` only: `tests/doors.rs` holds that.
+//! `store` only, aws-lc-rs and rsa in `crypto` only, the firmware in `device` only, smoltcp under `ethernet` only:
+//! `tests/doors.rs` holds that.
 
 mod channel;
 pub mod cli;
@@ -27,9 +28,11 @@ pub mod crypto;
 pub mod device;
 mod directory;
 pub mod endpoint;
+pub mod ethernet;
 pub mod limits;
 pub mod mailbox;
 pub mod name;
 pub mod router;
+pub mod search;
 pub mod server;
 pub mod store;

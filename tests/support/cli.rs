@@ -227,10 +227,14 @@ impl World {
 
     /// Ends the server at once and starts it again on the same port.
     pub fn restart_server(&mut self) {
-        let address = self.url.split('#').next().unwrap_or_default();
-        let port = address.rsplit(':').next().unwrap_or_default().to_owned();
+        let port = self.port();
         self.stop_server();
         self.start_server(&port, &[]);
+    }
+
+    /// The server's port, as text.
+    pub fn port(&self) -> String {
+        self.url.split('#').next().and_then(|address| address.rsplit(':').next()).unwrap_or_default().to_owned()
     }
 
     /// The server's process id.

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use crate::device::{Device, Ending, Happened};
 use crate::endpoint::Failure;
+use crate::ethernet::Network;
 
 /// What the second person and the owner write; searched for in the server's files afterwards.
 const LETTER: &str = "the harbour lights are green tonight";
@@ -101,12 +102,17 @@ impl Story {
         say("Alice enrols a sensor: one page of flash makes a generic image this one device.");
         let page = self.folder.path().join("sensor-01.page");
         let page_text = page.to_string_lossy().into_owned();
-        self.run(&["enroll", "sensor-01", "--report-to", "alice", "--out", &page_text, "--home"], &alice)?;
+        let port = url.split('#').next().and_then(|address| address.rsplit(':').next()).unwrap_or_default();
+        let dials = format!("{}:{port}", crate::ethernet::HOST);
+        let enroll =
+            ["enroll", "sensor-01", "--report-to", "alice", "--address", &dials, "--out", &page_text, "--home"];
+        self.run(&enroll, &alice)?;
 
         say("The sensor starts: the firmware's own application, with 1 KiB buffers, joins and reports every second.");
         let bytes = std::fs::read(&page).map_err(|error| broken(format!("cannot read the page: {error}")))?;
-        let sensor =
-            Device::start(bytes, narrate).map_err(|error| broken(format!("the sensor cannot start: {error}")))?;
+        let network = Network::start(None).map_err(|error| broken(format!("cannot make an Ethernet: {error}")))?;
+        let sensor = Device::start(&network, bytes, narrate)
+            .map_err(|error| broken(format!("the sensor cannot start: {error}")))?;
         alice_hears.wait("a reading of the sensor", |line| line.contains("sensor-01") && line.contains("led=0"))?;
 
         say("Alice switches its LED on: her message is signed, and the sensor obeys nobody else.");
