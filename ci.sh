@@ -22,6 +22,7 @@ started=$SECONDS
 step() { printf '\n=== %s (%d s)\n' "$*" $((SECONDS - started)); }
 
 in_firmware() { (cd firmware-example && "$@"); }
+in_embassy() { (cd firmware-embassy && "$@"); }
 
 # Runs the tests that an earlier run ignored, program by program. $1: the log of that run; the rest: how to run them again.
 run_ignored() {
@@ -54,6 +55,7 @@ cargo fmt --all --check
 in_firmware cargo fmt --check
 # rustfmt follows no file that build.rs names.
 in_firmware rustfmt --check --edition 2024 src/board/*.rs
+in_embassy cargo fmt --check
 (cd tests/no-alloc && cargo fmt --check)
 
 step lints
@@ -63,6 +65,7 @@ cargo clippy -p ossicle-core --all-targets --all-features --locked -- -D warning
 for target in "${firmware_targets[@]}"; do
     in_firmware cargo clippy --locked --release --target "$target" -- -D warnings
 done
+in_embassy cargo clippy --locked --release -- -D warnings
 in_firmware cargo clippy --locked --lib --tests --target "$host_target" -- -D warnings
 
 step documentation
@@ -80,6 +83,8 @@ done
 step "supply chain"
 if command -v cargo-deny >/dev/null; then
     cargo deny --locked check bans licenses sources
+    # Not its bans: two generations of smoltcp are what it shows.
+    cargo deny --locked --manifest-path firmware-embassy/Cargo.toml --config deny.toml check licenses sources
 else
     skipped+=("cargo deny check bans licenses sources (needs cargo-deny)")
 fi
@@ -91,6 +96,9 @@ step "the firmware's image, for each board"
 for target in "${firmware_targets[@]}"; do
     in_firmware cargo build --release --locked --target "$target"
 done
+
+step "the sketch on embassy"
+in_embassy cargo build --release --locked
 
 step "tests of the workspace"
 cargo test --workspace --locked 2>&1 | tee "$log"

@@ -113,23 +113,33 @@ pub fn firmware_image() -> std::path::PathBuf {
 
 /// The device's image for this board, built now if it is not there or older than its sources.
 pub fn firmware_image_for(board: qemu::Board) -> std::path::PathBuf {
+    built("firmware-example", board.target())
+}
+
+/// The image of the sketch on embassy, for the second board, built now if it is not there or older than its sources.
+pub fn embassy_image() -> std::path::PathBuf {
+    built("firmware-embassy", qemu::Board::Mps2An386.target())
+}
+
+/// The image of the same name in a workspace of its own.
+fn built(workspace: &str, target: &str) -> std::path::PathBuf {
     static BUILDING: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../firmware-example");
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(workspace);
     {
         // One at a time, with nothing to do for all but the first. A build that failed fails again for the next test.
         let _one = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // What cargo set for this test must not reach the other workspace: RUSTFLAGS would replace the target's.
         let status = std::process::Command::new("cargo")
-            .args(["build", "--release", "--locked", "--quiet", "--target", board.target()])
+            .args(["build", "--release", "--locked", "--quiet", "--target", target])
             .current_dir(&folder)
             .env_remove("RUSTFLAGS")
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .env_remove("CARGO_TARGET_DIR")
             .status()
             .expect("cargo starts");
-        assert!(status.success(), "the firmware does not build");
+        assert!(status.success(), "{workspace} does not build");
     }
-    folder.join("target").join(board.target()).join("release/firmware-example")
+    folder.join("target").join(target).join("release").join(workspace)
 }
 
 /// One side's bytes that the other has not seen yet.
