@@ -3,12 +3,15 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use core::time::Duration;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use ossicle_tests::cli::{Running, World};
 use ossicle_tests::qemu::{Board, Line, Options, Qemu};
-use ossicle_tests::{embassy_image, firmware_image, firmware_image_for};
+use ossicle_tests::{Rng, embassy_image, firmware_image, firmware_image_for};
+use rand_core::TryRng as _;
 
 /// Nothing that works takes so long, even where instructions are counted.
 const DEADLINE: Duration = Duration::from_secs(240);
@@ -137,6 +140,88 @@ fn the_sketch_on_embassy_is_a_member_too() {
     until(&listen, "led=1");
     world.run("alice", &["send", "sensor-01", "led off"]).ok();
     until(&listen, "led=0");
+}
+
+/// QEMU's end of the wire. It fails rather than waits for ever.
+fn accepted(listener: &TcpListener) -> TcpStream {
+    listener.set_nonblocking(true).unwrap();
+    let deadline = deadline();
+    loop {
+        match listener.accept() {
+            Ok((wire, _)) => {
+                wire.set_nonblocking(false).unwrap();
+                wire.set_read_timeout(Some(DEADLINE)).unwrap();
+                wire.set_write_timeout(Some(DEADLINE)).unwrap();
+                return wire;
+            }
+            Err(error) => assert!(Instant::now() < deadline, "QEMU has not come to its wire: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Frames that nobody should send: too short (but not empty, which QEMU itself does not take), too long, random, or nearly right; `to` is the device's address.
+fn rubbish(to: [u8; 6]) -> impl Iterator<Item = Vec<u8>> {
+    let mut rng = Rng::new(7);
+    (0..4_000_usize).map(move |index| {
+        let len = match index % 8 {
+            0 => 1 + index % 60,
+            1 => 1_515 + index % 500,
+            2 => 2_040 + index % 20,
+            3 => 4_000,
+            _ => 14 + index % 1_501,
+        };
+        let mut frame = vec![0; len];
+        rng.try_fill_bytes(&mut frame).unwrap();
+        if len >= 40 {
+            frame[..6].copy_from_slice(if index % 3 == 0 { &[0xff; 6] } else { &to });
+            // Of a station that nobody is; half of them claim to be IPv4 or ARP.
+            frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+            match index % 4 {
+                0 => frame[12..15].copy_from_slice(&[8, 0, 0x45]),
+                1 => frame[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]),
+                _ => {}
+            }
+        }
+        frame
+    })
+}
+
+#[test]
+#[ignore = "needs qemu-system-arm"]
+fn a_wire_full_of_rubbish_stops_no_board() {
+    for board in [Board::Lm3s6965evb, Board::Mps2An386] {
+        let (world, page) = world_with_page("2048", "2048");
+        let listen = world.listen("alice", &[]);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let options = Options { board, wire: Some(listener.local_addr().unwrap()), ..Options::default() };
+        let mut qemu = Qemu::start(&firmware_image_for(board), Some(&page), &options);
+        let mut wire = accepted(&listener);
+        // The device asks for an address, which tells its own.
+        let mut head = [0; 16];
+        wire.read_exact(&mut head).unwrap();
+        let to: [u8; 6] = head[10..].try_into().unwrap();
+        let mut deaf = wire.try_clone().unwrap();
+        let reader = std::thread::spawn(move || std::io::copy(&mut deaf, &mut std::io::sink()));
+        // While it joins, while it computes, while it reports.
+        for frame in rubbish(to) {
+            wire.write_all(&u32::try_from(frame.len()).unwrap().to_be_bytes()).unwrap();
+            wire.write_all(&frame).unwrap();
+        }
+        until(&listen, "led=0");
+        world.run("alice", &["send", "sensor-01", "led on", "--wait", "opened"]).ok();
+        for frame in rubbish(to) {
+            wire.write_all(&u32::try_from(frame.len()).unwrap().to_be_bytes()).unwrap();
+            wire.write_all(&frame).unwrap();
+        }
+        until(&listen, "led=1");
+        world.run("alice", &["send", "sensor-01", "led off", "--wait", "opened"]).ok();
+        until(&listen, "led=0");
+        assert!(!qemu.lines().iter().any(|line| line.level == "error"), "{:?}", qemu.lines());
+        drop(qemu);
+        // A QEMU that was ended leaves its end of the wire as it is, with what it had not read.
+        let _ = reader.join().unwrap();
+    }
 }
 
 #[test]

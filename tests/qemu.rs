@@ -7,6 +7,7 @@
 //! host's loopback is 10.0.2.2.
 
 use core::fmt;
+use core::net::SocketAddr;
 use core::time::Duration;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -61,6 +62,9 @@ pub struct Options {
     /// Each instruction takes one nanosecond of the device's time, so that its `instructions()` counts
     /// instructions. Slower, and time no longer passes as on the wall.
     pub icount: bool,
+    /// Who listens here for QEMU shares the device's wire: each frame, in both directions, is preceded by its length in four
+    /// bytes, big endian.
+    pub wire: Option<SocketAddr>,
     /// A file that gets all frames on the device's wire, in pcap format.
     pub capture: Option<PathBuf>,
     /// More arguments for QEMU, as they are.
@@ -207,9 +211,15 @@ fn command(image: &Path, page: Option<&Path>, options: &Options) -> Command {
         .args(["-M", machine, "-display", "none", "-monitor", "none", "-serial", "none"])
         .args(["-chardev", "stdio,id=log,signal=off"])
         .args(["-semihosting-config", "enable=on,target=native,chardev=log"])
-        .args(["-nic", &format!("user,id=net,model={card}")])
         .arg("-kernel")
         .arg(image);
+    match options.wire {
+        None => command.args(["-nic", &format!("user,id=net,model={card}")]),
+        Some(address) => command
+            .args(["-netdev", "user,id=net", "-netdev", &format!("socket,id=wire,connect={address}")])
+            .args(["-netdev", "hubport,id=hub0,hubid=0,netdev=net", "-netdev", "hubport,id=hub1,hubid=0,netdev=wire"])
+            .args(["-nic", &format!("hubport,hubid=0,model={card}")]),
+    };
     if let Some(page) = page {
         let address = options.board.page_address();
         command.arg("-device").arg(format!("loader,file={},addr={address:#x},force-raw=on", escaped(page)));

@@ -274,7 +274,8 @@ impl Ethernet {
         Self { mac }
     }
 
-    /// A reset of the core leaves the controller running, with the frames of the time before; this does not.
+    /// A reset of the core leaves the controller running, with the frames of the time before; this does not. (QEMU answers
+    /// with `Timer with period zero, disabling`, and means a timer of the controller that nobody uses.)
     fn reset() {
         use ethernet::*;
         const READY: u32 = 1;
