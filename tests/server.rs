@@ -6,11 +6,12 @@
 use core::time::Duration;
 use std::os::unix::fs::PermissionsExt;
 
-use ossicle::cli::serve::{Enroll, Rsa, Serve};
+use ossicle::cli::serve::{Serve, SettingFlags};
 use ossicle::control;
 use ossicle::limits::{Rate, Rates};
 use ossicle::mailbox::MailboxLimits;
 use ossicle::server::{Config, Policy};
+use ossicle::settings::Flags;
 use ossicle::store::Store;
 use ossicle_core::{
     Credentials, DirectoryEntry, ENVELOPE_OVERHEAD, Error, Lookup, Message, PeerError, PeerStatus, Reason, Receipt,
@@ -895,14 +896,12 @@ async fn the_operator_revokes_anybody_while_the_server_runs_and_while_it_does_no
 }
 
 fn serve(data: &std::path::Path, port: u16) -> Serve {
-    Serve {
-        data: data.to_owned(),
-        bind: [127, 0, 0, 1].into(),
-        port,
-        enroll: Some(Enroll::Closed),
-        rsa: Rsa::Bits2048,
-        advertise: None,
-    }
+    let port = port.to_string();
+    let settings = [("bind", "127.0.0.1"), ("port", &port), ("enroll", "closed"), ("rsa", "2048")];
+    let mut flags = Flags::default();
+    flags.values.extend(settings.map(|(name, value)| (name.to_owned(), value.into())));
+    flags.values.insert("data".to_owned(), data.into());
+    Serve { settings: SettingFlags(flags), check: false, json: false }
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!                      cli (one file per command)
-//!            serve |                     | send, listen, who, init, enroll, ...   | demo
+//!   serve: settings|                     | send, listen, who, init, enroll, ...   | demo
 //!        +---------v--------+   +--------v---------+                       +------v------+
 //!        | server           |   | endpoint         |                       | device      |
 //!        |  channel: a peer |   |  agent: one home |                       | the firmware|
@@ -19,7 +19,8 @@
 //!
 //! The protocol itself is `ossicle-core`; nothing here knows what a record looks like inside. rusqlite is named under
 //! `store` only, aws-lc-rs and rsa in `crypto` only, the firmware in `device` only, smoltcp under `ethernet` only:
-//! `tests/doors.rs` holds that.
+//! `tests/doors.rs` holds that. `settings` (flags, environment, file, defaults) knows what a server can be told, and no
+//! command line; toml is named there only.
 
 mod channel;
 pub mod cli;
@@ -35,4 +36,5 @@ pub mod name;
 pub mod router;
 pub mod search;
 pub mod server;
+pub mod settings;
 pub mod store;

@@ -4,6 +4,7 @@
 //! configuration, 3 not reached in time, 130 interrupted. An error is one sentence that says what to do. What others
 //! wrote is made harmless before a person sees it.
 
+pub mod completions;
 pub mod demo;
 pub mod enroll;
 pub mod init;
@@ -69,6 +70,8 @@ pub enum Command {
     Verify(verify::Verify),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Demo(demo::Demo),
+    #[allow(missing_docs, reason = "the command's own documentation is its help")]
+    Completions(completions::Completions),
 }
 
 impl Cli {
@@ -111,6 +114,7 @@ impl Command {
             Self::Revoke(revoke) => revoke.run().await,
             Self::Verify(verify) => verify.run().await,
             Self::Demo(demo) => demo.run().await,
+            Self::Completions(completions) => completions.run(),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! the log goes to standard error. Whatever stands in the way of a start is one sentence that says what to do.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::net::UdpSocket;
@@ -13,17 +14,22 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use clap::ValueEnum;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, ValueEnum, ValueHint};
 use ossicle_core::{Secret, token_verifier};
+use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
+use super::{harmless, is_harmless, json, print, say};
 use crate::control;
 use crate::crypto::{CryptoPool, IdentityKey};
-use crate::server::{self, Config, Policy, Server, now};
+use crate::endpoint::Failure;
+use crate::server::{self, Policy, Server, now};
+use crate::settings::{self, Chosen, Flags, Mistakes, Origin, Settings, Shown};
 use crate::store::{SharedStore, SqliteStore, Token, Tokens};
 
 /// Seconds for which the token in the printed URL admits clients.
@@ -31,42 +37,83 @@ const TOKEN_AGE: u64 = 24 * 60 * 60;
 
 /// Run a server
 ///
-/// The first line on standard output is the URL that clients need; everything else goes to standard error.
+/// The first line on standard output is the URL that clients need; everything else goes to standard error. Each setting is
+/// taken from its flag, else from its variable, else from the file of settings, else it has its default.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   ossicle serve                                   on port 5150, for everybody who has the printed URL
   ossicle serve --bind 127.0.0.1 --port 0         for this machine only, on any free port
-  ossicle serve --data /var/lib/ossicle --advertise chat.example.org")]
+  ossicle serve --data /var/lib/ossicle --advertise chat.example.org
+  ossicle serve --config /etc/ossicle.toml --check
+                                                  what it would start with, and where each value came from
+  OSSICLE_HEARTBEAT=30s ossicle serve --check > ossicle.toml
+                                                  the same as a file of settings
+
+Durations are 30s, 10m, 24h; sizes 64KiB, 16MiB. In a file of settings, each is a line: heartbeat = \"30s\"")]
 pub struct Serve {
-    /// Directory of the server's data, made if it is not there
-    #[arg(long, value_name = "DIR", env = "OSSICLE_DATA", default_value = "./ossicle-data")]
-    pub data: PathBuf,
-    /// Address to listen on
-    #[arg(long, value_name = "ADDR", env = "OSSICLE_BIND", default_value = "0.0.0.0")]
-    pub bind: IpAddr,
-    /// Port to listen on; 0 takes any free one
-    #[arg(long, env = "OSSICLE_PORT", default_value_t = 5150)]
-    pub port: u16,
-    /// Who may enrol [default: open when bound to loopback only, otherwise token]
-    #[arg(long, value_name = "POLICY", env = "OSSICLE_ENROLL")]
-    pub enroll: Option<Enroll>,
-    /// Bits of the server's key, where a new one is made
-    #[arg(long, value_name = "BITS", env = "OSSICLE_RSA", default_value = "3072")]
-    pub rsa: Rsa,
-    /// Host name or address for the printed URL [default: the bound address, or that of the default route]
-    #[arg(long, value_name = "HOST", env = "OSSICLE_ADVERTISE", value_parser = host)]
-    pub advertise: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its own documentation is its help")]
+    pub settings: SettingFlags,
+    /// Print the effective configuration and where each value came from, and start nothing
+    #[arg(long)]
+    pub check: bool,
+    /// Print it as one line of JSON
+    #[arg(long, requires = "check")]
+    pub json: bool,
 }
 
-/// Who may enrol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Enroll {
-    /// Whoever reaches the server
-    Open,
-    /// Who has the token of the printed URL
-    Token,
-    /// Nobody
-    Closed,
+/// A flag for each setting, and the one that names the file. Their values are read where all layers are.
+#[derive(Clone, Debug, Default)]
+pub struct SettingFlags(pub Flags);
+
+impl clap::Args for SettingFlags {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let file = Arg::new("config").long("config").value_name("FILE").env(settings::FILE_VARIABLE);
+        let file = file.help("File of settings [default: ossicle.toml in the data directory, if it is there]");
+        let command = command.arg(plain(file).value_hint(ValueHint::FilePath));
+        settings::defaults().into_iter().fold(command, |command, Chosen { about, value, note, .. }| {
+            let help = match (value, note) {
+                (Some(Shown::Number(number)), _) => format!("{} [default: {number}]", about.help),
+                (Some(Shown::Text(text)), None) => format!("{} [default: {text}]", about.help),
+                (Some(_), Some(_)) => format!("{} [default: open when bound to loopback only, else token]", about.help),
+                (None, note) => format!("{} [default: {}]", about.help, note.unwrap_or("none")),
+            };
+            let hint = if about.value_name == "DIR" { ValueHint::DirPath } else { ValueHint::Other };
+            let heading = about.limit.then_some("Limits and times");
+            let arg =
+                Arg::new(about.name).long(about.name).value_name(about.value_name).env(about.variable()).help(help);
+            command.arg(plain(arg).help_heading(heading).value_hint(hint))
+        })
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+/// A value that is taken as it comes.
+fn plain(arg: Arg) -> Arg {
+    arg.action(ArgAction::Set).value_parser(clap::value_parser!(OsString)).hide_env_values(true)
+}
+
+impl FromArgMatches for SettingFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        // What clap found in the environment is another layer, and read there.
+        let given = |name: &str| {
+            let named = matches.value_source(name) == Some(ValueSource::CommandLine);
+            named.then(|| matches.get_one::<OsString>(name).cloned()).flatten()
+        };
+        let names = settings::defaults().into_iter().map(|chosen| chosen.about.name);
+        let values = names.filter_map(|name| Some((name.to_owned(), given(name)?))).collect();
+        Ok(Self(Flags { file: given("config").map(PathBuf::from), values }))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let Flags { file, values } = Self::from_arg_matches(matches)?.0;
+        self.0.file = file.or_else(|| self.0.file.take());
+        self.0.values.extend(values);
+        Ok(())
+    }
 }
 
 /// Bits of an RSA key.
@@ -94,110 +141,198 @@ impl Rsa {
 }
 
 impl Serve {
-    /// Serves until the process is told to stop, and returns its exit code: 0 after SIGTERM, 130 after an interrupt.
+    /// Serves until the process is told to stop, and returns its exit code: 0 after SIGTERM, 130 after an interrupt, 2 for
+    /// a wrong configuration, whose every mistake was named. With `--check` 0, once what would be done is said.
     ///
     /// # Errors
     /// One sentence for the operator; the exit code is 1 then.
     pub async fn run(self) -> anyhow::Result<u8> {
+        let settings = match settings::resolve(&self.settings.0, &|name| std::env::var_os(name)) {
+            Ok(settings) => settings,
+            Err(Mistakes(mistakes)) => {
+                for mistake in mistakes {
+                    say(&format!("ossicle: {}", harmless(&mistake)));
+                }
+                return Ok(2);
+            }
+        };
+        for variable in unknown_variables() {
+            say(&format!("ossicle: no setting is called {}: it is not used", harmless(&variable)));
+        }
+        if self.check {
+            self.show(&settings)?;
+            return Ok(0);
+        }
         log();
         raise_file_limit();
-        let data = self.data.clone();
-        let store = spawn_blocking(move || SqliteStore::open(&data)).await??;
-        let store: SharedStore = Arc::new(store);
-        let key = self.data.join("server.key");
-        let identity = spawn_blocking(move || identity(&key, self.rsa)).await??;
-        let listener = TcpListener::bind((self.bind, self.port)).await.map_err(|error| self.bind_sentence(&error))?;
-        let address = listener.local_addr()?;
-        let control = control::bind(&self.data).map_err(|error| self.control_sentence(&error))?;
-        let pool = CryptoPool::start().context("cannot start threads for RSA")?;
-
-        let enrol = self.policy();
-        let token = renew_token(&store, enrol).await?;
-        let server = Server::new(Config { enrol, ..Config::default() }, store, Arc::new(identity), Arc::new(pool));
-        let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-
-        let url = url(&self.host(address.ip()), address.port(), &server.fingerprint(), token.as_deref());
-        let mut out = io::stdout();
-        if let Err(error) = writeln!(out, "{url}").and_then(|()| out.flush()) {
-            warn!(%error, "nobody reads where the server is");
-        }
-        info!(%address, data = %self.data.display(), policy = ?enrol, "serving");
-
-        let mut code = 0;
-        let operators = tokio::spawn(control::serve(control, Arc::clone(&server)));
-        server::run(listener, Arc::clone(&server), async {
-            tokio::select! {
-                _ = terminated.recv() => info!("told to stop"),
-                _ = interrupted.recv() => {
-                    info!("interrupted");
-                    code = 130;
-                }
-            }
-        })
-        .await;
-        operators.abort();
-        let _ = operators.await;
-        control::remove(&self.data);
-        // The store writes out what it holds while it is dropped.
-        spawn_blocking(move || drop(server)).await?;
-        Ok(code)
+        serve(settings).await
     }
 
-    fn policy(&self) -> Policy {
-        match self.enroll {
-            Some(Enroll::Open) => Policy::Open,
-            Some(Enroll::Token) => Policy::Token,
-            Some(Enroll::Closed) => Policy::Closed,
-            None if self.bind.to_canonical().is_loopback() => Policy::Open,
-            None => Policy::Token,
+    fn show(&self, settings: &Settings) -> Result<(), Failure> {
+        if self.json {
+            print(&json(&Effective::new(settings))?)?;
+            return Ok(());
         }
-    }
-
-    /// What clients dial.
-    fn host(&self, bound: IpAddr) -> String {
-        let host = match &self.advertise {
-            Some(host) => host.clone(),
-            None if bound.is_unspecified() => default_route(bound).to_string(),
-            None => bound.to_string(),
-        };
-        if host.contains(':') { format!("[{host}]") } else { host }
-    }
-
-    fn bind_sentence(&self, error: &io::Error) -> anyhow::Error {
-        let (bind, port) = (self.bind, self.port);
-        match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                anyhow!("port {port} on {bind} is in use: stop the program that uses it, or choose another with --port")
+        let file = settings.file.as_ref().map_or_else(|| "none".into(), |file| file.display().to_string());
+        print(&format!("# file of settings: {}", harmless(&file)))?;
+        for chosen in &settings.chosen {
+            let name = chosen.about.name;
+            let setting = match &chosen.value {
+                Some(Shown::Number(number)) => format!("{name} = {number}"),
+                Some(Shown::Text(text)) => format!("{name} = {}", toml_text(text)),
+                None => format!("# {name} ="),
+            };
+            if !print(&format!("{setting:<36} # {}", harmless(&chosen.origin())))? {
+                break;
             }
-            io::ErrorKind::AddrNotAvailable => {
-                anyhow!("this machine does not have the address {bind}: choose one that it has with --bind")
-            }
-            io::ErrorKind::PermissionDenied => {
-                anyhow!("port {port} needs more rights: choose one above 1023 with --port")
-            }
-            _ => anyhow!("cannot listen on port {port} of {bind} ({error}): choose others with --bind and --port"),
         }
-    }
-
-    fn control_sentence(&self, error: &io::Error) -> anyhow::Error {
-        let data = self.data.display();
-        match error.kind() {
-            io::ErrorKind::InvalidInput => {
-                anyhow!("the path of {data} is too long for a socket: choose a shorter one with --data")
-            }
-            _ => anyhow!("cannot make the operator's socket in {data} ({error}): look at its permissions"),
-        }
+        Ok(())
     }
 }
 
-/// A host name or address, without port or brackets.
-fn host(text: &str) -> Result<String, String> {
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    let is_name = !bare.is_empty() && bare.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
-    if is_name || bare.parse::<Ipv6Addr>().is_ok() {
-        Ok(bare.to_owned())
-    } else {
-        Err("give a host name or an address, without a port: the port is --port".into())
+/// A text as TOML has it, with everything escaped that a terminal might obey.
+fn toml_text(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if is_harmless(c) => quoted.push(c),
+            c => quoted.push_str(&format!("\\U{:08X}", u32::from(c))),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// The configuration for scripts.
+#[derive(Serialize)]
+struct Effective<'s> {
+    file: Option<String>,
+    settings: Vec<EffectiveSetting<'s>>,
+}
+
+#[derive(Serialize)]
+struct EffectiveSetting<'s> {
+    key: &'s str,
+    value: serde_json::Value,
+    /// `flag`, `environment`, `file` or `default`.
+    source: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    variable: Option<&'s str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+}
+
+impl<'s> Effective<'s> {
+    fn new(settings: &'s Settings) -> Self {
+        let each = settings.chosen.iter().map(|chosen| {
+            let (source, variable, line) = match &chosen.origin {
+                Origin::Default => ("default", None, None),
+                Origin::Environment(variable) => ("environment", Some(variable.as_str()), None),
+                Origin::File { line, .. } => ("file", None, Some(*line)),
+                Origin::Flag => ("flag", None, None),
+            };
+            let value = match &chosen.value {
+                Some(Shown::Number(number)) => (*number).into(),
+                Some(Shown::Text(text)) => text.as_str().into(),
+                None => serde_json::Value::Null,
+            };
+            EffectiveSetting { key: chosen.about.name, value, source, variable, line }
+        });
+        let file = settings.file.as_ref().map(|file| file.display().to_string());
+        Self { file, settings: each.collect() }
+    }
+}
+
+/// Variables that look like ours and that no command reads: mistyped, most likely.
+fn unknown_variables() -> Vec<String> {
+    let mut known: Vec<OsString> = settings::defaults().iter().filter_map(|it| it.about.also).map(Into::into).collect();
+    let mut commands = vec![super::Cli::command()];
+    while let Some(command) = commands.pop() {
+        known.extend(command.get_arguments().filter_map(|arg| arg.get_env().map(ToOwned::to_owned)));
+        commands.extend(command.get_subcommands().cloned());
+    }
+    let ours = std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with("OSSICLE_"));
+    ours.filter(|name| !known.contains(name)).map(|name| name.to_string_lossy().into_owned()).collect()
+}
+
+async fn serve(settings: Settings) -> anyhow::Result<u8> {
+    let data = settings.data.clone();
+    let store = spawn_blocking(move || SqliteStore::open(&data)).await??;
+    let store: SharedStore = Arc::new(store);
+    let (key, bits) = (settings.data.join("server.key"), settings.rsa);
+    let identity = spawn_blocking(move || identity(&key, bits)).await??;
+    let listener = TcpListener::bind((settings.bind, settings.port)).await;
+    let listener = listener.map_err(|error| bind_sentence(&settings, &error))?;
+    let address = listener.local_addr()?;
+    let control = control::bind(&settings.data).map_err(|error| control_sentence(&settings, &error))?;
+    let pool = CryptoPool::start().context("cannot start threads for RSA")?;
+
+    let enrol = settings.config.enrol;
+    let token = renew_token(&store, enrol).await?;
+    let server = Server::new(settings.config.clone(), store, Arc::new(identity), Arc::new(pool));
+    let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+
+    let url = url(&dialled(&settings, address.ip()), address.port(), &server.fingerprint(), token.as_deref());
+    let mut out = io::stdout();
+    if let Err(error) = writeln!(out, "{url}").and_then(|()| out.flush()) {
+        warn!(%error, "nobody reads where the server is");
+    }
+    info!(%address, data = %settings.data.display(), policy = ?enrol, "serving");
+
+    let mut code = 0;
+    let operators = tokio::spawn(control::serve(control, Arc::clone(&server)));
+    server::run(listener, Arc::clone(&server), async {
+        tokio::select! {
+            _ = terminated.recv() => info!("told to stop"),
+            _ = interrupted.recv() => {
+                info!("interrupted");
+                code = 130;
+            }
+        }
+    })
+    .await;
+    operators.abort();
+    let _ = operators.await;
+    control::remove(&settings.data);
+    // The store writes out what it holds while it is dropped.
+    spawn_blocking(move || drop(server)).await?;
+    Ok(code)
+}
+
+/// What clients dial, as it stands in a URL.
+pub(super) fn dialled(settings: &Settings, bound: IpAddr) -> String {
+    let host = match &settings.advertise {
+        Some(host) => host.clone(),
+        None if bound.is_unspecified() => default_route(bound).to_string(),
+        None => bound.to_string(),
+    };
+    if host.contains(':') { format!("[{host}]") } else { host }
+}
+
+fn bind_sentence(settings: &Settings, error: &io::Error) -> anyhow::Error {
+    let (bind, port) = (settings.bind, settings.port);
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            anyhow!("port {port} on {bind} is in use: stop the program that uses it, or choose another with --port")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            anyhow!("this machine does not have the address {bind}: choose one that it has with --bind")
+        }
+        io::ErrorKind::PermissionDenied => {
+            anyhow!("port {port} needs more rights: choose one above 1023 with --port")
+        }
+        _ => anyhow!("cannot listen on port {port} of {bind} ({error}): choose others with --bind and --port"),
+    }
+}
+
+fn control_sentence(settings: &Settings, error: &io::Error) -> anyhow::Error {
+    let data = settings.data.display();
+    match error.kind() {
+        io::ErrorKind::InvalidInput => {
+            anyhow!("the path of {data} is too long for a socket: choose a shorter one with --data")
+        }
+        _ => anyhow!("cannot make the operator's socket in {data} ({error}): look at its permissions"),
     }
 }
 
@@ -226,12 +361,12 @@ fn url(host: &str, port: u16, fingerprint: &[u8; 32], token: Option<&str>) -> St
 }
 
 /// The server's key, made if it is not there yet.
-fn identity(path: &Path, rsa: Rsa) -> anyhow::Result<IdentityKey> {
+fn identity(path: &Path, bits: usize) -> anyhow::Result<IdentityKey> {
     if fs::exists(path).with_context(|| format!("cannot look for the server's key {}", path.display()))? {
         return Ok(IdentityKey::load(path)?);
     }
-    info!(bits = rsa.bits(), path = %path.display(), "making the server's key");
-    let key = IdentityKey::generate(rsa.bits())?;
+    info!(bits, path = %path.display(), "making the server's key");
+    let key = IdentityKey::generate(bits)?;
     key.save(path)?;
     Ok(key)
 }
@@ -287,30 +422,46 @@ mod tests {
         serve: Serve,
     }
 
-    fn serve(arguments: &[&str]) -> Serve {
-        Cli::try_parse_from([&["serve"], arguments].concat()).unwrap().serve
+    fn resolved(arguments: &[&str]) -> Result<Settings, Mistakes> {
+        let flags = Cli::try_parse_from([&["serve"], arguments].concat()).unwrap().serve.settings;
+        settings::resolve(&flags.0, &|_| None)
+    }
+
+    fn settings(arguments: &[&str]) -> Settings {
+        resolved(arguments).unwrap()
     }
 
     #[test]
     fn the_policy_follows_the_address() {
-        assert_eq!(serve(&[]).policy(), Policy::Token);
-        assert_eq!(serve(&["--bind", "127.0.0.1"]).policy(), Policy::Open);
-        assert_eq!(serve(&["--bind", "::1"]).policy(), Policy::Open);
-        assert_eq!(serve(&["--bind", "127.0.0.1", "--enroll", "token"]).policy(), Policy::Token);
-        assert_eq!(serve(&["--enroll", "closed"]).policy(), Policy::Closed);
+        let policy = |arguments: &[&str]| settings(arguments).config.enrol;
+        assert_eq!(policy(&[]), Policy::Token);
+        assert_eq!(policy(&["--bind", "127.0.0.1"]), Policy::Open);
+        assert_eq!(policy(&["--bind", "::1"]), Policy::Open);
+        assert_eq!(policy(&["--bind", "127.0.0.1", "--enroll", "token"]), Policy::Token);
+        assert_eq!(policy(&["--enroll", "closed"]), Policy::Closed);
     }
 
     #[test]
     fn the_url_names_a_host_that_can_be_dialled() {
-        let bound = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert_eq!(serve(&[]).host(bound("127.0.0.1")), "127.0.0.1");
-        assert_eq!(serve(&[]).host(bound("::1")), "[::1]");
-        assert_ne!(serve(&[]).host(bound("0.0.0.0")), "0.0.0.0");
-        assert_eq!(serve(&["--advertise", "chat.example.org"]).host(bound("0.0.0.0")), "chat.example.org");
-        assert_eq!(serve(&["--advertise", "[2001:db8::1]"]).host(bound("::")), "[2001:db8::1]");
-        assert!(Cli::try_parse_from(["serve", "--advertise", "host:5150"]).is_err());
+        let host = |arguments: &[&str], bound: &str| dialled(&settings(arguments), bound.parse().unwrap());
+        assert_eq!(host(&[], "127.0.0.1"), "127.0.0.1");
+        assert_eq!(host(&[], "::1"), "[::1]");
+        assert_ne!(host(&[], "0.0.0.0"), "0.0.0.0");
+        assert_eq!(host(&["--advertise", "chat.example.org"], "0.0.0.0"), "chat.example.org");
+        assert_eq!(host(&["--advertise", "[2001:db8::1]"], "::"), "[2001:db8::1]");
+        assert!(resolved(&["--advertise", "host:5150"]).is_err());
         let fingerprint = "ab".repeat(32);
         assert_eq!(url("h", 5150, &[0xab; 32], None), format!("ossicle://h:5150#{fingerprint}"));
         assert_eq!(url("h", 5150, &[0xab; 32], Some("t")), format!("ossicle://h:5150#{fingerprint}.t"));
+    }
+
+    #[test]
+    fn a_text_is_toml_and_harmless() {
+        let text = "a \"b\" \\ \u{1b}[31m \u{202e}\n";
+        let quoted = toml_text(text);
+        assert!(quoted.chars().all(is_harmless), "{quoted}");
+        let line = format!("x = {quoted}");
+        let table = toml::de::DeTable::parse(&line).unwrap().into_inner();
+        assert_eq!(table.values().next().and_then(|value| value.get_ref().as_str()), Some(text));
     }
 }
