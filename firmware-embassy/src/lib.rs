@@ -2,8 +2,8 @@
 //!
 //! It joins its server over [`embassy_net`], reports to its owner once a second, obeys what he has signed, and joins again
 //! whatever happens. The client is the core's, and so is the loop that moves bytes ([`asynch::drive`]); what is left is when to
-//! wait for what. Whoever runs it brings a network [`Stack`], a [`Thing`] and a [`SecureElement`]: [`InSoftware`] is one that
-//! every chip has room for. `main.rs` runs it on a board.
+//! wait for what. Whoever runs it brings a network [`Stack`], a [`Thing`] and a [`SecureElement`]: [`InSoftware`] is one for
+//! chips that have none, and wants a heap of 10.5 KiB. `main.rs` runs it on a board.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -204,7 +204,10 @@ async fn converse<T: Thing, E: SecureElement, R: TryCryptoRng>(
                     Err(error) => return Err(error.into()),
                 }
             } else if now >= next_start {
-                // Each start costs public-key operations on both sides.
+                // Each start costs public-key operations on both sides. A chain that stood for a while starts anew.
+                if now >= next_start + LONGEST_BACK_OFF {
+                    start_back_off = SHORTEST_BACK_OFF;
+                }
                 client.start(OWNER);
                 next_start = now + start_back_off;
                 start_back_off = (start_back_off * 2).min(LONGEST_BACK_OFF);
