@@ -3,10 +3,10 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ossicle_tests::cli::{Running, World, binary};
+use ossicle_tests::cli::{Piped, Running, World, binary};
 
 #[test]
 fn an_interrupted_server_says_farewell_and_exits_with_130() {
@@ -23,16 +23,37 @@ fn an_interrupted_server_says_farewell_and_exits_with_130() {
     }
 }
 
+/// The processes that work in this folder.
+fn processes_in(folder: &Path) -> usize {
+    let within =
+        |entry: &fs::DirEntry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder));
+    fs::read_dir("/proc").unwrap().filter_map(Result::ok).filter(within).count()
+}
+
 #[test]
-fn an_interrupted_demo_leaves_nothing_behind() {
+fn a_demo_that_is_told_to_end_leaves_nothing_behind() {
+    for signal in ["INT", "TERM"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new(binary());
+        command.args(["demo", "--for", "60s"]).env("TMPDIR", folder.path());
+        let demo = Running::start(&mut command);
+        while !demo.line().contains("Bob writes to Alice") {}
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(processes_in(folder.path()) >= 3, "a server and two people");
+        demo.signal(signal);
+        demo.wait().failed(130, "interrupted");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(processes_in(folder.path()), 0);
+    }
+}
+
+#[test]
+fn a_demo_that_nobody_reads_any_more_ends() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(binary());
-    command.args(["demo", "--for", "60s"]).env("TMPDIR", folder.path());
-    let demo = Running::start(&mut command);
-    while !demo.line().contains("Both listen") {}
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    demo.signal("INT");
-    demo.wait().failed(130, "interrupted");
+    let mut demo = Piped::start(command.args(["demo", "--for", "60s"]).env("TMPDIR", folder.path()));
+    assert!(demo.line().contains("A server starts"));
+    demo.close().wait().failed(130, "interrupted");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 

@@ -76,7 +76,7 @@ struct Way {
 
 impl Way {
     fn new(search: Option<&Arc<Search>>) -> Self {
-        Self { place: search.map(|search| search.place("a device's connection")), ended: false }
+        Self { place: search.map(|search| search.place(super::DEVICES)), ended: false }
     }
 
     fn pass(&mut self, bytes: &[u8]) {

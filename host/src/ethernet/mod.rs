@@ -33,6 +33,11 @@ pub use tap::Tap;
 /// Where a device finds the machine that it is simulated on: the gateway relays to its loopback.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
+/// In findings: a frame on the Ethernet, as it is.
+pub const FRAMES: &str = "a frame of the Ethernet";
+/// In findings: the bytes of a connection through the gateway, however they were cut into frames.
+pub const DEVICES: &str = "a device's connection";
+
 /// The longest frame, with its header and without its checksum.
 const MAX_FRAME_LEN: usize = 1514;
 /// Destination and source.
@@ -61,7 +66,7 @@ impl Network {
             .thread_name("ethernet")
             .enable_all()
             .build()?;
-        let frames = search.as_ref().map(|search| Mutex::new(search.place("a frame of the Ethernet")));
+        let frames = search.as_ref().map(|search| Mutex::new(search.place(FRAMES)));
         let switch = Arc::new(Switch { ports: Mutex::default(), search, frames });
         let network = Self { switch, runtime: Some(runtime) };
         let gateway = gateway::Gateway::new(network.plug(), network.switch.search.clone())?;
