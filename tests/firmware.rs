@@ -68,10 +68,10 @@ fn the_image_reports_to_its_owner_obeys_him_and_comes_back() {
     world.run("bob", &["send", "sensor-01", "led off"]).failed(1, "refused(forbidden)");
     until(&listen, "led=1");
 
-    // The server goes and comes back: the same keys, the same chain, no new bundle.
+    // The server goes and comes back: the same channel, the same keys, the same chain, no RSA and no new bundle.
     world.restart_server();
     qemu.wait_for(|line| line.message.starts_with("connection ended"), deadline()).unwrap();
-    qemu.wait_for(|line| line.message.starts_with("connected"), deadline()).unwrap();
+    qemu.wait_for(|line| line.message.starts_with("resumed"), deadline()).unwrap();
     qemu.wait_for(|line| line.message.starts_with("reported"), deadline()).unwrap();
     until(&listen, "led=1");
 
@@ -253,6 +253,7 @@ fn number(line: &Line, word: &str) -> u64 {
 /// Instructions of one device's start: handshake, new keys, first message, a message; and its stack.
 struct Costs {
     handshake: u64,
+    resumption: u64,
     keys: u64,
     first: u64,
     message: u64,
@@ -261,7 +262,7 @@ struct Costs {
 }
 
 fn measure(board: Board, server_bits: &str) -> Costs {
-    let (world, page) = world_with_page(server_bits, "3072");
+    let (mut world, page) = world_with_page(server_bits, "3072");
     let listen = world.listen("alice", &[]);
     let options = Options { board, icount: true, ..Options::default() };
     let mut qemu = Qemu::start(&firmware_image_for(board), Some(&page), &options);
@@ -276,11 +277,22 @@ fn measure(board: Board, server_bits: &str) -> Costs {
     let last = wait("reported");
     assert!(number(&last, "reported") > 0);
     until(&listen, "led=1");
+    world.restart_server();
+    let resumption = number(&wait("resumed"), "instructions");
+    wait("reported");
     drop(world);
     let ended = qemu.wait_for(|line| line.message.starts_with("connection ended"), deadline());
     assert!(ended.is_ok());
     let measured = qemu.lines().iter().rev().find(|line| line.message.starts_with("stack")).unwrap().clone();
-    Costs { handshake, keys, first, message, stack: number(&measured, "stack"), heap: number(&measured, "reach:") }
+    Costs {
+        handshake,
+        resumption,
+        keys,
+        first,
+        message,
+        stack: number(&measured, "stack"),
+        heap: number(&measured, "reach:"),
+    }
 }
 
 /// Bytes of the sections that stand in flash, and of those in RAM.
@@ -320,6 +332,7 @@ fn the_device_costs_what_readme_says_and_no_more_than_its_budget() {
         ("of which stack, at its deepest", stack, 10_240),
         ("full handshake, server of 3072 bits", large.handshake, 84_000_000),
         ("full handshake, server of 2048 bits", small.handshake, 80_000_000),
+        ("resumption", large.resumption, 4_200_000),
         ("new end-to-end keys after a reset", large.keys, 78_000_000),
         ("first message to a new peer", large.first, 18_000_000),
         ("a message, from text to record", large.message, 160_000),

@@ -15,7 +15,7 @@ use std::io;
 use std::sync::Arc;
 
 use ossicle_core::{
-    Ask, BufferError, ClaimKind, ClientClaim, Connection, EnvelopeHeader, Error, Event, Lookup, MAX_RECORD_LEN,
+    Ask, BufferError, ClaimKind, ClientClaim, Connection, EnvelopeHeader, Error, Event, ID_LEN, Lookup, MAX_RECORD_LEN,
     MIN_RECORD_LIMIT, Message, RECORD_OVERHEAD, Reason, Received, Settings, Statement,
 };
 use tokio::io::AsyncWriteExt;
@@ -32,9 +32,10 @@ use crate::directory::{Asker, answer, enrol_reason, fingerprint, told_reason, un
 use crate::limits::Admission;
 use crate::mailbox::{Mailbox, Next, Owed, refusal};
 use crate::name::Name;
+use crate::resumption::Held;
 use crate::router::Handed;
-use crate::server::{Policy, Server, now};
-use crate::store::{ClientId, ClientRecord, Enrolment, StoreError};
+use crate::server::{MAX_CHANNEL_AGE, Policy, Server, now};
+use crate::store::{ChannelId, ClientId, ClientRecord, Enrolment, StoreError};
 
 /// Bytes read at once: some records, and always room for the longest.
 const READ_LEN: usize = 32 * 1024;
@@ -122,53 +123,41 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
 
     // -> ClientHello
     let hello = read_record(&stream, &mut connection, &mut buffer);
-    timeout(server.config.hello_within, hello).await.map_err(|_| Exit::Hello)??;
-    let admission = server.limits.handshake(address.ip());
-    if admission == Admission::Ignore {
-        return Err(Exit::Rate);
-    }
-
-    // <- ServerHello, <- {ServerAuth}
+    let hello = timeout(server.config.hello_within, hello).await.map_err(|_| Exit::Hello)??;
     let mut out = vec![0; HANDSHAKE_LEN];
-    if connection.ask().is_none() {
-        connection.answer_offer(None, &mut out)?;
-    }
-    let Some(Ask::Sign(statement)) = connection.ask() else {
-        return Err(Error::Decode.into());
-    };
-    let signature = server.pool.sign(Arc::clone(&server.identity), statement).await?;
-    let len = connection.sign_server(server.key()?, &signature, &mut out)?;
-    write_all(&stream, out.get(..len).unwrap_or_default()).await?;
-
-    // -> {ClientAuth}
-    let claim = read_record(&stream, &mut connection, &mut buffer).await?;
-    let claim = ClientClaim::decode(&claim)?;
     let revocations = server.revocations();
-    let checked = match admission {
-        Admission::Refuse { retry_after } => Err((Reason::Rate, retry_after)),
-        _ => check(server, &mut connection, &claim, statement).await,
+    let resumed = match hello {
+        Heard::Offer(id) => resume(server, &stream, &mut connection, &mut buffer, id, &mut out).await?,
+        _ => None,
+    };
+    let (client, used) = match resumed {
+        Some((client, held)) => (client, Some(held)),
+        None => (authenticate(server, &stream, address, &mut connection, &mut buffer, &mut out).await?, None),
     };
 
-    // <- {Settings}, or <- {Refusal}
-    let client = match checked {
-        Ok(client) => client,
-        Err((reason, retry_after)) => {
-            let len = connection.refuse(reason, retry_after, &mut out)?;
-            write_all(&stream, out.get(..len).unwrap_or_default()).await?;
-            return Err(Exit::Refused(reason));
-        }
-    };
+    // <- {Settings}
     let meta = server.store.meta();
+    let now = now();
+    let full = server.config.channel_age.min(MAX_CHANNEL_AGE).as_secs();
+    let expires = used.as_ref().map_or_else(|| now.saturating_add(full), |used| used.expires);
+    let mut channel = [0; ID_LEN];
+    getrandom::fill(&mut channel).map_err(|_| Error::Crypto)?;
     let settings = Settings {
+        channel,
+        valid_for: u32::try_from(expires.saturating_sub(now)).unwrap_or(u32::MAX),
         heartbeat: server.config.heartbeat,
         timeout: server.config.timeout,
-        time: now(),
+        time: now,
         store_epoch: meta.store_epoch,
         ..Settings::default()
     };
     let len = connection.accept(&settings, &mut out)?;
     out.truncate(len);
     out.shrink_to_fit();
+    let resumed = connection.is_resumed();
+    if let Some(issued) = connection.take_channel() {
+        server.channels.issue(&issued, expires, used.map(|used| used.channel.id));
+    }
 
     // No record of ours is longer than those we take ourselves.
     let max_payload = connection.max_payload()?.min(MAX_RECORD_LEN - RECORD_OVERHEAD);
@@ -199,9 +188,106 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
         info!(%address, client = %Uuid::from_bytes(client.id), name = client.name, "took over an older connection");
         server.router.end(&older, Some(Reason::TakenOver));
     }
-    info!(%address, client = %Uuid::from_bytes(client.id), name = client.name, "connected");
+    info!(%address, client = %Uuid::from_bytes(client.id), name = client.name, resumed, "connected");
     peer.settle_in(&client, revocations).await;
     Ok(peer)
+}
+
+/// Answers an offer. Who resumed a channel is returned with it; `None` leaves the connection at the full handshake.
+async fn resume(
+    server: &Server,
+    stream: &TcpStream,
+    connection: &mut Connection<HostAead>,
+    buffer: &mut Vec<u8>,
+    id: ChannelId,
+    out: &mut [u8],
+) -> Result<Option<(ClientRecord, Held)>, Exit> {
+    let mut endings = server.channels.endings();
+    let held = resumable(server, &id).await;
+
+    // <- ServerHello, <- {ServerAuth}
+    let len = connection.answer_offer(held.as_ref().map(|(_, held)| &held.channel), out)?;
+    let Some(mut held) = held.filter(|_| len > 0) else { return Ok(None) };
+    write_all(stream, out.get(..len).unwrap_or_default()).await?;
+
+    // -> {ClientAuth}
+    let Heard::Resumed = read_record(stream, connection, buffer).await? else {
+        return Err(Error::Decode.into());
+    };
+    // What was true when it was offered may have ended since.
+    loop {
+        let now_ended = server.channels.endings();
+        if now_ended == endings {
+            return Ok(Some(held));
+        }
+        endings = now_ended;
+        match resumable(server, &id).await {
+            Some(again) => held = again,
+            None => {
+                // <- {Refusal}
+                let len = connection.refuse(Reason::Unauthorised, 0, out)?;
+                write_all(stream, out.get(..len).unwrap_or_default()).await?;
+                return Err(Exit::Refused(Reason::Unauthorised));
+            }
+        }
+    }
+}
+
+/// The channel with this id and its client, if that client may still enter by it.
+async fn resumable(server: &Server, id: &ChannelId) -> Option<(ClientRecord, Held)> {
+    if server.config.channel_age.is_zero() {
+        return None;
+    }
+    let failed = |error: &StoreError| warn!(%error, "the store could not look a channel up");
+    let held = server.channels.find(&*server.store, id, now()).await.inspect_err(failed).ok()??;
+    let client = server.store.client(&held.channel.client).await.inspect_err(failed).ok()??;
+    let fits = !client.revoked
+        && client.key_epoch == held.channel.key_epoch
+        && fingerprint(&client) == Some(held.channel.client_key);
+    fits.then_some((client, held))
+}
+
+/// The full handshake, from the server's signature to a client that may enter.
+async fn authenticate(
+    server: &Server,
+    stream: &TcpStream,
+    address: SocketAddr,
+    connection: &mut Connection<HostAead>,
+    buffer: &mut Vec<u8>,
+    out: &mut [u8],
+) -> Result<ClientRecord, Exit> {
+    // Here only: who has resumed has cost no signature.
+    let admission = server.limits.handshake(address.ip());
+    if admission == Admission::Ignore {
+        return Err(Exit::Rate);
+    }
+
+    // <- ServerHello, <- {ServerAuth}
+    let Some(Ask::Sign(statement)) = connection.ask() else {
+        return Err(Error::Decode.into());
+    };
+    let signature = server.pool.sign(Arc::clone(&server.identity), statement).await?;
+    let len = connection.sign_server(server.key()?, &signature, out)?;
+    write_all(stream, out.get(..len).unwrap_or_default()).await?;
+
+    // -> {ClientAuth}
+    let Heard::Claim(claim) = read_record(stream, connection, buffer).await? else {
+        return Err(Error::Decode.into());
+    };
+    let claim = ClientClaim::decode(&claim)?;
+    let checked = match admission {
+        Admission::Refuse { retry_after } => Err((Reason::Rate, retry_after)),
+        _ => check(server, connection, &claim, statement).await,
+    };
+    match checked {
+        Ok(client) => Ok(client),
+        Err((reason, retry_after)) => {
+            // <- {Refusal}
+            let len = connection.refuse(reason, retry_after, out)?;
+            write_all(stream, out.get(..len).unwrap_or_default()).await?;
+            Err(Exit::Refused(reason))
+        }
+    }
 }
 
 /// Whether the claim holds, and whose it is; otherwise what the client is told, with the milliseconds to wait.
@@ -279,24 +365,38 @@ async fn check(
     }
 }
 
-/// Reads until one record was opened, never beyond it, and returns the claim it held, if it held one.
+/// What a record of the handshake said.
+enum Heard {
+    /// A hello that offers nothing.
+    Hello,
+    /// A hello that offers this channel.
+    Offer(ChannelId),
+    /// The bytes of a claim.
+    Claim(Vec<u8>),
+    /// That the client holds the channel.
+    Resumed,
+}
+
+/// Reads until one record was opened, never beyond it.
 async fn read_record(
     stream: &TcpStream,
     connection: &mut Connection<HostAead>,
     buffer: &mut Vec<u8>,
-) -> Result<Vec<u8>, Exit> {
+) -> Result<Heard, Exit> {
     loop {
         let wanted = match connection.receive(buffer)? {
             Received::Need(len) => len,
             Received::Wait => return Err(Error::Decode.into()),
             Received::Record { event, .. } => {
-                let claim = match event {
-                    Event::Progress | Event::CheckChannel(_) => Vec::new(),
-                    Event::CheckClient(claim) => claim.bytes().to_vec(),
+                let heard = match event {
+                    Event::Progress => Heard::Hello,
+                    Event::CheckChannel(id) => Heard::Offer(id),
+                    Event::CheckClient(claim) => Heard::Claim(claim.bytes().to_vec()),
+                    Event::Resumed => Heard::Resumed,
                     _ => return Err(Error::Decode.into()),
                 };
                 *buffer = Vec::new();
-                return Ok(claim);
+                return Ok(heard);
             }
         };
         stream.readable().await?;

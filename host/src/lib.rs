@@ -7,10 +7,11 @@
 //!        | server           |   | endpoint         |                       | device      |
 //!        |  channel: a peer |   |  agent: one home |                       | the firmware|
 //!        |  router, mailbox |   |  inbox, outbox   |                       | in a thread |
-//!        |  directory,limits|   |  link: one TCP   |                       +------v------+
+//!        |  resumption      |   |  link: one TCP   |                       +------v------+
 //!        |  control: a local|   |  local: a local  |                       | ethernet    |
 //!        |  operator's door |   |  process's door  |                       | search      |
-//!        +---+---------+----+   +----+--------+----+                       +-------------+
+//!        |  directory,limits|   |                  |                       +-------------+
+//!        +---+---------+----+   +----+--------+----+
 //!            |         |             |        |
 //!        +---v---+  +--v-------------v--+  +--v----------+
 //!        | store |  | crypto: aws-lc-rs |  | store::home |      name: display names and patterns
@@ -33,6 +34,7 @@ pub mod ethernet;
 pub mod limits;
 pub mod mailbox;
 pub mod name;
+pub mod resumption;
 pub mod router;
 pub mod search;
 pub mod server;

@@ -24,6 +24,7 @@ use crate::channel;
 use crate::crypto::{CryptoPool, IdentityKey};
 use crate::limits::{Limits, Rates};
 use crate::mailbox::{Budget, MailboxLimits};
+use crate::resumption::{ChannelKey, Channels};
 use crate::router::Router;
 use crate::store::{ChainId, ChainRoute, ClientId, SharedStore, StoreError};
 
@@ -55,6 +56,8 @@ pub struct Config {
     pub farewell_within: Duration,
     /// After this a server renews the key that it seals with.
     pub key_age: Duration,
+    /// For so long after a full handshake a client can come back without one; at most 7 days.
+    pub channel_age: Duration,
     /// Connections that may be in their handshake at a time.
     pub unauthenticated: usize,
     /// How much may wait for a client.
@@ -62,6 +65,11 @@ pub struct Config {
     /// How fast a client or a source may be.
     pub rates: Rates,
 }
+
+/// The longest time between two full handshakes of a client.
+pub const MAX_CHANNEL_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// What channels were issued is written so often.
+const WRITE_CHANNELS: Duration = Duration::from_secs(1);
 
 impl Default for Config {
     fn default() -> Self {
@@ -73,6 +81,7 @@ impl Default for Config {
             handshake_within: Duration::from_secs(30),
             farewell_within: Duration::from_secs(5),
             key_age: Duration::from_secs(60 * 60),
+            channel_age: MAX_CHANNEL_AGE,
             unauthenticated: 8192,
             mailbox: MailboxLimits::default(),
             rates: Rates::default(),
@@ -88,6 +97,7 @@ pub struct Server {
     pub(crate) pool: Arc<CryptoPool>,
     pub(crate) router: Router,
     pub(crate) limits: Limits,
+    pub(crate) channels: Channels,
     pub(crate) budget: Arc<Budget>,
     connections: AtomicU64,
     revocations: AtomicU64,
@@ -96,8 +106,15 @@ pub struct Server {
 
 impl Server {
     /// A server that nobody is connected to yet.
-    pub fn new(config: Config, store: SharedStore, identity: Arc<IdentityKey>, pool: Arc<CryptoPool>) -> Arc<Self> {
+    pub fn new(
+        config: Config,
+        store: SharedStore,
+        identity: Arc<IdentityKey>,
+        channel_key: ChannelKey,
+        pool: Arc<CryptoPool>,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            channels: Channels::new(channel_key),
             limits: Limits::new(&config.rates),
             config,
             store,
@@ -124,10 +141,22 @@ impl Server {
         let revoked = self.store.revoke(client, now()).await?;
         // Whoever is entering on what the store said before sees this number change, or is seated and evicted here.
         self.revocations.fetch_add(1, Ordering::SeqCst);
+        self.channels.end(&*self.store, client).await?;
         if self.router.evict(client, Reason::Unauthorised) {
             info!(client = %uuid::Uuid::from_bytes(*client), "revoked while connected");
         }
         Ok(revoked)
+    }
+
+    /// Ends all channels of a client, durably, and returns how many there were: its next connection is a full handshake.
+    /// The one that stands is not touched.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn expire_channels(&self, client: &ClientId) -> Result<u64, StoreError> {
+        let ended = self.channels.end(&*self.store, client).await?;
+        info!(client = %uuid::Uuid::from_bytes(*client), ended, "channels expired");
+        Ok(ended)
     }
 
     /// Connected clients.
@@ -187,6 +216,15 @@ impl Server {
 /// returns.
 pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Future<Output = ()>) {
     let mut tasks = JoinSet::new();
+    let writer = Arc::clone(&server);
+    let writing = tokio::spawn(async move {
+        let mut due = interval(WRITE_CHANNELS);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            due.tick().await;
+            writer.channels.write(&*writer.store).await;
+        }
+    });
     accept_all(listener, &server, &mut tasks, shutdown).await;
 
     server.stopping.send_replace(true);
@@ -200,6 +238,9 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
         warn!(connections = tasks.len(), "some clients did not take their leave in time");
     }
     tasks.shutdown().await;
+    writing.abort();
+    let _ = writing.await;
+    server.channels.write(&*server.store).await;
 }
 
 async fn accept_all(

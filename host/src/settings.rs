@@ -271,6 +271,7 @@ impl<'l> Layers<'l> {
             handshake_within: self.take(&HANDSHAKE_WITHIN, usual.handshake_within),
             farewell_within: self.take(&FAREWELL_WITHIN, usual.farewell_within),
             key_age: self.take(&KEY_AGE, usual.key_age),
+            channel_age: self.take(&CHANNEL_AGE, usual.channel_age),
             unauthenticated: self.take(&MAX_HANDSHAKES, usual.unauthenticated),
             mailbox: MailboxLimits {
                 messages: self.take(&MAILBOX_MESSAGES, usual.mailbox.messages),
@@ -591,6 +592,12 @@ const KEY_AGE: Key<Duration> = Key {
     read: |text| duration(text, SECOND, 7 * DAY),
     show: time_shown,
 };
+const CHANNEL_AGE: Key<Duration> = Key {
+    about: limit("channel-age", "TIME", "Time after a full handshake in which a client comes back without one"),
+    form: Form::Text,
+    read: |text| duration(text, Duration::ZERO, 7 * DAY),
+    show: time_shown,
+};
 const MAX_HANDSHAKES: Key<usize> = Key {
     about: limit("max-handshakes", "COUNT", "Connections that may be in their handshake at a time"),
     form: Form::Number,
@@ -787,6 +794,7 @@ mod tests {
             ("handshake-within", text(["10s", "11s", "12s"])),
             ("farewell-within", text(["1s", "2s", "3s"])),
             ("key-age", text(["1m", "2m", "3m"])),
+            ("channel-age", text(["1m", "2m", "3m"])),
             ("max-handshakes", number([1, 2, 3])),
             ("mailbox-messages", number([1, 2, 3])),
             ("mailbox-bytes", text(["1MiB", "2MiB", "3MiB"])),

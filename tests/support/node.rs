@@ -10,6 +10,7 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use ossicle::crypto::{CryptoPool, IdentityKey, verify};
+use ossicle::resumption::ChannelKey;
 use ossicle::server::{self, Config, Policy, Server};
 use ossicle::store::{SharedStore, SqliteStore, Token as StoredToken};
 use ossicle_core::{
@@ -61,7 +62,13 @@ impl Node {
         let pool = Arc::new(CryptoPool::start().expect("threads"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let server = Server::new(config, Arc::clone(&store), Arc::new(keys::server()), pool);
+        let server = Server::new(
+            config,
+            Arc::clone(&store),
+            Arc::new(keys::server()),
+            ChannelKey::random().expect("the system has randomness"),
+            pool,
+        );
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server::run(listener, Arc::clone(&server), async {
             let _ = stopped.await;

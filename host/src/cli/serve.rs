@@ -28,6 +28,7 @@ use super::{harmless, is_harmless, json, print, say};
 use crate::control;
 use crate::crypto::{CryptoPool, IdentityKey};
 use crate::endpoint::Failure;
+use crate::resumption::ChannelKey;
 use crate::server::{self, Policy, Server, now};
 use crate::settings::{self, Chosen, Flags, Mistakes, Origin, Settings, Shown};
 use crate::store::{SharedStore, SqliteStore, Token, Tokens};
@@ -262,6 +263,7 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
     let store: SharedStore = Arc::new(store);
     let (key, bits) = (settings.data.join("server.key"), settings.rsa);
     let identity = spawn_blocking(move || identity(&key, bits)).await??;
+    let channel_key = ChannelKey::open(&settings.data)?;
     let listener = TcpListener::bind((settings.bind, settings.port)).await;
     let listener = listener.map_err(|error| bind_sentence(&settings, &error))?;
     let address = listener.local_addr()?;
@@ -270,7 +272,7 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
 
     let enrol = settings.config.enrol;
     let token = renew_token(&store, enrol).await?;
-    let server = Server::new(settings.config.clone(), store, Arc::new(identity), Arc::new(pool));
+    let server = Server::new(settings.config.clone(), store, Arc::new(identity), channel_key, Arc::new(pool));
     let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
     let url = url(&dialled(&settings, address.ip()), address.port(), &server.fingerprint(), token.as_deref());
