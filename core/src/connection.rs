@@ -159,7 +159,8 @@ impl<A: Aead> Connection<A> {
     pub fn transmit(&mut self, out: &mut [u8]) -> Result<usize, Error> {
         self.check()?;
         match &mut self.state {
-            State::Start(_) | State::SendFinished(_) => self.transmit_handshake(out),
+            State::Start(_) => self.begin(out),
+            State::SendFinished(_) => self.finish_resumption(out),
             State::Established(established) if established.sealing.key.counter() >= UPDATE_AT => {
                 established.update_key(out)
             }
@@ -167,22 +168,22 @@ impl<A: Aead> Connection<A> {
         }
     }
 
-    /// A client's records that need nobody.
-    #[inline(never)] // its states must not lie on the stack of whoever asks in vain
-    fn transmit_handshake(&mut self, out: &mut [u8]) -> Result<usize, Error> {
-        match &self.state {
-            State::Start(start) => {
-                let (next, len) = start.hello(out)?;
-                self.state = State::ExpectServerHello(next);
-                Ok(len)
-            }
-            State::SendFinished(state) => {
-                let (next, len) = state.auth(out)?;
-                self.state = State::ExpectSettings(next);
-                Ok(len)
-            }
-            _ => Ok(0),
-        }
+    /// -> ClientHello
+    #[inline(never)] // like the next one: its states must not lie on the stack of whoever asks in vain
+    fn begin(&mut self, out: &mut [u8]) -> Result<usize, Error> {
+        let State::Start(start) = &self.state else { return Ok(0) };
+        let (next, len) = start.hello(out)?;
+        self.state = State::ExpectServerHello(next);
+        Ok(len)
+    }
+
+    /// -> {ClientAuth}, of a resumption
+    #[inline(never)]
+    fn finish_resumption(&mut self, out: &mut [u8]) -> Result<usize, Error> {
+        let State::SendFinished(state) = &self.state else { return Ok(0) };
+        let (next, len) = state.auth(out)?;
+        self.state = State::ExpectSettings(next);
+        Ok(len)
     }
 
     /// What the engine waits for, if it waits.

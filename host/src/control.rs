@@ -20,15 +20,29 @@ use tracing::{info, warn};
 
 use crate::name::Name;
 use crate::server::{Server, now};
-use crate::store::{ClientId, SharedStore, SqliteStore};
+use crate::store::{ChannelId, ClientId, ClientRecord, SharedStore, SqliteStore, StoreError};
 
-const MAX_LINE: u64 = 4096;
+const MAX_LINE: u64 = 16 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What an operator asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Command {
+    /// List channels: those of this client, or a page of everybody's.
+    Channels {
+        /// Whose.
+        name: Option<String>,
+        /// Only clients behind this name.
+        after: Option<String>,
+    },
+    /// End the channels of this client, or of a page of everybody.
+    ExpireChannels {
+        /// Whose.
+        name: Option<String>,
+        /// Only clients behind this name.
+        after: Option<String>,
+    },
     /// End the client with this name for good.
     Revoke(String),
 }
@@ -36,8 +50,154 @@ enum Command {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Answer {
+    Channels(Page<Vec<ChannelLine>>),
+    Expired(Page<u64>),
     Done(bool),
     Error(String),
+}
+
+/// A part of an answer that goes over all clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Page<T> {
+    part: T,
+    /// The last name of this page, where there are further ones.
+    more: Option<String>,
+}
+
+/// A channel that its client could resume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelLine {
+    /// Whose.
+    pub name: String,
+    /// Its id.
+    pub id: ChannelId,
+    /// When it ends, in seconds since 1970.
+    pub expires: u64,
+}
+
+/// Clients of one page: their channels fit into one line.
+const PAGE: usize = 8;
+
+/// Who answers: the server that runs, or the store of one that does not.
+#[async_trait::async_trait]
+trait Channels: Sync {
+    fn store(&self) -> &SharedStore;
+    async fn of(&self, client: &ClientId) -> Result<Vec<(ChannelId, u64)>, StoreError>;
+    async fn end(&self, client: &ClientId) -> Result<u64, StoreError>;
+}
+
+#[async_trait::async_trait]
+impl Channels for Server {
+    fn store(&self) -> &SharedStore {
+        &self.store
+    }
+
+    async fn of(&self, client: &ClientId) -> Result<Vec<(ChannelId, u64)>, StoreError> {
+        self.channels_of(client).await
+    }
+
+    async fn end(&self, client: &ClientId) -> Result<u64, StoreError> {
+        self.expire_channels(client).await
+    }
+}
+
+#[async_trait::async_trait]
+impl Channels for SharedStore {
+    fn store(&self) -> &SharedStore {
+        self
+    }
+
+    async fn of(&self, client: &ClientId) -> Result<Vec<(ChannelId, u64)>, StoreError> {
+        self.channels(client, now()).await
+    }
+
+    async fn end(&self, client: &ClientId) -> Result<u64, StoreError> {
+        self.drop_channels(client).await
+    }
+}
+
+/// The client of this name, or those behind `after`, and where the next page begins.
+async fn clients(
+    store: &SharedStore,
+    name: Option<&str>,
+    after: Option<&str>,
+) -> anyhow::Result<(Vec<ClientRecord>, Option<String>)> {
+    if let Some(name) = name {
+        let client = store.client_by_name(&Name::parse(name)?).await?;
+        let client = client.ok_or_else(|| anyhow!("there is no client named {name} here"))?;
+        return Ok((vec![client], None));
+    }
+    let after = after.map(Name::parse).transpose()?;
+    let clients = store.clients(after.as_ref(), PAGE).await?;
+    let more = clients.last().filter(|_| clients.len() == PAGE).map(|last| last.name.clone());
+    Ok((clients, more))
+}
+
+async fn list(at: &impl Channels, name: Option<&str>, after: Option<&str>) -> anyhow::Result<Page<Vec<ChannelLine>>> {
+    let (clients, more) = clients(at.store(), name, after).await?;
+    let mut part = Vec::new();
+    for client in clients {
+        let held = at.of(&client.id).await?;
+        part.extend(held.into_iter().map(|(id, expires)| ChannelLine { name: client.name.clone(), id, expires }));
+    }
+    Ok(Page { part, more })
+}
+
+async fn expire(at: &impl Channels, name: Option<&str>, after: Option<&str>) -> anyhow::Result<Page<u64>> {
+    let (clients, more) = clients(at.store(), name, after).await?;
+    let mut part = 0;
+    for client in clients {
+        part += at.end(&client.id).await?;
+    }
+    Ok(Page { part, more })
+}
+
+/// The channels of this client, or of everybody: at the server that runs on `data`, or in the store if none does.
+///
+/// # Errors
+/// One sentence that says what is wrong.
+pub async fn channels(data: &Path, name: Option<&str>) -> anyhow::Result<Vec<ChannelLine>> {
+    let door = Door::open(data).await?;
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let page = match &door {
+            Door::Store(store) => list(store, name, after.as_deref()).await?,
+            Door::Server(data) => match ask(data, &Command::Channels { name: name.map(str::to_owned), after }).await? {
+                Answer::Channels(page) => page,
+                _ => bail!("the server's answer is of another version"),
+            },
+        };
+        all.extend(page.part);
+        match page.more {
+            Some(more) => after = Some(more),
+            None => return Ok(all),
+        }
+    }
+}
+
+/// Ends the channels of this client, or of everybody, and returns how many there were.
+///
+/// # Errors
+/// One sentence that says what is wrong.
+pub async fn expire_channels(data: &Path, name: Option<&str>) -> anyhow::Result<u64> {
+    let door = Door::open(data).await?;
+    let (mut all, mut after) = (0, None);
+    loop {
+        let page = match &door {
+            Door::Store(store) => expire(store, name, after.as_deref()).await?,
+            Door::Server(data) => {
+                match ask(data, &Command::ExpireChannels { name: name.map(str::to_owned), after }).await? {
+                    Answer::Expired(page) => page,
+                    _ => bail!("the server's answer is of another version"),
+                }
+            }
+        };
+        all += page.part;
+        match page.more {
+            Some(more) => after = Some(more),
+            None => return Ok(all),
+        }
+    }
 }
 
 fn path(data: &Path) -> PathBuf {
@@ -89,6 +249,16 @@ async fn attend(stream: UnixStream, server: &Server) -> anyhow::Result<()> {
     let mut lines = BufReader::new(read.take(MAX_LINE)).lines();
     while let Some(line) = timeout(PATIENCE, lines.next_line()).await?? {
         let answer = match serde_json::from_str(&line) {
+            Ok(Command::Channels { name, after }) => match list(server, name.as_deref(), after.as_deref()).await {
+                Ok(page) => Answer::Channels(page),
+                Err(error) => Answer::Error(format!("{error:#}")),
+            },
+            Ok(Command::ExpireChannels { name, after }) => {
+                match expire(server, name.as_deref(), after.as_deref()).await {
+                    Ok(page) => Answer::Expired(page),
+                    Err(error) => Answer::Error(format!("{error:#}")),
+                }
+            }
             Ok(Command::Revoke(name)) => match revoke_here(server, &name).await {
                 Ok(()) => Answer::Done(true),
                 Err(error) => Answer::Error(format!("{error:#}")),
@@ -119,19 +289,42 @@ async fn find(store: &SharedStore, name: &str) -> anyhow::Result<ClientId> {
 /// # Errors
 /// One sentence that says what is wrong.
 pub async fn revoke(data: &Path, name: &str) -> anyhow::Result<()> {
-    match UnixStream::connect(path(data)).await {
-        Ok(stream) => ask(stream, &Command::Revoke(name.to_owned())).await,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            let store: SharedStore = Arc::new(open(data).await?);
+    match Door::open(data).await? {
+        Door::Server(data) => ask(&data, &Command::Revoke(name.to_owned())).await.map(|_| ()),
+        Door::Store(store) => {
             let id = find(&store, name).await?;
             store.revoke(&id, now()).await?;
             Ok(())
         }
-        Err(error) => Err(error).with_context(|| format!("cannot reach the server that runs on {}", data.display())),
     }
 }
 
-async fn ask(stream: UnixStream, command: &Command) -> anyhow::Result<()> {
+/// Where an operator's command is done.
+enum Door {
+    /// By the server that runs on this directory.
+    Server(PathBuf),
+    /// On the store, since none does.
+    Store(SharedStore),
+}
+
+impl Door {
+    async fn open(data: &Path) -> anyhow::Result<Self> {
+        match UnixStream::connect(path(data)).await {
+            Ok(_) => Ok(Self::Server(data.to_owned())),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                Ok(Self::Store(Arc::new(open(data).await?)))
+            }
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot reach the server that runs on {}", data.display()))
+            }
+        }
+    }
+}
+
+/// One command, one answer, over a connection of its own. An error of the server's is one here.
+async fn ask(data: &Path, command: &Command) -> anyhow::Result<Answer> {
+    let stream = UnixStream::connect(path(data)).await;
+    let stream = stream.with_context(|| format!("cannot reach the server that runs on {}", data.display()))?;
     let (read, mut write) = stream.into_split();
     let mut line = serde_json::to_string(command)?;
     line.push('\n');
@@ -143,8 +336,8 @@ async fn ask(stream: UnixStream, command: &Command) -> anyhow::Result<()> {
     let answer =
         answered.await.context("the server does not answer")??.context("the server ended without an answer")?;
     match serde_json::from_str(&answer).context("the server's answer is of another version")? {
-        Answer::Done(_) => Ok(()),
         Answer::Error(sentence) => bail!(sentence),
+        answer => Ok(answer),
     }
 }
 

@@ -9,8 +9,8 @@ use core::num::NonZeroUsize;
 use std::sync::Arc;
 
 use ossicle_core::{
-    Bundle, DirectoryEntry, DirectoryList, EnvelopeHeader, Lookup, MIN_RECORD_LIMIT, Message, PeerStatus, Presence,
-    PublicKey, Reason, Secret, SignedBundle, Subject, WrapHeader, enrolment_statement,
+    Bundle, ChannelInfo, DirectoryEntry, DirectoryList, EnvelopeHeader, Lookup, MIN_RECORD_LIMIT, Message, PeerStatus,
+    Presence, PublicKey, Reason, Secret, SignedBundle, Subject, WrapHeader, enrolment_statement,
 };
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -75,6 +75,11 @@ pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) 
             (request, enrol(&server, &asker, request, id, name, modulus, signature).await)
         }
         Message::Revoke { request, subject } => (request, revoke(&server, &asker, request, &subject).await),
+        Message::Channels { request } => (request, channels(&server, &asker, request).await),
+        Message::ExpireChannels { request } => {
+            let expired = server.expire_channels(&asker.id).await;
+            (request, expired.map(|_| Some(Owed::Done(request))).map_err(Refusal::from))
+        }
         Message::Wrap { request, to, wrap, bundle } => {
             (request, self::wrap(&server, &asker, request, to, wrap, bundle).await)
         }
@@ -253,6 +258,18 @@ async fn revoke(server: &Server, asker: &Asker, request: u16, subject: &Subject<
     server.revoke(&client.id).await?;
     info!(client = %Uuid::from_bytes(client.id), by = %Uuid::from_bytes(asker.id), "revoked");
     Ok(Some(Owed::Done(request)))
+}
+
+/// What the asker could resume.
+async fn channels(server: &Server, asker: &Asker, request: u16) -> Answered {
+    let now = now();
+    let held = server.channels_of(&asker.id).await?;
+    let mut infos = held.into_iter().map(|(id, expires)| {
+        let valid_for = u32::try_from(expires.saturating_sub(now)).unwrap_or(u32::MAX);
+        ChannelInfo { id, valid_for }
+    });
+    let (first, second) = (infos.next(), infos.next());
+    encode(asker, &Message::ChannelsResponse { request, first, second })
 }
 
 /// The chain is registered before its wrap leaves, so that no message on it meets a server that does not know it. `Done`

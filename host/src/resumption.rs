@@ -263,6 +263,26 @@ impl Channels {
         unwritten.clients.insert(channel.client, Pending { used, channels });
     }
 
+    /// The channels of a client, in no order, each with its end in seconds since 1970.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) async fn of(
+        &self,
+        store: &dyn Store,
+        client: &ClientId,
+        now: u64,
+    ) -> Result<Vec<(ChannelId, u64)>, StoreError> {
+        let written = store.channels(client, now).await?;
+        let unwritten = self.unwritten();
+        let Some(pending) = unwritten.clients.get(client) else { return Ok(written) };
+        let newest = pending.channels.iter().rev().map(|record| (record.id, record.expires));
+        let used = written.into_iter().filter(|(id, _)| {
+            Some(id) == pending.used.as_ref() && pending.channels.iter().all(|record| record.id != *id)
+        });
+        Ok(newest.chain(used).collect())
+    }
+
     /// Ends all channels of a client, durably, and returns how many the store had.
     ///
     /// # Errors

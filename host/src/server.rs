@@ -26,7 +26,7 @@ use crate::limits::{Limits, Rates};
 use crate::mailbox::{Budget, MailboxLimits};
 use crate::resumption::{ChannelKey, Channels};
 use crate::router::Router;
-use crate::store::{ChainId, ChainRoute, ClientId, SharedStore, StoreError};
+use crate::store::{ChainId, ChainRoute, ChannelId, ClientId, SharedStore, StoreError};
 
 /// Who may enrol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +157,14 @@ impl Server {
         let ended = self.channels.end(&*self.store, client).await?;
         info!(client = %uuid::Uuid::from_bytes(*client), ended, "channels expired");
         Ok(ended)
+    }
+
+    /// The channels of a client, in no order, each with its end in seconds since 1970.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn channels_of(&self, client: &ClientId) -> Result<Vec<(ChannelId, u64)>, StoreError> {
+        self.channels.of(&*self.store, client, now()).await
     }
 
     /// Connected clients.

@@ -15,8 +15,8 @@ pub(crate) use hello::{
 };
 pub(crate) use message::SEND_HEAD_LEN;
 pub use message::{
-    DirectoryEntry, DirectoryList, Lookup, Message, PeerStatus, Presence, Receipt, Rung, Rungs, Settings, SignedBundle,
-    Subject,
+    ChannelInfo, DirectoryEntry, DirectoryList, Lookup, Message, PeerStatus, Presence, Receipt, Rung, Rungs, Settings,
+    SignedBundle, Subject,
 };
 
 use crate::error::Error;

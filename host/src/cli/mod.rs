@@ -4,6 +4,7 @@
 //! configuration, 3 not reached in time, 130 interrupted. An error is one sentence that says what to do. What others
 //! wrote is made harmless before a person sees it.
 
+pub mod channel;
 pub mod completions;
 pub mod demo;
 pub mod enroll;
@@ -67,6 +68,8 @@ pub enum Command {
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Revoke(revoke::Revoke),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
+    Channel(channel::Channel),
+    #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Verify(verify::Verify),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Demo(demo::Demo),
@@ -112,6 +115,7 @@ impl Command {
             Self::Who(who) => who.run().await,
             Self::Enroll(enroll) => enroll.run().await,
             Self::Revoke(revoke) => revoke.run().await,
+            Self::Channel(channel) => channel.run().await,
             Self::Verify(verify) => verify.run().await,
             Self::Demo(demo) => demo.run().await,
             Self::Completions(completions) => completions.run(),

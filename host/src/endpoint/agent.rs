@@ -9,14 +9,15 @@ use core::time::Duration;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use ossicle_core::{Credentials, Member, Message, PeerStatus, Reason, SignedBundle, Subject};
+use ossicle_core::{ChannelInfo, Credentials, Member, Message, PeerStatus, Reason, SignedBundle, Subject};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::home::Opened;
 use super::inbox::{Inbox, opened_receipt};
+use super::kept::Kept;
 use super::link::{Incoming, Link, LinkError, Server, Target};
-use super::local::{PeerKeys, Presence, Reply, Request, Requested};
+use super::local::{HeldChannel, PeerKeys, Presence, Reply, Request, Requested};
 use super::outbox::{Outbox, Replies, member};
 use super::peers::{Alarm, Rejected, admit, check_bundle, verification};
 use super::url::address;
@@ -35,6 +36,8 @@ const SILENCE: Duration = Duration::from_secs(45);
 const FAREWELL: Duration = Duration::from_secs(5);
 /// The key of this direction is replaced after so long, however little it sealed.
 const KEY_AGE: Duration = Duration::from_secs(3600);
+/// A connection is replaced by a resumed one after so long, for the sake of a fresh key agreement.
+const CONNECTION_AGE: Duration = Duration::from_secs(24 * 3600);
 /// The correlation ids of signs of life: ordinary ones, and the one whose answer is the last thing that is waited for.
 const ALIVE: u16 = 1;
 const LAST: u16 = 0;
@@ -117,6 +120,7 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
         key,
         own: opened.own,
         store: opened.store,
+        kept: opened.kept,
         listening,
         commands: incoming,
         notices,
@@ -150,6 +154,8 @@ pub(super) enum Ended {
     Agent(Failure),
     /// Somebody asked it to stop.
     Stopped,
+    /// The connection, because of its age; the next one takes its place at once.
+    Aged,
 }
 
 impl From<LinkError> for Ended {
@@ -180,6 +186,8 @@ pub(super) struct Requests {
 pub(super) enum Pending {
     /// More of the directory.
     List { lines: Vec<Presence>, replies: Replies },
+    /// The channels at the server.
+    Channels { replies: Replies },
     /// Something that is done or refused.
     Plain { replies: Replies },
     /// A bundle of ours.
@@ -216,6 +224,7 @@ struct Agent {
     key: Arc<IdentityKey>,
     own: OwnKeys,
     store: HomeStore,
+    kept: Kept,
     listening: bool,
     commands: mpsc::UnboundedReceiver<Command>,
     notices: mpsc::UnboundedSender<Notice>,
@@ -245,6 +254,10 @@ impl Agent {
                 Ended::Agent(failure) => return self.fail(&failure),
                 Ended::Link(_) if self.stopping.is_some() => return self.stopped(),
                 Ended::Link(error) => error,
+                Ended::Aged => {
+                    self.disconnected();
+                    continue;
+                }
             };
             let mut wait = pause;
             match self.final_failure(&error) {
@@ -267,7 +280,7 @@ impl Agent {
             match self.pause(jitter(wait)).await {
                 Err(Ended::Stopped) => return self.stopped(),
                 Err(Ended::Agent(failure)) => return self.fail(&failure),
-                Ok(()) | Err(Ended::Link(_)) => {}
+                Ok(()) | Err(Ended::Link(_) | Ended::Aged) => {}
             }
         }
     }
@@ -328,6 +341,7 @@ impl Agent {
         for pending in self.requests.open.values() {
             if let Pending::List { replies, .. }
             | Pending::Plain { replies }
+            | Pending::Channels { replies }
             | Pending::Peer { replies, .. }
             | Pending::Verify { replies, .. } = pending
             {
@@ -348,6 +362,7 @@ impl Agent {
                 Pending::Verify { name, accept, replies } => {
                     self.asked.push_back((Request::Verify { name: name.as_str().to_owned(), accept }, replies));
                 }
+                Pending::Channels { replies } => self.asked.push_back((Request::Channels, replies)),
                 Pending::Plain { replies } => {
                     let sentence = "the connection broke before the server had answered: do it again";
                     let _ = replies.send(Reply::Failed(Failure::refused(sentence)));
@@ -403,6 +418,7 @@ impl Agent {
         let silence = seconds(settings.timeout).unwrap_or(SILENCE);
         let (mut heard, mut said) = (Instant::now(), Instant::now());
         let mut fresh_key = Instant::now();
+        let connected = Instant::now();
         loop {
             let held = self.outbox.held_until();
             tokio::select! {
@@ -437,6 +453,12 @@ impl Agent {
                 () = sleep_until(fresh_key + KEY_AGE) => {
                     link.update_key()?;
                     fresh_key = Instant::now();
+                }
+                () = sleep_until(connected + CONNECTION_AGE), if self.requests.open.is_empty() => {
+                    tokio::time::timeout(FAREWELL, self.take_leave(&mut link)).await.unwrap_or(Ok(()))?;
+                    self.is_drained = false;
+                    link.close().await;
+                    return Err(Ended::Aged);
                 }
                 () = sleep_until(heard + silence) => {
                     return Err(LinkError::Broken("the server is silent".into()).into());
@@ -474,12 +496,14 @@ impl Agent {
         let credentials =
             Credentials::Key { id: self.profile.id, key_epoch: self.profile.key_epoch, fingerprint: self.me.key };
         let key = Arc::clone(&self.key);
-        let connecting = Link::connect(&target, &credentials, &key);
+        let offer = self.kept.offer();
+        let offered = offer.is_some();
+        let connecting = Link::connect(&target, &credentials, &key, offer);
         tokio::pin!(connecting);
         loop {
             let until = self.stopping.as_ref().map(|(_, until)| *until);
             tokio::select! {
-                link = &mut connecting => return Ok(link?),
+                connected = &mut connecting => return Ok(self.connected(connected, offered)?),
                 command = self.commands.recv(), if until.is_none() => self.command(command, None)?,
                 () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => return Err(Ended::Stopped),
             }
@@ -487,6 +511,30 @@ impl Agent {
                 return Err(Ended::Stopped);
             }
         }
+    }
+
+    /// What a connection, or its failure, means for the channel.
+    fn connected(&mut self, connected: Result<Link, LinkError>, offered: bool) -> Result<Link, LinkError> {
+        let mut link = match connected {
+            Ok(link) => link,
+            Err(error) => {
+                match &error {
+                    LinkError::Broken(_) if offered => self.kept.broke(),
+                    // Said by the server itself, behind its signature.
+                    LinkError::Refused { reason: Reason::Unauthorised, .. } => drop(self.kept.forget()),
+                    _ => {}
+                }
+                return Err(error);
+            }
+        };
+        match link.take_channel() {
+            Some(channel) => self.kept.keep(&channel),
+            // The one that was used is still good, and no other is after a full handshake.
+            None if link.is_resumed() => {}
+            None => drop(self.kept.forget()),
+        }
+        tracing::debug!(resumed = link.is_resumed(), "connected");
+        Ok(link)
     }
 
     /// Publishes the bundle if the server lacks it, and a new one if its prekey is a week old.
@@ -597,6 +645,15 @@ impl Agent {
 
     fn request(&mut self, link: &mut Link, request: Request, replies: Replies) -> Result<(), Ended> {
         match request {
+            Request::Channels => {
+                let request = self.requests.open(Pending::Channels { replies });
+                link.send(&Message::Channels { request })?;
+            }
+            Request::ExpireChannels => {
+                self.kept.forget();
+                let request = self.requests.open(Pending::Plain { replies });
+                link.send(&Message::ExpireChannels { request })?;
+            }
             Request::Enrol { id, name, modulus, signature } => {
                 let request = self.requests.open(Pending::Plain { replies });
                 link.send(&Message::Enrol { request, id, name: &name, modulus: &modulus, signature: &signature })?;
@@ -689,8 +746,26 @@ impl Agent {
             }
             Message::LookupResponse { request, entry } => self.answered(link, request, Ok(Some(entry))),
             Message::ListResponse(list) => self.listed(link, &list),
+            Message::ChannelsResponse { request, first, second } => {
+                self.told_channels(request, [first, second]);
+                Ok(())
+            }
             _ => Ok(()),
         }
+    }
+
+    fn told_channels(&mut self, request: u16, held: [Option<ChannelInfo>; 2]) {
+        if !matches!(self.requests.open.get(&request), Some(Pending::Channels { .. })) {
+            return;
+        }
+        let Some(Pending::Channels { replies }) = self.requests.open.remove(&request) else { return };
+        let kept = self.kept.channel().map(|channel| channel.id);
+        let channels = held.into_iter().flatten().map(|channel| HeldChannel {
+            id: channel.id,
+            valid_for: channel.valid_for,
+            kept: kept == Some(channel.id),
+        });
+        let _ = replies.send(Reply::Channels(channels.collect()));
     }
 
     fn answered(
@@ -708,7 +783,7 @@ impl Agent {
             Err((reason, _)) => Err(reason),
         };
         match pending {
-            Pending::List { replies, .. } | Pending::Plain { replies } => {
+            Pending::List { replies, .. } | Pending::Plain { replies } | Pending::Channels { replies } => {
                 let reply = match answer {
                     Ok(_) => Reply::Done,
                     Err((reason, _)) => Reply::Refused { reason, detail: None },

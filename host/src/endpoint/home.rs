@@ -3,6 +3,7 @@
 //! ```text
 //! DIR (0700)/ identity.pem   the RSA identity key, PKCS#8
 //!             home.db        everything else (`store::home`), with SQLite's files beside it
+//!             channel        what the last connection left, so that the next needs no RSA (`kept`)
 //!             lock           held while a process has the connection; "PID COMMAND" inside
 //!             socket         where that process answers others
 //! ```
@@ -15,12 +16,14 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use super::Failure;
+use super::kept::Kept;
 use crate::crypto::IdentityKey;
 use crate::store::home::{HomeStore, OwnKeys, Profile};
 
 /// The longest path that the address of a unix socket holds, with something to spare.
 const MAX_SOCKET_PATH: usize = 100;
-const FILES: [&str; 6] = ["identity.pem", "home.db", "home.db-wal", "home.db-shm", "lock", "socket"];
+const FILES: [&str; 8] =
+    ["identity.pem", "home.db", "home.db-wal", "home.db-shm", "lock", "socket", "channel", "channel.new"];
 
 /// A home directory.
 #[derive(Clone, Debug)]
@@ -34,6 +37,7 @@ pub(super) struct Opened {
     pub(super) key: IdentityKey,
     pub(super) own: OwnKeys,
     pub(super) store: HomeStore,
+    pub(super) kept: Kept,
 }
 
 impl Home {
@@ -140,7 +144,7 @@ impl Home {
         };
         let own = store.keys()?.ok_or(crate::store::home::HomeStoreError::Damaged)?;
         let key = IdentityKey::load(&self.identity())?;
-        Ok(Opened { profile, key, own, store })
+        Ok(Opened { profile, key, own, store, kept: self.kept() })
     }
 
     /// Takes the lock for `command`, unless another process has it.
@@ -168,6 +172,11 @@ impl Home {
         File::open(self.directory.join("lock")).ok()?.take(256).read_to_string(&mut text).ok()?;
         let (pid, command) = text.trim().split_once(' ')?;
         Some((pid.parse().ok()?, command.to_owned()))
+    }
+
+    /// Where its channel is kept.
+    pub(super) fn kept(&self) -> Kept {
+        Kept::new(&self.directory)
     }
 
     pub(super) fn identity(&self) -> PathBuf {

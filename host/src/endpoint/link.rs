@@ -7,8 +7,8 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use ossicle_core::{
-    Ask, ClientConfig, Connection, Credentials, Error, Event, HASH_LEN, MAX_RECORD_LEN, Message, PeerError, PublicKey,
-    Reason, Received, Secret, ServerClaim, Settings,
+    Ask, Channel, ClientConfig, Connection, Credentials, Error, Event, HASH_LEN, MAX_RECORD_LEN, Message, PeerError,
+    PublicKey, Reason, Received, Secret, ServerClaim, Settings,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -94,15 +94,16 @@ impl From<Error> for LinkError {
 }
 
 impl Link {
-    /// Connects and authenticates.
+    /// Connects and authenticates, by resuming `channel` where that is this client's at this server.
     pub(super) async fn connect(
         target: &Target,
         credentials: &Credentials<'_>,
         key: &Arc<IdentityKey>,
+        channel: Option<Channel>,
     ) -> Result<Self, LinkError> {
         let stream = dial(&target.host, target.port).await?;
         let late = |_| LinkError::Broken("the server did not finish the handshake in time".into());
-        timeout(HANDSHAKE_TIMEOUT, Self::authenticate(stream, target, credentials, key)).await.map_err(late)?
+        timeout(HANDSHAKE_TIMEOUT, Self::authenticate(stream, target, credentials, key, channel)).await.map_err(late)?
     }
 
     async fn authenticate(
@@ -110,6 +111,7 @@ impl Link {
         target: &Target,
         credentials: &Credentials<'_>,
         key: &Arc<IdentityKey>,
+        channel: Option<Channel>,
     ) -> Result<Self, LinkError> {
         let server = match &target.server {
             Server::Key(modulus) => Some(fingerprint(modulus)?),
@@ -120,7 +122,11 @@ impl Link {
         let record_limit = u16::try_from(MAX_RECORD_LEN).unwrap_or(u16::MAX);
         let mut seed = [0; 64];
         getrandom::fill(&mut seed).map_err(|_| LinkError::Failed("this system has no randomness".into()))?;
-        let connection = Connection::client(ClientConfig { server, ask_for_key, record_limit }, &seed);
+        let config = ClientConfig { server, ask_for_key, record_limit };
+        let connection = match channel.filter(|channel| is_of(channel, credentials)) {
+            Some(channel) if server == Some(channel.server_key) => Connection::resume(config, channel, &seed)?,
+            _ => Connection::client(config, &seed),
+        };
         seed.zeroize();
         // Without this, answers wait for the other side's acknowledgement timer.
         let _ = stream.set_nodelay(true);
@@ -133,7 +139,10 @@ impl Link {
             received: 0..0,
             tx: Vec::new(),
             settings: Settings::default(),
-            server_key: Vec::new(),
+            server_key: match &target.server {
+                Server::Key(modulus) => modulus.clone(),
+                Server::Fingerprint(_) | Server::Anyone => Vec::new(),
+            },
         };
         loop {
             link.transmit()?;
@@ -171,7 +180,17 @@ impl Link {
         &self.settings
     }
 
-    /// The modulus of the server's key, whose signature was verified.
+    /// Whether a channel was resumed, and nobody signed.
+    pub(super) const fn is_resumed(&self) -> bool {
+        self.connection.is_resumed()
+    }
+
+    /// The channel that this connection issued, once.
+    pub(super) const fn take_channel(&mut self) -> Option<Channel> {
+        self.connection.take_channel()
+    }
+
+    /// The modulus of the server's key, which was verified.
     pub(super) fn server_key(&self) -> &[u8] {
         &self.server_key
     }
@@ -271,6 +290,16 @@ impl Link {
         self.tx.truncate(before + sealed.unwrap_or_default());
         sealed?;
         Ok(())
+    }
+}
+
+/// Whether these credentials are those that the channel was issued to.
+fn is_of(channel: &Channel, credentials: &Credentials<'_>) -> bool {
+    match credentials {
+        Credentials::Key { id, key_epoch, fingerprint } => {
+            (channel.client, channel.key_epoch, channel.client_key) == (*id, *key_epoch, *fingerprint)
+        }
+        Credentials::Enroll { .. } => false,
     }
 }
 

@@ -24,6 +24,8 @@ const VERSION: u32 = 1;
 /// What a command asks of the agent.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
+    /// The channels that can be resumed.
+    Channels,
     /// Enrol a device; `signature` is its key's over the enrolment statement.
     Enrol {
         /// Its id.
@@ -37,6 +39,8 @@ pub enum Request {
         #[serde(with = "base64_text")]
         signature: Vec<u8>,
     },
+    /// End all channels, here and at the server.
+    ExpireChannels,
     /// The secret that binds statements to the present connection.
     Exporter,
     /// The keys of this client, pinned now if this is the first contact.
@@ -75,6 +79,8 @@ pub enum Request {
 /// What the agent answers.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
+    /// The channels that the server would resume.
+    Channels(Vec<HeldChannel>),
     /// It was done.
     Done,
     /// The exporter.
@@ -117,6 +123,17 @@ impl Reply {
     pub const fn is_final(&self) -> bool {
         !matches!(self, Self::Rung { .. } | Self::Taken | Self::Trouble(_))
     }
+}
+
+/// A channel that the server would resume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldChannel {
+    /// Its id.
+    pub id: [u8; 16],
+    /// Seconds for which it can still be resumed.
+    pub valid_for: u32,
+    /// Whether this home has it, too.
+    pub kept: bool,
 }
 
 /// The public keys of a client.

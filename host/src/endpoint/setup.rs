@@ -77,7 +77,7 @@ pub async fn initialise(
     let credentials = Credentials::Enroll { id, name: name.as_str(), key: public, token: url.token.as_ref() };
     let server = url.fingerprint.map_or(Server::Anyone, Server::Fingerprint);
     let target = Target { host: url.host.clone(), port: url.port, server };
-    let mut link = match Link::connect(&target, &credentials, &key).await {
+    let mut link = match Link::connect(&target, &credentials, &key, None).await {
         Ok(link) => link,
         Err(error) => {
             // What was begun before may be known to the server.
@@ -93,6 +93,9 @@ pub async fn initialise(
     store.put_profile(&profile)?;
     publish(&mut store, &mut link, &profile, &key).await?;
     let server = fingerprint(&profile.server_key).map_err(|_| HomeStoreError::Damaged)?;
+    if let Some(channel) = link.take_channel() {
+        home.kept().keep(&channel);
+    }
     link.close().await;
     Ok(Initialised { id, fingerprint: key.fingerprint(), server })
 }
@@ -174,7 +177,7 @@ async fn publish(
 
 /// Removes what a refused attempt made. The directory stays, with the lock that is held.
 fn discard(home: &Home) {
-    for file in ["identity.pem", "home.db", "home.db-wal", "home.db-shm"] {
+    for file in ["identity.pem", "home.db", "home.db-wal", "home.db-shm", "channel"] {
         // What cannot be removed is made anew next time.
         let _ = std::fs::remove_file(home.directory().join(file));
     }

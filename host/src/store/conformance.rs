@@ -478,6 +478,8 @@ pub(crate) async fn channels_are_at_most_two(backend: &impl Backend) {
     store.put_channel(&id(1), channel(2), Some([1; 16])).await.unwrap();
     assert_eq!(store.channel(&[1; 16], NOW).await, Ok(Some((id(1), channel(1)))));
     assert_eq!(store.channel(&[2; 16], NOW).await, Ok(Some((id(1), channel(2)))));
+    assert_eq!(store.channels(&id(1), NOW).await, Ok(vec![([1; 16], NOW + 60), ([2; 16], NOW + 60)]));
+    assert_eq!(store.channels(&id(1), NOW + 60).await, Ok(vec![]));
     store.put_channel(&id(1), channel(3), Some([2; 16])).await.unwrap();
     assert_eq!(store.channel(&[1; 16], NOW).await, Ok(None));
     assert!(store.channel(&[2; 16], NOW).await.unwrap().is_some());

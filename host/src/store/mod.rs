@@ -164,6 +164,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`StoreError`].
     async fn channel(&self, id: &ChannelId, now: u64) -> Result<Option<(ClientId, ChannelRecord)>, StoreError>;
 
+    /// The channels of `client` that have not expired at `now`, in the order of their ids, each with its end.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn channels(&self, client: &ClientId, now: u64) -> Result<Vec<(ChannelId, u64)>, StoreError>;
+
     /// Drops all channels of `client`, and returns how many there were.
     ///
     /// # Errors

@@ -431,6 +431,17 @@ impl Store for SqliteStore {
         .await
     }
 
+    async fn channels(&self, client: &ClientId, now: u64) -> Result<Vec<(ChannelId, u64)>, StoreError> {
+        let client = *client;
+        self.read(move |db| {
+            let sql = "SELECT id, expires FROM channel WHERE client = ? AND expires > ? ORDER BY id";
+            let mut query = db.prepare_cached(sql)?;
+            let rows = query.query_map(params![client, to_time(now)], |row| Ok((row.get(0)?, time(row, 1)?)))?;
+            rows.collect()
+        })
+        .await
+    }
+
     async fn drop_channels(&self, client: &ClientId) -> Result<u64, StoreError> {
         let client = *client;
         self.update(move |db| Ok(count(db.prepare_cached("DELETE FROM channel WHERE client = ?")?.execute([client])?)))
