@@ -101,6 +101,12 @@ fn a_word_of_the_letter_in_the_servers_data_breaks_its_promise() {
 }
 
 #[test]
+fn a_lost_channel_key_breaks_its_promise() {
+    let lose = At(Moment::ServerKilled, |scene: &Scene<'_>| fs::remove_file(scene.data.join("channel.key")).unwrap());
+    breaks(Promise::Resumes, "needed a full handshake", lose);
+}
+
+#[test]
 fn a_command_in_hex_on_a_wire_breaks_its_promise() {
     // A member whose client leaks what it sends.
     let leak = At(Moment::Reporting, |scene: &Scene<'_>| {

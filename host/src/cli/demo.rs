@@ -24,8 +24,8 @@ pub use story::{Interference, Moment, Promise, Said, Scene, Story};
 /// Show the whole story on this machine: a server, two people, three simulated sensors
 ///
 /// Exits with 0 only if every promise was seen to hold: each sensor's readings were opened by their owner, each LED obeyed
-/// the owner and refused the other person, everybody came back to a killed server, and neither its files nor the traffic
-/// held a word of what was said.
+/// the owner and refused the other person, a killed server came back to resumed channels, and neither its files nor the
+/// traffic held a word of what was said.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   ossicle demo                          needs nothing but this binary

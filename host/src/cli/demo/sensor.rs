@@ -39,12 +39,15 @@ struct Diary {
     chains: usize,
     /// The chain and the number of each reading.
     sealed: Vec<(usize, u64)>,
+    /// Of each connection, whether it resumed a channel.
+    connections: Vec<bool>,
 }
 
 /// A place in the account, such as before or after the server's death.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Mark {
     sealed: usize,
+    connections: usize,
     /// The owner's last chain, and its last number.
     opened: Option<(usize, u64)>,
 }
@@ -69,6 +72,7 @@ impl Sensor {
             let mut diary = lock(&written);
             match happened {
                 Happened::Connected { resumed, .. } => {
+                    diary.connections.push(resumed);
                     said(&match resumed {
                         true => format!("    {who} resumed its channel"),
                         false => format!("    {who} connected, with a full handshake"),
@@ -126,7 +130,12 @@ impl Sensor {
             let last = numbers.last()?;
             Some((at, *last))
         });
-        Mark { sealed: diary.sealed.len(), opened }
+        Mark { sealed: diary.sealed.len(), connections: diary.connections.len(), opened }
+    }
+
+    /// The connections since `mark`, and whether each resumed a channel.
+    pub(super) fn connections(&self, mark: Mark) -> Vec<bool> {
+        lock(&self.diary).connections.get(mark.connections..).unwrap_or_default().to_vec()
     }
 
     /// What became of the readings between two marks.

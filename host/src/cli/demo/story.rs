@@ -52,7 +52,7 @@ pub enum Promise {
     Obeys,
     /// No LED obeyed anybody else.
     Refuses,
-    /// A killed server came back, and everybody to it.
+    /// A killed server came back to channels that were resumed.
     Resumes,
     /// Nothing that was said lies in the server's files or passed on a wire.
     Sealed,
@@ -64,7 +64,7 @@ impl fmt::Display for Promise {
             Self::Opened => "every reading is opened by the owner",
             Self::Obeys => "an LED obeys its owner",
             Self::Refuses => "an LED obeys nobody else",
-            Self::Resumes => "everybody comes back to a killed server",
+            Self::Resumes => "a killed server comes back to resumed channels",
             Self::Sealed => "neither files nor traffic hold what was said",
         })
     }
@@ -225,9 +225,9 @@ impl Stage<'_> {
         self.interfere(&cast, Moment::Reporting);
         self.command(&mut cast, true)?;
         self.stranger(&mut cast)?;
-        self.report(&mut cast)?;
-        let back = self.kill(&mut cast)?;
-        self.story.say("Alice switches the LEDs off again, over the new connections.");
+        let before = self.report(&mut cast)?;
+        let back = self.kill(&mut cast, &before)?;
+        self.story.say("Alice switches the LEDs off again, over the resumed channels.");
         self.command(&mut cast, false)?;
         self.curtain(cast, back)
     }
@@ -255,7 +255,9 @@ impl Stage<'_> {
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             self.go_on()?;
-            let Some(line) = cast.alice.line(moment(until)) else { continue };
+            let Some(line) = cast.alice.line(moment(until)) else {
+                continue;
+            };
             if line.contains(LETTER) && line.contains("\"signed\":true") {
                 self.story.say(&format!("    alice opens: {line}"));
                 return Ok(());
@@ -323,7 +325,9 @@ impl Stage<'_> {
         }
         let text = format!("led {}", word(on));
         for number in 0..cast.sensors.len() {
-            let Some(sensor) = cast.sensors.get_mut(number) else { continue };
+            let Some(sensor) = cast.sensors.get_mut(number) else {
+                continue;
+            };
             sensor.held = None;
             let name = sensor.name.clone();
             if !self.status(&["send", "--home", "alice", &name, &text])?.success() {
@@ -377,7 +381,7 @@ impl Stage<'_> {
     }
 
     /// They report for a while; all that they sealed is opened.
-    fn report(&mut self, cast: &mut Cast) -> Result<(), Failure> {
+    fn report(&mut self, cast: &mut Cast) -> Result<Vec<Mark>, Failure> {
         self.story.say(&format!("They report for {}.", humantime::format_duration(self.story.lasting)));
         let end = Instant::now() + self.story.lasting;
         let mut next = Instant::now();
@@ -388,14 +392,14 @@ impl Stage<'_> {
                 self.readings(cast);
             }
         }
-        self.settle(cast, &vec![Mark::default(); cast.sensors.len()])?;
+        let marks = self.settle(cast, &vec![Mark::default(); cast.sensors.len()])?;
         let readings: u64 = cast.sensors.iter().map(|sensor| sensor.readings).sum();
         self.story.say(&format!("  {readings} readings were sealed so far, and Alice has opened every one."));
-        Ok(())
+        Ok(marks)
     }
 
-    /// The server is killed, and everybody comes back. Returns where the account goes on.
-    fn kill(&mut self, cast: &mut Cast) -> Result<Vec<Mark>, Failure> {
+    /// The server is killed, and comes back to everybody's channel. Returns where the account goes on.
+    fn kill(&mut self, cast: &mut Cast, before: &[Mark]) -> Result<Vec<Mark>, Failure> {
         self.story.say("The server is killed, without a chance to say farewell.");
         self.story.say(&format!("  $ kill -9 {}", cast.server.id()));
         cast.tap.shut();
@@ -413,7 +417,26 @@ impl Stage<'_> {
         )?;
         self.all_online(cast)?;
 
-        self.story.say("  Everybody is back, and every LED is as it was.");
+        for (sensor, before) in cast.sensors.iter().zip(before) {
+            if sensor.connections(*before).contains(&false) {
+                let how = format!("{} needed a full handshake: its channel was lost", sensor.name);
+                return Err(Promise::Resumes.broken(how));
+            }
+        }
+        let log = cast.server.log();
+        let names = ["alice", "bob"].into_iter().chain(cast.sensors.iter().map(|sensor| sensor.name.as_str()));
+        for name in names {
+            let mut entered = log.iter().filter(|line| line.contains(&format!("name=\"{name}\"")) && is_entry(line));
+            let resumed = |line: &String| line.contains("resumed=true");
+            let Some(first) = entered.next() else {
+                return Err(Promise::Resumes.broken(format!("the server says nothing of {name}")));
+            };
+            if !resumed(first) || !entered.all(resumed) {
+                let how = format!("{name} needed a full handshake: the channel was lost");
+                return Err(Promise::Resumes.broken(how));
+            }
+        }
+        self.story.say("  All of them resumed their channels: nobody computed an RSA signature, nobody checked one.");
         Ok(cast.sensors.iter().map(Sensor::mark).collect())
     }
 
@@ -616,6 +639,11 @@ fn name_of_silent<'c>(cast: &'c Cast, readings: &[u64]) -> &'c str {
     wanted
         .find(|(sensor, readings)| sensor.readings < **readings)
         .map_or("a sensor", |(sensor, _)| sensor.name.as_str())
+}
+
+/// Whether this line of the server's log says that somebody is in.
+fn is_entry(line: &str) -> bool {
+    line.contains(" connected ")
 }
 
 /// Port and fingerprint of a server's URL.
