@@ -10,7 +10,7 @@ use std::io::{self, BufRead, Read};
 use std::os::unix::ffi::OsStringExt;
 
 use clap::ValueEnum;
-use ossicle_core::Rung;
+use ossicle_core::{Reason, Rung};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -164,6 +164,12 @@ impl Send {
                     }
                     Reply::Refused { reason, detail } => {
                         self.show(front.line, None, Rung::Refused.as_str(), Some(reason.as_str()))?;
+                        if reason == Reason::Forbidden && detail.is_none() {
+                            return Err(Failure::refused(format!(
+                                "refused(forbidden): {} takes nothing from this client: a device listens to its owner only",
+                                self.name
+                            )));
+                        }
                         return Err(refusal(reason, self.name.as_str(), detail.as_deref()));
                     }
                     Reply::Failed(failure) => return Err(failure),

@@ -42,6 +42,8 @@ pub const DEVICES: &str = "a device's connection";
 const MAX_FRAME_LEN: usize = 1514;
 /// Destination and source.
 const ADDRESSES_LEN: usize = 12;
+/// Ports beyond which nobody gets one from outside.
+const MAX_PORTS: usize = 256;
 /// Frames that wait for one port.
 const QUEUE: usize = 64;
 
@@ -130,8 +132,14 @@ struct Switch {
 impl Switch {
     fn plug(switch: &Arc<Self>) -> Plug {
         let port = Arc::new(Port { switch: Arc::clone(switch), state: Mutex::default() });
-        lock(&switch.ports).push(Arc::downgrade(&port));
+        let mut ports = lock(&switch.ports);
+        ports.retain(|port| port.strong_count() > 0);
+        ports.push(Arc::downgrade(&port));
         Plug(port)
+    }
+
+    fn is_full(&self) -> bool {
+        lock(&self.ports).iter().filter(|port| port.strong_count() > 0).count() >= MAX_PORTS
     }
 }
 
@@ -180,8 +188,7 @@ impl Plug {
         }
         lock(&self.0.state).address = source.try_into().ok();
         let others: Vec<Arc<Port>> = {
-            let mut ports = lock(&self.0.switch.ports);
-            ports.retain(|port| port.strong_count() > 0);
+            let ports = lock(&self.0.switch.ports);
             ports.iter().filter_map(Weak::upgrade).filter(|port| !Arc::ptr_eq(port, &self.0)).collect()
         };
         let known = others.iter().find(|port| lock(&port.state).address == Some(destination));

@@ -1,6 +1,6 @@
 //! Where QEMU plugs a device in: a stream of frames, each behind its length in four bytes, big endian.
 //!
-//! Whoever connects gets a port of the switch until the stream ends or makes no sense.
+//! Whoever connects gets a port of the switch, if one is free, until the stream ends or makes no sense.
 
 use core::future::poll_fn;
 use std::io;
@@ -14,6 +14,9 @@ use super::{MAX_FRAME_LEN, Plug, Switch};
 
 pub(super) async fn run(listener: TcpListener, switch: Arc<Switch>) {
     while let Ok((stream, _)) = listener.accept().await {
+        if switch.is_full() {
+            continue;
+        }
         tokio::spawn(serve(stream, Switch::plug(&switch)));
     }
 }
