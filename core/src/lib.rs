@@ -117,7 +117,7 @@ pub use endpoint::{Buffers, Drive, Endpoint, Io, Step};
 pub use envelope::{
     AcceptError, BUNDLE_LEN, Bundle, BundleError, BundleKeys, BundleView, Conversation, Decision, ENVELOPE_OVERHEAD,
     EnvelopeHeader, FORMER, MAX_KIND, MAX_MEMBERS, MAX_MESSAGES, Member, OpenError, Opened, Prekey, Prekeys,
-    RECEIPT_VERIFIER_LEN, ReceiptVerifier, ReceivingChain, SIGNED_OVERHEAD, SafetyNumber, SealError, Sealed,
+    RECEIPT_VERIFIER_LEN, ReceiptVerifier, ReceivingChain, Rotation, SIGNED_OVERHEAD, SafetyNumber, SealError, Sealed,
     SendingChain, WRAP_LEN, WrapHeader, direct_members_hash, direct_sid, members_hash,
 };
 pub use error::{ApiMisuse, BufferError, Error, PeerError, Reason};
@@ -128,9 +128,9 @@ pub use page::{IdentityPage, MAX_PAGE_LEN, MAX_PAGE_MODULUS_LEN, PageError, Page
 #[cfg(feature = "rsa")]
 pub use rsa::{RsaKey, verify as verify_rsa};
 pub use wire::{
-    ChannelInfo, DirectoryEntry, DirectoryList, HEADER_LEN, ID_LEN, Lookup, MAX_NAME_LEN, MAX_RECORD_LEN,
-    MIN_RECORD_LIMIT, Message, PeerStatus, Presence, RECORD_OVERHEAD, Receipt, Rung, Rungs, Settings, SignedBundle,
-    Subject,
+    Body, ChannelInfo, DirectoryEntry, DirectoryList, HEADER_LEN, ID_LEN, Lookup, MAX_NAME_LEN, MAX_RECORD_LEN,
+    MIN_RECORD_LIMIT, Message, PeerStatus, Presence, RECORD_OVERHEAD, Receipt, Rotate, Rung, Rungs, Settings,
+    SignedBundle, Subject, Successor, SuccessorQuery,
 };
 
 #[cfg(doctest)]

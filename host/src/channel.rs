@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use ossicle_core::{
     Ask, BufferError, ClaimKind, ClientClaim, Connection, EnvelopeHeader, Error, Event, ID_LEN, Lookup, MAX_RECORD_LEN,
-    MIN_RECORD_LIMIT, Message, RECORD_OVERHEAD, Reason, Received, Settings, Statement,
+    MIN_RECORD_LIMIT, Message, RECORD_OVERHEAD, Reason, Received, Rotate, Settings, Statement, SuccessorQuery,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -473,8 +473,9 @@ impl Peer {
             server.router.end(&self.mailbox, Some(Reason::Unavailable));
         }
         if server.revocations() != revocations {
-            let still = server.store.client(&self.id).await;
-            if !still.is_ok_and(|client| client.is_some_and(|client| !client.revoked)) {
+            let now = server.store.client(&self.id).await;
+            let same = |now: &ClientRecord| !now.revoked && now.key_epoch == client.key_epoch;
+            if !now.is_ok_and(|now| now.as_ref().is_some_and(same)) {
                 server.router.end(&self.mailbox, Some(Reason::Unauthorised));
             }
         }
@@ -666,8 +667,8 @@ impl Peer {
             Ok(Message::Status { request }) => Some(Owed::StatusResponse(request)),
             Ok(Message::StatusResponse { .. }) => None,
             Ok(message) if request_id(&message).is_some() => return self.begin(payload),
+            Ok(Message::Other(_)) | Err(_) => Some(Owed::refused(0, Reason::Malformed)),
             Ok(_) => Some(Owed::refused(0, Reason::Unsupported)),
-            Err(_) => Some(Owed::refused(0, Reason::Malformed)),
         };
         if let Some(owed) = owed {
             self.mailbox.owe(owed);
@@ -844,7 +845,7 @@ fn refused_for_haste(message: &Message<'_>, wait: u32) -> Option<Owed> {
 }
 
 /// The correlation id of a request that needs the store.
-const fn request_id(message: &Message<'_>) -> Option<u16> {
+fn request_id(message: &Message<'_>) -> Option<u16> {
     match message {
         Message::Lookup(Lookup { request, .. })
         | Message::List { request, .. }
@@ -852,6 +853,7 @@ const fn request_id(message: &Message<'_>) -> Option<u16> {
         | Message::Revoke { request, .. }
         | Message::Publish { request, .. }
         | Message::Wrap { request, .. } => Some(*request),
+        Message::Other(body) if matches!(body.code(), Rotate::CODE | SuccessorQuery::CODE) => Some(body.request()),
         _ => None,
     }
 }

@@ -1,4 +1,4 @@
-//! Requests that need the disk or RSA: who is who, bundles, chains, enrolling and revoking.
+//! Requests that need the disk or RSA: who is who, bundles, chains, enrolling and revoking, keys that follow others.
 //!
 //! Each runs as a job of the asking client's channel, which reads nothing more from that client until it is done, and
 //! puts its answer into the client's mailbox. The authority of the asker is checked here and nowhere else; that the asker
@@ -9,8 +9,9 @@ use core::num::NonZeroUsize;
 use std::sync::Arc;
 
 use ossicle_core::{
-    Bundle, ChannelInfo, DirectoryEntry, DirectoryList, EnvelopeHeader, Lookup, MIN_RECORD_LIMIT, Message, PeerStatus,
-    Presence, PublicKey, Reason, Secret, SignedBundle, Subject, WrapHeader, enrolment_statement,
+    Body, Bundle, ChannelInfo, DirectoryEntry, DirectoryList, EnvelopeHeader, Lookup, MAX_RSA_LEN, MIN_RECORD_LIMIT,
+    Message, PeerStatus, Presence, PublicKey, Reason, Rotate, Rotation, Secret, SignedBundle, Subject, SuccessorQuery,
+    WrapHeader, enrolment_statement,
 };
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -21,7 +22,10 @@ use crate::mailbox::{Content, Delivery, Mailbox, Owed, refusal};
 use crate::name::Name;
 use crate::router::Told;
 use crate::server::{Policy, Server, now};
-use crate::store::{ChainError, ClientId, ClientRecord, EnrolError, Enrolment, PublishError, StoreError};
+use crate::store::{
+    BundleRecord, ChainError, ClientId, ClientRecord, EnrolError, Enrolment, NewKey, PublishError, RotateError,
+    StoreError,
+};
 
 /// Lines of a directory page that are asked of the store at once.
 const PAGE: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
@@ -80,6 +84,11 @@ pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) 
             let expired = server.expire_channels(&asker.id).await;
             (request, expired.map(|_| Some(Owed::Done(request))).map_err(Refusal::from))
         }
+        Message::Other(body) => match body.code() {
+            Rotate::CODE => (body.request(), rotate(&server, &asker, body).await),
+            SuccessorQuery::CODE => (body.request(), successor(&server, &asker, body).await),
+            _ => (0, Err(Reason::Malformed.into())),
+        },
         Message::Wrap { request, to, wrap, bundle } => {
             (request, self::wrap(&server, &asker, request, to, wrap, bundle).await)
         }
@@ -202,14 +211,7 @@ async fn enrol(
     if server.config.enrol == Policy::Closed {
         return Err(Reason::Forbidden.into());
     }
-    // As dear to the server as a first contact, and limited with it.
-    match server.limits.handshake(asker.source) {
-        Admission::Admit => {}
-        Admission::Refuse { retry_after } => {
-            return Err(Refusal { reason: Reason::Rate, retry_after: Some(retry_after) });
-        }
-        Admission::Ignore => return Err(Refusal { reason: Reason::Rate, retry_after: Some(1000) }),
-    }
+    admit(server, asker)?;
     let key = PublicKey::from_modulus(modulus).map_err(|_| Reason::Malformed)?;
     // Over the name as it was sent: the server's normalisation is none of the device's business.
     let statement = enrolment_statement(&asker.exporter, &asker.id, &id, name, key);
@@ -270,6 +272,84 @@ async fn channels(server: &Server, asker: &Asker, request: u16) -> Answered {
     });
     let (first, second) = (infos.next(), infos.next());
     encode(asker, &Message::ChannelsResponse { request, first, second })
+}
+
+/// A new identity key, named by the present one, held by who asks, with its bundle.
+async fn rotate(server: &Server, asker: &Asker, body: Body<'_>) -> Answered {
+    let offer = Rotate::decode(body).map_err(|_| Reason::Malformed)?;
+    let Rotate { request, key_epoch, modulus, signature, proof, bundle: signed } = offer;
+    let next = PublicKey::from_modulus(modulus).map_err(|_| Reason::Malformed)?;
+    let bundle = Bundle::decode(signed.bundle).map_err(|_| Reason::Malformed)?;
+    if bundle.id != asker.id || bundle.key != next.fingerprint() {
+        return Err(Reason::Malformed.into());
+    }
+    admit(server, asker)?;
+    let client = server.store.client(&asker.id).await?.filter(|client| !client.revoked).ok_or(Reason::Unauthorised)?;
+    if (client.key_epoch, client.modulus.as_slice()) != (key_epoch, modulus) {
+        if client.key_epoch.checked_add(1) != Some(key_epoch) {
+            return Err(Reason::Rewound.into());
+        }
+        let former = fingerprint(&client).ok_or(Reason::Unavailable)?;
+        let rotation = Rotation { id: asker.id, former, next: next.fingerprint(), key_epoch };
+        let signatures = [
+            (client.modulus, rotation.statement(), signature),
+            (modulus.to_vec(), rotation.possession(&asker.exporter), proof),
+            (modulus.to_vec(), bundle.statement(), signed.signature),
+        ];
+        for (modulus, statement, signature) in signatures {
+            if !server.pool.verify(modulus, statement, signature.to_vec()).await? {
+                return Err(Reason::Unauthorised.into());
+            }
+        }
+    }
+    let new = NewKey {
+        id: asker.id,
+        key_epoch,
+        modulus: modulus.to_vec(),
+        signature: signature.to_vec(),
+        bundle: BundleRecord {
+            epoch: bundle.epoch,
+            bundle: signed.bundle.to_vec(),
+            signature: signed.signature.to_vec(),
+        },
+    };
+    match server.rotate(new, &asker.mailbox).await {
+        Ok(()) => {
+            info!(client = %Uuid::from_bytes(asker.id), key_epoch, "replaced the identity key");
+            asker.mailbox.owe(Owed::Done(request));
+            // The connection was authenticated by the former key.
+            server.router.end(&asker.mailbox, None);
+            Ok(None)
+        }
+        Err(error) => {
+            info!(client = %Uuid::from_bytes(asker.id), %error, "did not replace the identity key");
+            Err(match error {
+                RotateError::BundleEpoch { .. } | RotateError::KeyEpoch { .. } => Reason::Rewound,
+                RotateError::KeyInUse => Reason::NameInUse,
+                RotateError::Store(error) => unavailable(&error),
+                _ => Reason::Unauthorised,
+            }
+            .into())
+        }
+    }
+}
+
+async fn successor(server: &Server, asker: &Asker, body: Body<'_>) -> Answered {
+    let SuccessorQuery { request, id, key_epoch } = SuccessorQuery::decode(body).map_err(|_| Reason::Malformed)?;
+    server.store.client(&id).await?.filter(|client| !client.revoked).ok_or(Reason::Unknown)?;
+    let successor = server.store.successor(&id, key_epoch).await?.ok_or(Reason::Unknown)?;
+    let mut buffer = [0; 2 * MAX_RSA_LEN + 16];
+    let step = ossicle_core::Successor { request, modulus: &successor.modulus, signature: &successor.signature };
+    encode(asker, &step.encode(&mut buffer).map_err(|_| Reason::Unavailable)?)
+}
+
+/// What is as dear to the server as a first contact is limited with it.
+fn admit(server: &Server, asker: &Asker) -> Result<(), Refusal> {
+    match server.limits.handshake(asker.source) {
+        Admission::Admit => Ok(()),
+        Admission::Refuse { retry_after } => Err(Refusal { reason: Reason::Rate, retry_after: Some(retry_after) }),
+        Admission::Ignore => Err(Refusal { reason: Reason::Rate, retry_after: Some(1000) }),
+    }
 }
 
 /// The chain is registered before its wrap leaves, so that no message on it meets a server that does not know it. `Done`

@@ -73,7 +73,7 @@ impl Router {
 
     /// Ends the client's connection, if there is one, and forgets every route that concerns it.
     pub fn evict(&self, client: &ClientId, reason: Reason) -> bool {
-        self.forget(client);
+        self.forget_client(client);
         let mailbox = self.mailbox(client);
         if let Some(mailbox) = &mailbox {
             self.end(mailbox, Some(reason));
@@ -141,7 +141,8 @@ impl Router {
         routes.old.remove(chain);
     }
 
-    fn forget(&self, client: &ClientId) {
+    /// Forgets every route that concerns this client, because the store knows none any more.
+    pub fn forget_client(&self, client: &ClientId) {
         let concerns = |route: &ChainRoute| route.sender == *client || route.recipients.contains(client);
         let mut routes = self.routes();
         routes.young.retain(|_, route| !concerns(route));

@@ -23,10 +23,10 @@ use tracing::{debug, error, info, warn};
 use crate::channel;
 use crate::crypto::{CryptoPool, IdentityKey};
 use crate::limits::{Limits, Rates};
-use crate::mailbox::{Budget, MailboxLimits};
+use crate::mailbox::{Budget, Mailbox, MailboxLimits};
 use crate::resumption::{ChannelKey, Channels};
 use crate::router::Router;
-use crate::store::{ChainId, ChainRoute, ChannelId, ClientId, SharedStore, StoreError};
+use crate::store::{ChainId, ChainRoute, ChannelId, ClientId, NewKey, RotateError, SharedStore, StoreError};
 
 /// Who may enrol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +167,24 @@ impl Server {
         self.channels.of(&*self.store, client, now()).await
     }
 
+    /// Replaces a client's identity key: durably; then its connections end, but for the one on which it asked, if that is
+    /// still its connection: whoever asked for it answers and ends it.
+    pub(crate) async fn rotate(&self, key: NewKey, asker: &Mailbox) -> Result<(), RotateError> {
+        let client = key.id;
+        self.store.rotate(key).await?;
+        // As for a revocation.
+        self.revocations.fetch_add(1, Ordering::SeqCst);
+        self.channels.end(&*self.store, &client).await?;
+        if let Some(mailbox) = self.router.mailbox(&client)
+            && mailbox.connection() == asker.connection()
+        {
+            self.router.forget_client(&client);
+        } else {
+            self.router.evict(&client, Reason::Unauthorised);
+        }
+        Ok(())
+    }
+
     /// Connected clients.
     pub fn connected(&self) -> usize {
         self.router.connected()
@@ -189,7 +207,7 @@ impl Server {
         self.connections.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Changes whenever a client was revoked.
+    /// Changes whenever a client was revoked or its key replaced.
     pub(crate) fn revocations(&self) -> u64 {
         self.revocations.load(Ordering::SeqCst)
     }

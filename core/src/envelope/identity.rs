@@ -1,10 +1,13 @@
-//! Whose identity key is whose: the number by which two people find out.
+//! Whose identity key is whose: the number by which two people find out, and what a key signs that gives way to another.
 
 use core::fmt;
 
 use super::Member;
-use crate::crypto::{HASH_LEN, hash};
+use crate::crypto::{HASH_LEN, Secret, Statement, hash};
+use crate::wire::ID_LEN;
 
+const ROTATION_CONTEXT: &str = "ossicle rotate";
+const POSSESSION_CONTEXT: &str = "ossicle rotate proof";
 const SAFETY_LABEL: &[u8] = b"ossicle safety\0";
 /// Further hashes over a member: whoever looks for a key with a given number pays for each of them each time.
 const SAFETY_ROUNDS: u32 = 5200;
@@ -47,6 +50,36 @@ impl fmt::Display for SafetyNumber {
     }
 }
 
+/// One step in the life of an identity: a key and its successor (PROTOCOL 8.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// The client, whose id stays.
+    pub id: [u8; ID_LEN],
+    /// The fingerprint of the key that gives way.
+    pub former: [u8; HASH_LEN],
+    /// The fingerprint of the key that follows.
+    pub next: [u8; HASH_LEN],
+    /// How often the key was replaced, this time included.
+    pub key_epoch: u32,
+}
+
+impl Rotation {
+    /// What the *former* key signs, and peers verify who have pinned it.
+    pub fn statement(&self) -> Statement {
+        Statement::new(ROTATION_CONTEXT, self.hash())
+    }
+
+    /// What the *next* key signs, so that nobody takes over a key that he does not hold. Bound to the connection with this
+    /// exporter, so that it is of no use anywhere else.
+    pub fn possession(&self, exporter: &Secret<HASH_LEN>) -> Statement {
+        Statement::new(POSSESSION_CONTEXT, hash(&[exporter.expose(), &self.hash()]))
+    }
+
+    fn hash(&self) -> [u8; HASH_LEN] {
+        hash(&[&self.id, &self.former, &self.next, &self.key_epoch.to_be_bytes()])
+    }
+}
+
 fn digits_of(member: &Member) -> [u32; GROUPS] {
     let mut digest: [u8; HASH_LEN] = hash(&[SAFETY_LABEL, &member.id, &member.key]);
     for _ in 0..SAFETY_ROUNDS {
@@ -68,7 +101,7 @@ mod tests {
     use std::vec::Vec;
 
     use super::*;
-    use crate::wire::testing::printed;
+    use crate::wire::testing::{printed, printed_array};
 
     const A: Member = Member { id: [1; 16], key: [2; 32] };
     const B: Member = Member { id: [3; 16], key: [4; 32] };
@@ -83,6 +116,26 @@ mod tests {
         let digits: Vec<u8> = number.bytes().filter(u8::is_ascii_digit).collect();
         let packed: Vec<u8> = digits.chunks(2).map(|pair| (pair[0] - b'0') << 4 | (pair[1] - b'0')).collect();
         assert_eq!(packed, printed("15.3", "safety_number"));
+    }
+
+    // Computed apart, in another language.
+    #[test]
+    fn rotations_are_those_of_the_specification_and_every_field_counts() {
+        let rotation = Rotation { id: A.id, former: A.key, next: B.key, key_epoch: 1 };
+        let exporter = Secret::new([7; 32]);
+        assert_eq!(rotation.statement().digest(), printed_array("15.3", "rotation_digest"));
+        assert_eq!(rotation.possession(&exporter).digest(), printed_array("15.3", "possession_digest"));
+        for other in [
+            Rotation { id: B.id, ..rotation },
+            Rotation { former: [9; 32], ..rotation },
+            Rotation { next: [9; 32], ..rotation },
+            Rotation { key_epoch: 2, ..rotation },
+            Rotation { former: rotation.next, next: rotation.former, ..rotation },
+        ] {
+            assert_ne!(other.statement(), rotation.statement());
+            assert_ne!(other.possession(&exporter), rotation.possession(&exporter));
+        }
+        assert_ne!(rotation.possession(&Secret::new([8; 32])), rotation.possession(&exporter));
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub use chain::{
     AcceptError, ENVELOPE_OVERHEAD, EnvelopeHeader, MAX_KIND, MAX_MESSAGES, OpenError, Opened, RECEIPT_VERIFIER_LEN,
     ReceiptVerifier, ReceivingChain, SIGNED_OVERHEAD, SealError, Sealed, SendingChain, WRAP_LEN, WrapHeader,
 };
-pub use identity::SafetyNumber;
+pub use identity::{Rotation, SafetyNumber};
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -17,6 +17,8 @@ macro_rules! catalogue {
         #[non_exhaustive]
         pub enum Message<'d> {
             $($(#[$doc])* $variant $(($body))? $({ $(#[doc = $fdoc] $field: $type,)* })?,)*
+            /// None of this catalogue: one that only hosts read ([`crate::Rotate`] and the others beside it), or an unknown one.
+            Other(Body<'d>),
         }
 
         impl Message<'_> {
@@ -24,6 +26,7 @@ macro_rules! catalogue {
             pub const fn code(&self) -> u16 {
                 match self {
                     $(Self::$variant { .. } => $code,)*
+                    Self::Other(body) => body.code,
                 }
             }
         }
@@ -441,6 +444,10 @@ impl<'d> Message<'d> {
                 put(&(request, id, name, modulus, signature), body)?
             }
             Self::Revoke { request, subject } => put(&(request, subject), body)?,
+            Self::Other(Body { bytes, .. }) => {
+                body.get_mut(..bytes.len()).ok_or(TxFull)?.copy_from_slice(bytes);
+                bytes.len()
+            }
             Self::Listening | Self::NotListening | Self::KeyUpdate => 0,
             Self::Settings(settings) => put(settings, body)?,
             Self::Close { reason } => put(reason, body)?,
@@ -520,19 +527,54 @@ impl<'d> Message<'d> {
                 let (request, reason, retry_after) = take(body)?;
                 Self::Refused { request, reason, retry_after }
             }
-            _ => return Err(Error::Decode),
+            code => Self::Other(Body { code, bytes: body }),
         })
     }
 }
 
-fn put<T: Serialize>(body: &T, out: &mut [u8]) -> Result<usize, Error> {
+/// The code and the body of a message that is not in the catalogue, as they are on the wire. What decodes it is apart, so
+/// that devices do not carry it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Body<'d> {
+    code: u16,
+    bytes: &'d [u8],
+}
+
+impl<'d> Body<'d> {
+    #[inline]
+    pub(super) const fn new(code: u16, bytes: &'d [u8]) -> Self {
+        Self { code, bytes }
+    }
+
+    /// The first two bytes of the payload.
+    #[inline]
+    pub const fn code(self) -> u16 {
+        self.code
+    }
+
+    /// What follows them.
+    #[inline]
+    pub const fn bytes(self) -> &'d [u8] {
+        self.bytes
+    }
+
+    /// The correlation id, with which the body of every request and answer begins; 0, which belongs to no request, if it
+    /// does not.
+    #[inline]
+    pub fn request(self) -> u16 {
+        postcard::take_from_bytes(self.bytes).map_or(0, |(request, _)| request)
+    }
+}
+
+pub(super) fn put<T: Serialize>(body: &T, out: &mut [u8]) -> Result<usize, Error> {
     match postcard::to_slice(body, out) {
         Ok(written) => Ok(written.len()),
         Err(_) => Err(crate::error::BufferError::TxFull.into()),
     }
 }
 
-fn take<'d, T: Deserialize<'d>>(body: &'d [u8]) -> Result<T, Error> {
+pub(super) fn take<'d, T: Deserialize<'d>>(body: &'d [u8]) -> Result<T, Error> {
     match postcard::take_from_bytes(body) {
         Ok((value, [])) => Ok(value),
         _ => Err(Error::Decode),

@@ -1,22 +1,28 @@
-//! `ossicle init`: a new identity, enrolled at a server.
+//! `ossicle init`: a new identity, enrolled at a server; or a new key for one that is.
 
-use super::{HomeArg, print};
+use super::{Asking, HomeArg, print, refusal, say, unexpected};
 use crate::cli::serve::Rsa;
-use crate::endpoint::{Failure, ServerUrl, initialise};
+use crate::endpoint::{Failure, Home, Reply, Request, ServerUrl, initialise, prepare_rotation};
 use crate::name::Name;
 
 /// Make an identity and enrol it at a server
 ///
 /// The identity's key never leaves the home directory. The server is recognised by the fingerprint in its URL.
+///
+/// With --rotate the identity in the home gets a new key, which its present key signs: id and name stay, peers follow by
+/// themselves and are told, and the safety numbers change. Run it again if it was interrupted.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   ossicle init --name alice 'ossicle://chat.example.org:5150#FINGERPRINT.TOKEN'
   ossicle init --name bob --home ./bob --rsa 2048 'ossicle://127.0.0.1:5150#FINGERPRINT'
-  ossicle init --name carol --trust-first-use ossicle://192.0.2.7:5150")]
+  ossicle init --name carol --trust-first-use ossicle://192.0.2.7:5150
+  ossicle init --rotate                          a new key for the identity that is here
+
+Devices know their owner's key from their page: after --rotate enrol those anew that report to this identity.")]
 pub struct Init {
     /// The name that others see: 1 to 64 bytes, without spaces, '@' and '/'
-    #[arg(long, value_parser = Name::parse)]
-    pub name: Name,
+    #[arg(long, value_parser = Name::parse, required_unless_present = "rotate")]
+    pub name: Option<Name>,
     #[command(flatten)]
     #[allow(missing_docs, reason = "its own documentation is its help")]
     pub home: HomeArg,
@@ -27,21 +33,46 @@ pub struct Init {
     #[arg(long)]
     pub trust_first_use: bool,
     /// The line that `ossicle serve` prints
-    #[arg(value_name = "URL")]
-    pub url: String,
+    #[arg(value_name = "URL", required_unless_present = "rotate")]
+    pub url: Option<String>,
+    /// Replace the key of the identity in the home, instead of making one
+    #[arg(long, conflicts_with_all = ["name", "trust_first_use", "url"])]
+    pub rotate: bool,
 }
 
 impl Init {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let url = ServerUrl::parse(&self.url).map_err(|error| Failure::usage(error.to_string()))?;
         let home = self.home.open()?;
-        let made = initialise(&home, &self.name, self.rsa.bits(), &url, self.trust_first_use).await?;
+        let (Some(name), Some(url)) = (&self.name, &self.url) else {
+            return self.replace_key(&home).await;
+        };
+        let url = ServerUrl::parse(url).map_err(|error| Failure::usage(error.to_string()))?;
+        let made = initialise(&home, name, self.rsa.bits(), &url, self.trust_first_use).await?;
         let trusted = if url.fingerprint.is_none() { " (trusted on first use)" } else { "" };
-        print(&format!("{} is enrolled at {}", self.name, url.address()))?;
+        print(&format!("{name} is enrolled at {}", url.address()))?;
         print(&format!("  id      {}", uuid::Uuid::from_bytes(made.id)))?;
         print(&format!("  key     {}", hex::encode(made.fingerprint)))?;
         print(&format!("  server  {}{trusted}", hex::encode(made.server)))?;
         print(&format!("  home    {}", home.directory().display()))?;
+        Ok(())
+    }
+
+    async fn replace_key(&self, home: &Home) -> Result<(), Failure> {
+        prepare_rotation(home, self.rsa.bits()).await?;
+        let name = home.profile()?.name;
+        let mut asking = Asking::new(home, "init");
+        let answer = asking.ask(Request::Rotate).await;
+        asking.close().await;
+        let (former, fingerprint) = match answer? {
+            Reply::Rotated { former, fingerprint } => (former, fingerprint),
+            Reply::Refused { reason, detail } => return Err(refusal(reason, &name, detail.as_deref())),
+            _ => return Err(unexpected()),
+        };
+        print(&format!("{name} has a new identity key"))?;
+        print(&format!("  key     {}", hex::encode(fingerprint)))?;
+        print(&format!("  former  {}", hex::encode(former)))?;
+        say("Peers follow by themselves and are told: the safety numbers have changed. Devices that report here know \
+             the former key: enrol them anew with `ossicle enroll`.");
         Ok(())
     }
 }

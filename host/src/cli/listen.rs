@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
-use super::{HomeArg, harmless, json, key_changed, print, rfc3339, say};
+use super::{HomeArg, harmless, json, key_changed, key_followed, print, rfc3339, say};
 use crate::endpoint::{Access, Failure, Notice};
 use crate::name::{Name, Pattern};
 use crate::store::home::Waiting;
@@ -76,6 +76,10 @@ impl Listen {
                     Notice::Ended(failure) => return Err(failure),
                     Notice::KeyChanged { name } => {
                         say(&harmless(&key_changed(&name)));
+                        continue;
+                    }
+                    Notice::KeyFollowed { name } => {
+                        say(&harmless(&key_followed(&name)));
                         continue;
                     }
                 }

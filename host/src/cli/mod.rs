@@ -251,6 +251,14 @@ fn key_changed(name: &str) -> String {
     )
 }
 
+/// What is said of a peer whose new key the former one signed.
+fn key_followed(name: &str) -> String {
+    format!(
+        "{name} has a new identity key, which the former one signed: the safety number has changed, compare it with \
+         `ossicle verify {name}`"
+    )
+}
+
 fn accept(name: &str) -> String {
     format!(
         "ask {name} by another way what happened, compare the safety number of `ossicle verify {name}`, and if it is \

@@ -9,7 +9,10 @@ use core::time::Duration;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use ossicle_core::{ChannelInfo, Credentials, Member, Message, PeerStatus, Reason, SignedBundle, Subject};
+use ossicle_core::{
+    ChannelInfo, Credentials, MAX_RECORD_LEN, Member, Message, PeerStatus, Reason, Rotate, Rotation, SignedBundle,
+    Subject, Successor, SuccessorQuery,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
@@ -20,8 +23,9 @@ use super::link::{Incoming, Link, LinkError, Server, Target};
 use super::local::{HeldChannel, PeerKeys, Presence, Reply, Request, Requested};
 use super::outbox::{Outbox, Replies, member};
 use super::peers::{Alarm, Rejected, admit, check_bundle, verification};
+use super::rotation::{self, Walk};
 use super::url::address;
-use super::{Failure, now};
+use super::{Failure, Home, now};
 use crate::crypto::IdentityKey;
 use crate::name::Name;
 use crate::store::home::{HomeStore, HomeStoreError, OwnKeys, Profile, Progress, Waiting};
@@ -53,6 +57,11 @@ pub enum Notice {
     /// The identity key of a peer is not the pinned one: nothing is sent to it, and nothing taken from it, until a person
     /// has accepted the new key.
     KeyChanged {
+        /// The peer's name.
+        name: String,
+    },
+    /// A peer has a new identity key, which the former one signed: it is pinned, and the safety number has changed.
+    KeyFollowed {
         /// The peer's name.
         name: String,
     },
@@ -119,6 +128,8 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
         me,
         key,
         own: opened.own,
+        successor: rotation::pending(&opened.home, &opened.store)?,
+        home: opened.home,
         store: opened.store,
         kept: opened.kept,
         listening,
@@ -154,7 +165,7 @@ pub(super) enum Ended {
     Agent(Failure),
     /// Somebody asked it to stop.
     Stopped,
-    /// The connection, because of its age; the next one takes its place at once.
+    /// The connection, because of its age or because this client has another key; the next one takes its place at once.
     Aged,
 }
 
@@ -200,8 +211,28 @@ pub(super) enum Pending {
     Peer { name: Name, replies: Replies },
     /// A peer whose key somebody wants to be sure of.
     Verify { name: Name, accept: bool, replies: Replies },
+    /// The replacement of our identity key.
+    Rotate { replies: Replies },
+    /// A later key of a peer, before what the directory said is looked at.
+    Successor { walk: Box<Walk> },
     /// A wrap of ours.
     Wrap { chain: [u8; 8] },
+}
+
+impl Pending {
+    /// Who waits for it.
+    fn replies(&self) -> Option<&Replies> {
+        match self {
+            Self::List { replies, .. }
+            | Self::Plain { replies }
+            | Self::Channels { replies }
+            | Self::Peer { replies, .. }
+            | Self::Verify { replies, .. }
+            | Self::Rotate { replies } => Some(replies),
+            Self::Successor { walk } => walk.then.replies(),
+            Self::Publish | Self::Recipient { .. } | Self::Sender { .. } | Self::Wrap { .. } => None,
+        }
+    }
 }
 
 impl Requests {
@@ -223,8 +254,11 @@ struct Agent {
     me: Member,
     key: Arc<IdentityKey>,
     own: OwnKeys,
+    home: Home,
     store: HomeStore,
     kept: Kept,
+    /// A new identity key that was offered to the server: nobody knows yet whether it has it.
+    successor: Option<Arc<IdentityKey>>,
     listening: bool,
     commands: mpsc::UnboundedReceiver<Command>,
     notices: mpsc::UnboundedSender<Notice>,
@@ -302,6 +336,8 @@ impl Agent {
                 "the server at {server} has another key than the pinned one: nothing was sent to it; \
                  ask its operator, and make a new home if the change is right"
             ),
+            // The server may have taken the new key meanwhile: that is the next to be tried.
+            LinkError::Refused { reason: Reason::Unauthorised, .. } if self.successor.is_some() => return None,
             LinkError::Refused { reason: Reason::Unauthorised, .. } => format!(
                 "the server at {server} does not let {} in: the identity is unknown there or was revoked; \
                  ask its operator",
@@ -338,15 +374,8 @@ impl Agent {
         for (_, replies) in &self.asked {
             let _ = replies.send(reply.clone());
         }
-        for pending in self.requests.open.values() {
-            if let Pending::List { replies, .. }
-            | Pending::Plain { replies }
-            | Pending::Channels { replies }
-            | Pending::Peer { replies, .. }
-            | Pending::Verify { replies, .. } = pending
-            {
-                let _ = replies.send(reply.clone());
-            }
+        for replies in self.requests.open.values().filter_map(Pending::replies) {
+            let _ = replies.send(reply.clone());
         }
     }
 
@@ -354,6 +383,10 @@ impl Agent {
         self.outbox.disconnected();
         self.inbox.disconnected();
         for (_, pending) in self.requests.open.drain() {
+            let pending = match pending {
+                Pending::Successor { walk } => walk.then,
+                pending => pending,
+            };
             match pending {
                 Pending::List { replies, .. } => self.asked.push_back((Request::Who, replies)),
                 Pending::Peer { name, replies } => {
@@ -363,11 +396,16 @@ impl Agent {
                     self.asked.push_back((Request::Verify { name: name.as_str().to_owned(), accept }, replies));
                 }
                 Pending::Channels { replies } => self.asked.push_back((Request::Channels, replies)),
+                Pending::Rotate { replies } => self.asked.push_back((Request::Rotate, replies)),
                 Pending::Plain { replies } => {
                     let sentence = "the connection broke before the server had answered: do it again";
                     let _ = replies.send(Reply::Failed(Failure::refused(sentence)));
                 }
-                Pending::Publish | Pending::Recipient { .. } | Pending::Sender { .. } | Pending::Wrap { .. } => {}
+                Pending::Publish
+                | Pending::Recipient { .. }
+                | Pending::Sender { .. }
+                | Pending::Successor { .. }
+                | Pending::Wrap { .. } => {}
             }
         }
     }
@@ -493,12 +531,32 @@ impl Agent {
             port: self.profile.port,
             server: Server::Key(self.profile.server_key.clone()),
         };
-        let credentials =
-            Credentials::Key { id: self.profile.id, key_epoch: self.profile.key_epoch, fingerprint: self.me.key };
-        let key = Arc::clone(&self.key);
-        let offer = self.kept.offer();
+        let present = self.dial(&target, Arc::clone(&self.key), self.profile.key_epoch).await;
+        let (Err(Ended::Link(LinkError::Refused { reason: Reason::Unauthorised, .. })), Some(next)) =
+            (&present, self.successor.clone())
+        else {
+            return present;
+        };
+        // The answer to `Rotate` was lost, and the server has the new key, or neither.
+        match self.dial(&target, next, self.profile.key_epoch.saturating_add(1)).await {
+            Ok(link) => {
+                self.succeed()?;
+                Ok(link)
+            }
+            Err(Ended::Link(LinkError::Refused { reason: Reason::Unauthorised, .. })) => {
+                self.successor = None;
+                present
+            }
+            Err(ended) => Err(ended),
+        }
+    }
+
+    async fn dial(&mut self, target: &Target, key: Arc<IdentityKey>, key_epoch: u32) -> Result<Link, Ended> {
+        let credentials = Credentials::Key { id: self.profile.id, key_epoch, fingerprint: key.fingerprint() };
+        // A channel is bound to the key that it came from.
+        let offer = self.kept.offer().filter(|channel| channel.client_key == key.fingerprint());
         let offered = offer.is_some();
-        let connecting = Link::connect(&target, &credentials, &key, offer);
+        let connecting = Link::connect(target, &credentials, &key, offer);
         tokio::pin!(connecting);
         loop {
             let until = self.stopping.as_ref().map(|(_, until)| *until);
@@ -537,10 +595,42 @@ impl Agent {
         Ok(link)
     }
 
+    /// The server has the new identity key: from now on it is this client's.
+    fn succeed(&mut self) -> Result<(), Ended> {
+        let (Some(next), Some(key_epoch)) = (self.successor.take(), self.profile.key_epoch.checked_add(1)) else {
+            return Ok(());
+        };
+        self.own = self.store.succeed(key_epoch, now())?;
+        self.home.adopt_next_key()?;
+        let (former, fingerprint) = (self.me.key, next.fingerprint());
+        self.me = member(self.profile.id, fingerprint);
+        self.key = next;
+        self.profile.key_epoch = key_epoch;
+        self.inbox.forget_all();
+        self.outbox.restart();
+        let reply = Reply::Rotated { former, fingerprint };
+        self.asked.retain(|(request, replies)| {
+            let is_this = *request == Request::Rotate;
+            if is_this {
+                let _ = replies.send(reply.clone());
+            }
+            !is_this
+        });
+        let open = self.requests.open.extract_if(|_, pending| matches!(pending, Pending::Rotate { .. }));
+        for (_, pending) in open {
+            if let Some(replies) = pending.replies() {
+                let _ = replies.send(reply.clone());
+            }
+        }
+        Ok(())
+    }
+
     /// Publishes the bundle if the server lacks it, and a new one if its prekey is a week old.
     fn publish(&mut self, link: &mut Link, store_epoch: &[u8; 8]) -> Result<(), Ended> {
         // The server takes one epoch after the other, so the present one must have arrived first.
-        if self.own.published && now().saturating_sub(self.own.made) > PREKEY_AGE {
+        // And a bundle that was offered with a new identity key stays the one that follows.
+        let due = self.own.published && self.successor.is_none();
+        if due && now().saturating_sub(self.own.made) > PREKEY_AGE {
             let (epoch, previous) = (self.own.bundle.epoch, self.own.bundle.hash());
             let sick = |_| Failure::refused("no new prekey can be made: is there randomness on this system?");
             self.own.keys.rotate(&mut getrandom::SysRng).map_err(sick)?;
@@ -686,6 +776,7 @@ impl Agent {
                 let request = self.requests.open(Pending::Plain { replies });
                 link.send(&Message::Revoke { request, subject: Subject::Name(&name) })?;
             }
+            Request::Rotate => self.rotate(link, replies)?,
             Request::Verify { name, accept } => {
                 let Some(name) = self.other(&name, "compare with somebody else", &replies) else {
                     return Ok(());
@@ -702,6 +793,41 @@ impl Agent {
                 link.send(&Message::List { request, after: "" })?;
             }
         }
+        Ok(())
+    }
+
+    /// Offers the server the identity key that is to follow the present one.
+    fn rotate(&mut self, link: &mut Link, replies: Replies) -> Result<(), Ended> {
+        let fail = |sentence: &str| {
+            let _ = replies.send(Reply::Failed(Failure::refused(sentence)));
+            Ok(())
+        };
+        let next = match self.home.next_key() {
+            Ok(Some(next)) => next,
+            Ok(None) => return fail("there is no new key: run `ossicle init --rotate`"),
+            Err(failure) => return fail(&failure.sentence),
+        };
+        if !self.own.published {
+            return fail("the server has not taken the present keys yet: try again in a moment");
+        }
+        if self.outbox.is_under_way() {
+            return fail("messages of this home are still under way: try again when they have arrived");
+        }
+        let Some(key_epoch) = self.profile.key_epoch.checked_add(1) else {
+            return fail("this identity has had all the keys that it can have: make a new one with `ossicle init`");
+        };
+        let offered = rotation::successor_keys(&self.store, &self.own, self.profile.id, &next)?;
+        let step = Rotation { id: self.profile.id, former: self.me.key, next: next.fingerprint(), key_epoch };
+        let signature = self.key.sign(&step.statement()).map_err(Failure::from)?;
+        let proof = next.sign(&step.possession(link.exporter()?)).map_err(Failure::from)?;
+        let bundle = offered.bundle.encode();
+        let bundle = SignedBundle { bundle: &bundle, signature: &offered.signature };
+        let request = self.requests.open(Pending::Rotate { replies });
+        let (modulus, signature, proof) = (next.modulus(), signature.as_slice(), proof.as_slice());
+        let offer = Rotate { request, key_epoch, modulus, signature, proof, bundle };
+        let mut buffer = [0; MAX_RECORD_LEN];
+        link.send(&offer.encode(&mut buffer).map_err(LinkError::from)?)?;
+        self.successor = Some(Arc::new(next));
         Ok(())
     }
 
@@ -744,7 +870,26 @@ impl Agent {
             Message::Refused { request, reason, retry_after } => {
                 self.answered(link, request, Err((reason, retry_after)))
             }
-            Message::LookupResponse { request, entry } => self.answered(link, request, Ok(Some(entry))),
+            Message::LookupResponse { request, entry } => match Walk::is_due(&self.store, &entry)? {
+                Some(pinned) => {
+                    let Some(then) = self.requests.open.remove(&request) else {
+                        return Ok(());
+                    };
+                    self.walk(link, Box::new(Walk::new(pinned, &entry, payload.clone(), then)))
+                }
+                None => self.answered(link, request, Ok(Some(entry))),
+            },
+            Message::Other(body) if body.code() == Successor::CODE => {
+                let Some(Pending::Successor { mut walk }) = self.requests.open.remove(&body.request()) else {
+                    return Ok(());
+                };
+                let step = Successor::decode(body);
+                if step.is_ok_and(|step| walk.step(step.modulus, step.signature)) {
+                    self.walk(link, walk)
+                } else {
+                    self.look_again(link, *walk)
+                }
+            }
             Message::ListResponse(list) => self.listed(link, &list),
             Message::ChannelsResponse { request, first, second } => {
                 self.told_channels(request, [first, second]);
@@ -768,15 +913,52 @@ impl Agent {
         let _ = replies.send(Reply::Channels(channels.collect()));
     }
 
+    /// Asks for the next step, or pins the key that was reached.
+    fn walk(&mut self, link: &mut Link, walk: Box<Walk>) -> Result<(), Ended> {
+        let Some(peer) = walk.arrived() else {
+            let (id, key_epoch) = walk.next();
+            let request = self.requests.open(Pending::Successor { walk });
+            let mut buffer = [0; 32];
+            let query = SuccessorQuery { request, id, key_epoch }.encode(&mut buffer).map_err(LinkError::from)?;
+            return Ok(link.send(&query)?);
+        };
+        // What came on the former chains is durable before they go.
+        self.with_desk(link, |_, inbox, desk| inbox.commit(desk))?;
+        // Whether this is the key that the directory shows is seen when its answer is looked at again.
+        self.store.replace_peer(&peer.id, peer)?;
+        self.inbox.forget(&peer.id);
+        self.outbox.followed(&peer.name_key);
+        self.alarm.key_followed(&peer.name);
+        self.look_again(link, *walk)
+    }
+
+    /// Looks at what the directory said, under what is pinned now.
+    fn look_again(&mut self, link: &mut Link, walk: Walk) -> Result<(), Ended> {
+        let entry = match Message::decode(&walk.answer) {
+            Ok(Message::LookupResponse { entry, .. }) => Ok(Some(entry)),
+            _ => Err((Reason::Malformed, None)),
+        };
+        self.settle(link, walk.then, entry)
+    }
+
     fn answered(
         &mut self,
         link: &mut Link,
         request: u16,
         answer: Result<Option<ossicle_core::DirectoryEntry<'_>>, (Reason, Option<u32>)>,
     ) -> Result<(), Ended> {
-        let Some(pending) = self.requests.open.remove(&request) else {
-            return Ok(());
-        };
+        match self.requests.open.remove(&request) {
+            Some(pending) => self.settle(link, pending, answer),
+            None => Ok(()),
+        }
+    }
+
+    fn settle(
+        &mut self,
+        link: &mut Link,
+        pending: Pending,
+        answer: Result<Option<ossicle_core::DirectoryEntry<'_>>, (Reason, Option<u32>)>,
+    ) -> Result<(), Ended> {
         let entry = || match answer {
             Ok(Some(entry)) => Ok(entry),
             Ok(None) => Err(Reason::Malformed),
@@ -861,6 +1043,28 @@ impl Agent {
                 let answer = entry();
                 self.with_desk(link, |_, inbox, desk| inbox.found(desk, &id, answer))
             }
+            Pending::Rotate { replies } => match answer {
+                Ok(_) => {
+                    // Found by `succeed`, with whoever else waits for it.
+                    self.asked.push_back((Request::Rotate, replies));
+                    self.with_desk(link, |_, inbox, desk| inbox.commit(desk))?;
+                    self.succeed()?;
+                    self.kept.forget();
+                    Err(Ended::Aged)
+                }
+                Err((reason, _)) => {
+                    // These may pass, or nobody knows what was done; after any other the key will never be taken.
+                    if !matches!(reason, Reason::Rate | Reason::Unavailable) {
+                        self.successor = None;
+                        self.store.drop_successor()?;
+                        self.home.discard_next_key()?;
+                    }
+                    let _ = replies.send(Reply::Refused { reason, detail: None });
+                    Ok(())
+                }
+            },
+            // Refused: there is no such step.
+            Pending::Successor { walk } => self.look_again(link, *walk),
             Pending::Wrap { chain } => {
                 let answer = answer.map(|_| ());
                 self.with_desk(link, |outbox, _, desk| outbox.wrapped(desk, &chain, answer))

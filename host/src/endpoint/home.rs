@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! DIR (0700)/ identity.pem   the RSA identity key, PKCS#8
+//!             identity.new.pem  the one that is to follow it, until it does (`rotation`)
 //!             home.db        everything else (`store::home`), with SQLite's files beside it
 //!             channel        what the last connection left, so that the next needs no RSA (`kept`)
 //!             lock           held while a process has the connection; "PID COMMAND" inside
@@ -22,8 +23,17 @@ use crate::store::home::{HomeStore, OwnKeys, Profile};
 
 /// The longest path that the address of a unix socket holds, with something to spare.
 const MAX_SOCKET_PATH: usize = 100;
-const FILES: [&str; 8] =
-    ["identity.pem", "home.db", "home.db-wal", "home.db-shm", "lock", "socket", "channel", "channel.new"];
+const FILES: [&str; 9] = [
+    "identity.pem",
+    "identity.new.pem",
+    "home.db",
+    "home.db-wal",
+    "home.db-shm",
+    "lock",
+    "socket",
+    "channel",
+    "channel.new",
+];
 
 /// A home directory.
 #[derive(Clone, Debug)]
@@ -38,6 +48,7 @@ pub(super) struct Opened {
     pub(super) own: OwnKeys,
     pub(super) store: HomeStore,
     pub(super) kept: Kept,
+    pub(super) home: Home,
 }
 
 impl Home {
@@ -143,8 +154,15 @@ impl Home {
             return Err(self.incomplete());
         };
         let own = store.keys()?.ok_or(crate::store::home::HomeStoreError::Damaged)?;
-        let key = IdentityKey::load(&self.identity())?;
-        Ok(Opened { profile, key, own, store, kept: self.kept() })
+        let mut key = IdentityKey::load(&self.identity())?;
+        // The state says which key counts; a crash came before the file followed.
+        if key.fingerprint() != own.bundle.key
+            && let Some(next) = self.next_key()?.filter(|next| next.fingerprint() == own.bundle.key)
+        {
+            self.adopt_next_key()?;
+            key = next;
+        }
+        Ok(Opened { profile, key, own, store, kept: self.kept(), home: self.clone() })
     }
 
     /// Takes the lock for `command`, unless another process has it.
@@ -183,6 +201,37 @@ impl Home {
         self.directory.join("identity.pem")
     }
 
+    pub(super) fn next_identity(&self) -> PathBuf {
+        self.directory.join("identity.new.pem")
+    }
+
+    /// The key that is to follow the present one, if one was made.
+    pub(super) fn next_key(&self) -> Result<Option<IdentityKey>, Failure> {
+        let path = self.next_identity();
+        Ok(if path.exists() { Some(IdentityKey::load(&path)?) } else { None })
+    }
+
+    /// The key that was to follow is the present one from now on; the former one is gone.
+    pub(super) fn adopt_next_key(&self) -> Result<(), Failure> {
+        let renamed = fs::rename(self.next_identity(), self.identity()).and_then(|()| self.sync());
+        renamed.map_err(|error| Failure::refused(format!("cannot replace {}: {error}", self.identity().display())))
+    }
+
+    /// Removes a key that is not to follow after all.
+    pub(super) fn discard_next_key(&self) -> Result<(), Failure> {
+        let path = self.next_identity();
+        match fs::remove_file(&path).and_then(|()| self.sync()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Failure::refused(format!("cannot remove {}: {error}", path.display())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.directory)?.sync_all()
+    }
+
     pub(super) fn database(&self) -> PathBuf {
         self.directory.join("home.db")
     }
@@ -205,6 +254,10 @@ pub struct HomeLock {
 
 #[cfg(test)]
 mod tests {
+    use getrandom::SysRng;
+    use ossicle_core::{BundleKeys, Member};
+
+    use super::super::rotation;
     use super::*;
 
     #[test]
@@ -234,6 +287,53 @@ mod tests {
         home.check().unwrap();
         fs::write(home.directory().join("thesis.tex"), "").unwrap();
         assert!(home.prepare().unwrap_err().sentence.contains("thesis.tex"));
+    }
+
+    #[test]
+    fn the_key_that_the_state_names_opens_the_home_wherever_a_rotation_stopped() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::new(directory.path().join("home"));
+        home.prepare().unwrap();
+        let (present, next) = (IdentityKey::generate(2048).unwrap(), IdentityKey::generate(2048).unwrap());
+        present.save(&home.identity()).unwrap();
+        let mut store = HomeStore::open(&home.database()).unwrap();
+        let profile = Profile {
+            host: "localhost".into(),
+            port: 5150,
+            server_key: vec![1; 384],
+            store_epoch: None,
+            id: [1; 16],
+            name: "alice".into(),
+            key_epoch: 0,
+            complete: true,
+        };
+        store.put_profile(&profile).unwrap();
+        let keys = BundleKeys::generate(0, &mut SysRng).unwrap();
+        let bundle = keys.bundle(&Member { id: [1; 16], key: present.fingerprint() }, 1, [0; 32]);
+        store.put_keys(&keys, &bundle, &[3; 256], 1_700_000_000).unwrap();
+        let opened = || {
+            let lock = home.try_lock("test").unwrap().unwrap();
+            let opened = home.open(&lock).unwrap();
+            let pending = rotation::pending(&home, &opened.store).unwrap().is_some();
+            (opened.key.fingerprint(), opened.own.bundle.key, pending)
+        };
+        let (old, new) = (present.fingerprint(), next.fingerprint());
+        // Only the file: the server cannot know of it.
+        next.save(&home.next_identity()).unwrap();
+        assert_eq!(opened(), (old, old, false));
+        // Its bundle too: the server may have it.
+        let own = store.keys().unwrap().unwrap();
+        let first = rotation::successor_keys(&store, &own, [1; 16], &next).unwrap();
+        assert_eq!(opened(), (old, old, true));
+        let again = rotation::successor_keys(&store, &own, [1; 16], &next).unwrap();
+        assert_eq!(again.bundle, first.bundle, "the same again is offered the same");
+        assert_eq!((first.bundle.epoch, first.bundle.previous), (2, bundle.hash()));
+        // The state is that of the new key, and the file has not followed yet.
+        store.succeed(1, 1_700_000_001).unwrap();
+        assert!(home.next_identity().exists());
+        assert_eq!(opened(), (new, new, false));
+        assert!(!home.next_identity().exists());
+        assert_eq!(opened(), (new, new, false));
     }
 
     #[test]

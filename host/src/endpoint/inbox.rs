@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use ossicle_core::{
-    AcceptError, Conversation, DirectoryEntry, EnvelopeHeader, Lookup, Message, OpenError, Reason, Receipt,
+    AcceptError, Bundle, Conversation, DirectoryEntry, EnvelopeHeader, Lookup, Message, OpenError, Reason, Receipt,
     ReceivingChain, Rung, Rungs, SignedBundle, Subject, WrapHeader,
 };
 use zeroize::Zeroizing;
@@ -86,7 +86,9 @@ impl Inbox {
         if from == desk.me.id {
             return refuse_wrap(desk, wrap, Reason::Unreadable);
         }
-        if let Some(peer) = desk.store.peer(&from)? {
+        // A bundle under another key than the pinned one may be that of a later key: the directory knows.
+        let fits = |peer: &Peer| Bundle::decode(bundle.bundle).map_or(true, |bundle| bundle.key == peer.fingerprint);
+        if let Some(peer) = desk.store.peer(&from)?.filter(fits) {
             return self.accept(desk, peer, wrap, bundle);
         }
         if self.parked.len() >= MAX_PARKED {
@@ -280,6 +282,11 @@ impl Inbox {
     /// Forgets the chains of this peer, whose key was replaced: they are erased in the store.
     pub(super) fn forget(&mut self, peer: &[u8; 16]) {
         self.held.retain(|_, held| held.peer != *peer);
+    }
+
+    /// Forgets all chains: they are erased in the store.
+    pub(super) fn forget_all(&mut self) {
+        self.held.clear();
     }
 
     /// Makes durable what was opened, then says what is to be said about it.

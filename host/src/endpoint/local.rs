@@ -53,6 +53,8 @@ pub enum Request {
         /// Its name.
         name: String,
     },
+    /// Replace this client's identity key by the one that [`super::prepare_rotation`] made.
+    Rotate,
     /// Send a direct message.
     Send {
         /// The recipient's name.
@@ -100,6 +102,13 @@ pub enum Reply {
         reason: Reason,
         /// More about it, for a person.
         detail: Option<String>,
+    },
+    /// The identity key was replaced.
+    Rotated {
+        /// The fingerprint of the key that was replaced.
+        former: [u8; 32],
+        /// The fingerprint of the key that followed.
+        fingerprint: [u8; 32],
     },
     /// How far a message came.
     Rung {

@@ -8,6 +8,7 @@
 //!      Agent: one task per home  <------+
 //!        |-- outbox: chains to peers, letters until their receipts have come
 //!        |-- inbox:  chains from peers, messages until their reader has them
+//!        |-- rotation: identity keys that follow others, its own and those of peers
 //!        +-- Link:   one TCP connection
 //! ```
 //!
@@ -23,6 +24,7 @@ mod link;
 mod local;
 mod outbox;
 mod peers;
+mod rotation;
 mod setup;
 mod url;
 
@@ -33,6 +35,7 @@ pub use agent::Notice;
 pub use home::{Home, HomeLock};
 pub use local::{HeldChannel, PeerKeys, PinnedKey, Presence, Reply, Request, Requested, Verification};
 pub(crate) use outbox::message_id;
+pub use rotation::prepare_rotation;
 pub use setup::{Initialised, initialise};
 pub use url::{ServerUrl, UrlError};
 

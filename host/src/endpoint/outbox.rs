@@ -219,6 +219,31 @@ impl Outbox {
         Ok(())
     }
 
+    /// Whether letters were sealed whose fate is not known yet.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.correspondences
+            .values()
+            .flat_map(|correspondence| &correspondence.chains)
+            .any(|chain| chain.under_way.values().any(Letter::is_wanted))
+    }
+
+    /// This client has another key: every chain begins anew, and what was under way is sealed anew.
+    pub(super) fn restart(&mut self) {
+        self.chains.clear();
+        for correspondence in self.correspondences.values_mut() {
+            for chain in correspondence.chains.drain(..) {
+                correspondence.queue.extend(chain.under_way.into_values().map(|letter| (letter.order, letter)));
+            }
+        }
+    }
+
+    /// This recipient has another key, which the former one signed: what comes is sealed on a new chain.
+    pub(super) fn followed(&mut self, key: &str) {
+        for chain in self.correspondences.get_mut(key).into_iter().flat_map(|kept| &mut kept.chains) {
+            chain.current = false;
+        }
+    }
+
     /// A person has accepted another key of this recipient. What was sealed for the former one is not sealed for the new
     /// one by itself: its sender may not have meant that.
     pub(super) fn rekeyed(&mut self, key: &str) {

@@ -47,6 +47,17 @@ impl Alarm {
         }
     }
 
+    /// The key of this peer changed, and the former one signed that.
+    pub(super) fn key_followed(&mut self, name: &str) {
+        match &self.notices {
+            Some(notices) => drop(notices.send(Notice::KeyFollowed { name: name.to_owned() })),
+            None => tracing::warn!(
+                "{name} has a new identity key, which the former one signed: the safety number has changed, compare \
+                 it with `ossicle verify {name}`"
+            ),
+        }
+    }
+
     /// A person has seen to it: should it happen again, it is said again.
     pub(super) fn settled(&mut self) {
         self.raised.clear();

@@ -32,6 +32,8 @@ macro_rules! conformance {
             a_revoked_client_loses_all_but_its_id_and_key
             revoking_nobody_is_harmless
             the_epochs_of_bundles_only_go_up
+            a_replaced_key_takes_channels_routes_and_bundle_with_it
+            keys_follow_each_other_once_and_in_order
             chains_belong_to_one_sender
             the_oldest_chains_go_first
             chains_know_all_their_recipients
@@ -429,6 +431,71 @@ pub(crate) async fn the_epochs_of_bundles_only_go_up(backend: &impl Backend) {
     assert_eq!(refused, Err(PublishError::Epoch { stored: u32::MAX }));
     drop(store);
     assert_eq!(backend.open().await.bundle(&id(1)).await, Ok(Some(expected)));
+}
+
+fn new_key(n: u16, key_epoch: u32, key: u16) -> NewKey {
+    let bundle = BundleRecord { epoch: key_epoch.saturating_add(10), bundle: vec![9; 184], signature: vec![8; 256] };
+    NewKey { id: id(n), key_epoch, modulus: modulus(key), signature: vec![7; 256], bundle }
+}
+
+pub(crate) async fn a_replaced_key_takes_channels_routes_and_bundle_with_it(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    store.publish_bundle(&id(1), 3, &[1; 184], &[2; 256]).await.unwrap();
+    store.put_channel(&id(1), channel(1), None).await.unwrap();
+    store.put_channel(&id(2), channel(2), None).await.unwrap();
+    store.register_chain(&[1; 8], &id(1), &[1; 16], &id(2)).await.unwrap();
+    store.register_chain(&[2; 8], &id(2), &[1; 16], &id(1)).await.unwrap();
+    assert_eq!(store.successor(&id(1), 0).await, Ok(None));
+
+    assert_eq!(store.rotate(new_key(1, 1, 100)).await, Ok(()));
+    drop(store);
+    let store = backend.open().await;
+    let client = store.client(&id(1)).await.unwrap().unwrap();
+    assert_eq!((client.key_epoch, client.modulus, client.name), (1, modulus(100), "alice".to_owned()));
+    assert_eq!(store.bundle(&id(1)).await, Ok(Some(new_key(1, 1, 100).bundle)));
+    assert_eq!(store.channel(&[1; 16], NOW).await, Ok(None));
+    assert!(store.channel(&[2; 16], NOW).await.unwrap().is_some(), "another's");
+    assert_eq!((store.chain(&[1; 8]).await, store.chain(&[2; 8]).await), (Ok(None), Ok(None)));
+    let step = Successor { modulus: modulus(100), signature: vec![7; 256] };
+    assert_eq!(store.successor(&id(1), 0).await, Ok(Some(step)));
+    for (n, key_epoch) in [(1, 1), (2, 0), (3, 0), (1, u32::MAX)] {
+        assert_eq!(store.successor(&id(n), key_epoch).await, Ok(None), "{n} {key_epoch}");
+    }
+}
+
+pub(crate) async fn keys_follow_each_other_once_and_in_order(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    let present = |present| Err(RotateError::KeyEpoch { present });
+    assert_eq!(store.rotate(new_key(3, 1, 100)).await, Err(RotateError::Unknown));
+    for key_epoch in [0, 2, u32::MAX] {
+        assert_eq!(store.rotate(new_key(1, key_epoch, 100)).await, present(0));
+    }
+    for used in [1, 2] {
+        assert_eq!(store.rotate(new_key(1, 1, used)).await, Err(RotateError::KeyInUse));
+    }
+    store.publish_bundle(&id(1), 11, &[1; 184], &[2; 256]).await.unwrap();
+    assert_eq!(store.rotate(new_key(1, 1, 100)).await, Err(RotateError::BundleEpoch { stored: 11 }));
+    assert_eq!(store.client(&id(1)).await.unwrap().unwrap().modulus, modulus(1), "a refusal leaves nothing");
+
+    let first = NewKey { bundle: BundleRecord { epoch: 12, ..new_key(1, 1, 100).bundle }, ..new_key(1, 1, 100) };
+    assert_eq!(store.rotate(first.clone()).await, Ok(()));
+    // The answer was lost: the same again is done, and nothing else of that epoch is.
+    assert_eq!(store.rotate(first).await, Ok(()));
+    assert_eq!(store.rotate(new_key(1, 1, 101)).await, present(1));
+    let second = NewKey { bundle: BundleRecord { epoch: 13, ..new_key(1, 2, 102).bundle }, ..new_key(1, 2, 102) };
+    // Never back, neither for itself nor for others, nor for who comes new.
+    for (n, key_epoch) in [(1, 2), (2, 1)] {
+        for used in [1, 100] {
+            assert_eq!(store.rotate(new_key(n, key_epoch, used)).await, Err(RotateError::KeyInUse));
+        }
+    }
+    assert_eq!(store.rotate(second).await, Ok(()));
+    let newcomer = Enrolment { modulus: modulus(1), ..enrolment(3, "carol") };
+    assert_eq!(store.enrol(newcomer).await, Err(EnrolError::KeyInUse));
+    assert_eq!(store.enrol(enrolment(1, "alice")).await, Err(EnrolError::NameInUse));
+
+    store.revoke(&id(1), NOW).await.unwrap();
+    assert_eq!(store.rotate(new_key(1, 3, 103)).await, Err(RotateError::Unknown));
 }
 
 pub(crate) async fn chains_belong_to_one_sender(backend: &impl Backend) {

@@ -73,6 +73,10 @@ INSERT INTO seen_of_key SELECT peer, sid, fingerprint, bundle_epoch, chain_epoch
     FROM seen JOIN peer ON peer.id = seen.peer;
 DROP TABLE seen;
 ALTER TABLE seen_of_key RENAME TO seen;
+CREATE TABLE successor (
+    one INTEGER PRIMARY KEY CHECK (one = 1), exchange BLOB NOT NULL, prekey BLOB NOT NULL, signing BLOB NOT NULL,
+    bundle BLOB NOT NULL, signature BLOB NOT NULL
+) STRICT;
 PRAGMA user_version = 2;
 ",
 ];
@@ -112,6 +116,16 @@ pub struct OwnKeys {
     pub made: u64,
     /// Every prekey that still opens wraps.
     pub prekeys: Prekeys,
+}
+
+/// The bundle under an identity key that is to follow the present one, with its secrets.
+pub struct SuccessorKeys {
+    /// The secrets.
+    pub keys: BundleKeys,
+    /// The bundle.
+    pub bundle: Bundle,
+    /// The new key's signature over it.
+    pub signature: Vec<u8>,
 }
 
 /// A peer as it was pinned on first use.
@@ -400,31 +414,81 @@ impl HomeStore {
     /// [`HomeStoreError`].
     pub fn put_keys(&mut self, keys: &BundleKeys, bundle: &Bundle, signature: &[u8], now: u64) -> Result<()> {
         let transaction = self.db.transaction()?;
-        transaction.execute("UPDATE prekey SET replaced = ?1 WHERE replaced IS NULL", [seconds(now)])?;
-        transaction.execute(
-            "INSERT INTO prekey (id, secret, bundle, replaced) VALUES (?1, ?2, ?3, NULL)",
-            params![keys.prekey_id(), keys.prekey_pair().secret().expose(), bundle.hash()],
-        )?;
-        transaction.execute(
-            "DELETE FROM prekey WHERE replaced < ?1
-             OR id NOT IN (SELECT id FROM prekey ORDER BY id DESC LIMIT ?2)",
-            params![seconds(now.saturating_sub(PREKEY_AGE)), PREKEYS],
-        )?;
-        transaction.execute(
-            "INSERT OR REPLACE INTO bundle (one, exchange, signing, bundle, signature, published, made)
-             VALUES (1, ?1, ?2, ?3, ?4, 0, ?5)",
+        put_keys(&transaction, keys, bundle, signature, now)?;
+        transaction.commit()?;
+        // Forward secrecy begins when a prekey is gone.
+        self.flush_log()
+    }
+
+    /// Makes the bundle of a new identity key durable, beside the present one, as it must be before the server hears of it.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn put_successor(&self, successor: &SuccessorKeys) -> Result<()> {
+        let SuccessorKeys { keys, bundle, signature } = successor;
+        self.db.execute(
+            "INSERT OR REPLACE INTO successor (one, exchange, prekey, signing, bundle, signature)
+             VALUES (1, ?1, ?2, ?3, ?4, ?5)",
             params![
                 keys.exchange_key().secret().expose(),
+                keys.prekey_pair().secret().expose(),
                 keys.signing_key().secret().expose(),
                 bundle.encode(),
-                signature,
-                seconds(now)
+                signature
             ],
         )?;
-        transaction.commit()?;
-        // Forward secrecy begins when a prekey is gone, and until then it stands in the log too.
-        self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         Ok(())
+    }
+
+    /// The bundle of a new identity key, if the present one is to be replaced.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn successor(&self) -> Result<Option<SuccessorKeys>> {
+        let sql = "SELECT exchange, prekey, signing, bundle, signature FROM successor";
+        let found = self.db.query_row(sql, [], |row| {
+            let secrets = (Secret::new(row.get(0)?), Secret::new(row.get(1)?), Secret::new(row.get(2)?));
+            Ok((secrets, row.get::<_, Vec<u8>>(3)?, row.get(4)?))
+        });
+        let Some(((exchange, prekey, signing), bundle, signature)) = found.optional()? else {
+            return Ok(None);
+        };
+        let bundle = Bundle::decode(&bundle).map_err(|_| HomeStoreError::Damaged)?;
+        let (exchange, prekey) = (ExchangeKey::new(exchange), ExchangeKey::new(prekey));
+        let keys = BundleKeys::new(exchange, prekey, bundle.prekey_id, SigningKey::new(signing));
+        Ok(Some(SuccessorKeys { keys, bundle, signature }))
+    }
+
+    /// Gives up a new identity key that the server does not take.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn drop_successor(&self) -> Result<()> {
+        self.db.execute("DELETE FROM successor", [])?;
+        Ok(())
+    }
+
+    /// The server has replaced the identity key: its bundle is the present one from now on. Prekeys and chains of the
+    /// former key are erased; messages that wait for their reader stay.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`]; [`HomeStoreError::Damaged`] if there is no successor.
+    pub fn succeed(&mut self, key_epoch: u32, now: u64) -> Result<OwnKeys> {
+        let SuccessorKeys { keys, bundle, signature } = self.successor()?.ok_or(HomeStoreError::Damaged)?;
+        let transaction = self.db.transaction()?;
+        transaction.execute_batch("DELETE FROM prekey; DELETE FROM chain; DELETE FROM inbox WHERE opened = 2;")?;
+        put_keys(&transaction, &keys, &bundle, &signature, now)?;
+        transaction.execute("UPDATE bundle SET published = 1", [])?;
+        transaction.execute("UPDATE profile SET key_epoch = ?1", [key_epoch])?;
+        transaction.execute("DELETE FROM successor", [])?;
+        transaction.commit()?;
+        self.flush_log()?;
+        self.keys()?.ok_or(HomeStoreError::Damaged)
+    }
+
+    /// What was erased stands in the log until that is written out.
+    fn flush_log(&self) -> Result<()> {
+        Ok(self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
     }
 
     /// Notes that the server has the present bundle, and its store's epoch.
@@ -687,6 +751,31 @@ impl HomeStore {
     }
 }
 
+fn put_keys(db: &Connection, keys: &BundleKeys, bundle: &Bundle, signature: &[u8], now: u64) -> Result<()> {
+    db.execute("UPDATE prekey SET replaced = ?1 WHERE replaced IS NULL", [seconds(now)])?;
+    db.execute(
+        "INSERT INTO prekey (id, secret, bundle, replaced) VALUES (?1, ?2, ?3, NULL)",
+        params![keys.prekey_id(), keys.prekey_pair().secret().expose(), bundle.hash()],
+    )?;
+    db.execute(
+        "DELETE FROM prekey WHERE replaced < ?1
+             OR id NOT IN (SELECT id FROM prekey ORDER BY id DESC LIMIT ?2)",
+        params![seconds(now.saturating_sub(PREKEY_AGE)), PREKEYS],
+    )?;
+    db.execute(
+        "INSERT OR REPLACE INTO bundle (one, exchange, signing, bundle, signature, published, made)
+             VALUES (1, ?1, ?2, ?3, ?4, 0, ?5)",
+        params![
+            keys.exchange_key().secret().expose(),
+            keys.signing_key().secret().expose(),
+            bundle.encode(),
+            signature,
+            seconds(now)
+        ],
+    )?;
+    Ok(())
+}
+
 fn put_peer(db: &Connection, peer: &Peer) -> Result<()> {
     let (epoch, hash) = peer.bundle.unzip();
     db.execute(
@@ -839,6 +928,51 @@ mod tests {
         assert_eq!(store.peer_by_name("peer9").unwrap(), Some(expected));
         // Another client cannot take a pinned name.
         assert!(store.put_peer(&Peer { id: [8; 16], ..peer(9) }).is_err());
+    }
+
+    #[test]
+    fn a_new_identity_key_brings_new_keys_and_ends_the_chains_of_the_former_one() {
+        let (directory, mut store) = store();
+        let (former, next) = (Member { id: [1; 16], key: [2; 32] }, Member { id: [1; 16], key: [3; 32] });
+        let mut keys = BundleKeys::generate(0, &mut SysRng).unwrap();
+        for epoch in 1..=3 {
+            store.put_keys(&keys, &keys.bundle(&former, epoch, [0; 32]), &[3; 256], 1_700_000_000).unwrap();
+            keys.rotate(&mut SysRng).unwrap();
+        }
+        store.begin_chain(&peer(9), &chain(1), (1, 0)).unwrap();
+        store.receive(&[], &[message(0), message(1)]).unwrap();
+        store.mark(store.waiting(0, 1).unwrap()[0].row, Progress::Told).unwrap();
+        let profile = Profile {
+            host: "localhost".into(),
+            port: 5150,
+            server_key: vec![1; 384],
+            store_epoch: None,
+            id: [1; 16],
+            name: "alice".into(),
+            key_epoch: 0,
+            complete: true,
+        };
+        store.put_profile(&profile).unwrap();
+        assert!(store.successor().unwrap().is_none());
+        assert!(matches!(store.succeed(1, 0), Err(HomeStoreError::Damaged)));
+
+        let keys = BundleKeys::generate(3, &mut SysRng).unwrap();
+        let bundle = keys.bundle(&next, 4, [7; 32]);
+        store.put_successor(&SuccessorKeys { keys, bundle, signature: vec![4; 384] }).unwrap();
+        // Nothing of the present has changed, also after a crash.
+        drop(store);
+        let mut store = HomeStore::open(&directory.path().join("home.db")).unwrap();
+        assert_eq!(store.keys().unwrap().unwrap().bundle.key, [2; 32]);
+        assert_eq!(store.successor().unwrap().unwrap().bundle, bundle);
+
+        let own = store.succeed(1, 1_700_000_001).unwrap();
+        assert_eq!((own.bundle, own.published, own.signature.len()), (bundle, true, 384));
+        assert!(own.keys.prekey(&bundle).is_ok());
+        assert_eq!(own.prekeys.iter().count(), 1, "former prekeys are erased");
+        assert_eq!(store.profile().unwrap().unwrap(), Profile { key_epoch: 1, ..profile });
+        assert!(store.chain(&[1; 8]).unwrap().is_none() && store.successor().unwrap().is_none());
+        assert_eq!(store.waiting(0, 10).unwrap().len(), 1, "what was not read yet stays");
+        assert_eq!(store.seen(&peer(9), &[3; 16]).unwrap(), Some((1, 0)));
     }
 
     #[test]

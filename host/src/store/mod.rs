@@ -78,6 +78,19 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`StoreError`].
     async fn revoke(&self, id: &ClientId, now: u64) -> Result<bool, StoreError>;
 
+    /// Replaces a client's identity key and bundle, and keeps the step for [`Store::successor`]. Its channels and chain
+    /// routes go; the former key is never admitted again. The same rotation again is fine and changes nothing.
+    ///
+    /// # Errors
+    /// [`RotateError`].
+    async fn rotate(&self, rotation: NewKey) -> Result<(), RotateError>;
+
+    /// The key that followed the client's key of this epoch.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn successor(&self, id: &ClientId, key_epoch: u32) -> Result<Option<Successor>, StoreError>;
+
     /// Notes the largest record that the client takes.
     ///
     /// # Errors
@@ -231,6 +244,30 @@ pub struct Enrolment {
     pub now: u64,
 }
 
+/// A key that takes the place of a client's present one. Everything that can be verified was.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// The client.
+    pub id: ClientId,
+    /// One more than that of the present key.
+    pub key_epoch: u32,
+    /// Its modulus, which has been accepted.
+    pub modulus: Vec<u8>,
+    /// The present key's signature over the rotation.
+    pub signature: Vec<u8>,
+    /// The bundle under the new key.
+    pub bundle: BundleRecord,
+}
+
+/// A key that followed another, and what the other signed about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Successor {
+    /// The modulus of the key.
+    pub modulus: Vec<u8>,
+    /// The signature of the key before it.
+    pub signature: Vec<u8>,
+}
+
 /// What an enrolment did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enrolled {
@@ -381,6 +418,33 @@ pub enum PublishError {
     Epoch {
         /// The epoch of the stored bundle.
         stored: u32,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The client is unknown or revoked.
+    #[error("the client is unknown or revoked")]
+    Unknown,
+}
+
+/// Why a key was not replaced.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RotateError {
+    /// The bundle is not newer than the stored one.
+    #[error("the epoch of the bundle must be higher than {stored}")]
+    BundleEpoch {
+        /// The epoch of the stored bundle.
+        stored: u32,
+    },
+    /// It is or was the key of this or another client.
+    #[error("the key was used before")]
+    KeyInUse,
+    /// It does not follow the present one.
+    #[error("the key epoch must be one more than {present}")]
+    KeyEpoch {
+        /// The key epoch of the present key.
+        present: u32,
     },
     /// The store failed.
     #[error(transparent)]

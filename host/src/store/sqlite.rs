@@ -22,8 +22,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord,
-    ConversationId, EnrolError, Enrolled, Enrolment, MAX_ROUTES, Meta, PublishError, Store, StoreError, Token,
-    TokenError, TokenId, TokenRefusal, Tokens,
+    ConversationId, EnrolError, Enrolled, Enrolment, MAX_ROUTES, Meta, NewKey, PublishError, RotateError, Store,
+    StoreError, Successor, Token, TokenError, TokenId, TokenRefusal, Tokens,
 };
 use crate::name::{Name, Pattern};
 
@@ -39,8 +39,8 @@ const TOKEN_MEMORY: u64 = 30 * 24 * 60 * 60;
 
 /// "OSSI": tells our files from any other SQLite file.
 const APPLICATION_ID: i32 = 0x4f53_5349;
-/// Version of [`SCHEMA`]. A newer one is refused; older ones are brought up to date when there are any.
-const SCHEMA_VERSION: i32 = 1;
+/// Version of [`SCHEMA`]. A newer one is refused, an older one is brought up to date.
+const SCHEMA_VERSION: i32 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (
@@ -93,6 +93,18 @@ CREATE TABLE channel (
     expires INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX channel_client ON channel (client);
+";
+
+/// What version 2 adds to version 1: keys that were replaced.
+const ROTATION: &str = "
+CREATE TABLE rotation (
+    client BLOB NOT NULL REFERENCES client (id),
+    key_epoch INTEGER NOT NULL,
+    former BLOB NOT NULL UNIQUE,
+    modulus BLOB NOT NULL,
+    signature BLOB NOT NULL,
+    PRIMARY KEY (client, key_epoch)
+) STRICT, WITHOUT ROWID;
 ";
 
 /// A store in a data directory. Dropping it waits for what was acknowledged to be written out, then frees the directory.
@@ -267,6 +279,22 @@ impl Store for SqliteStore {
             db.prepare_cached("DELETE FROM channel WHERE client = ?")?.execute([id])?;
             db.prepare_cached("DELETE FROM chain WHERE sender = ?1 OR recipient = ?1")?.execute([id])?;
             Ok(revoked > 0)
+        })
+        .await
+    }
+
+    async fn rotate(&self, rotation: NewKey) -> Result<(), RotateError> {
+        self.write(move |db| rotate(db, &rotation)).await?
+    }
+
+    async fn successor(&self, id: &ClientId, key_epoch: u32) -> Result<Option<Successor>, StoreError> {
+        let id = *id;
+        self.read(move |db| {
+            db.prepare_cached("SELECT modulus, signature FROM rotation WHERE client = ? AND key_epoch = ?")?
+                .query_row(params![id, i64::from(key_epoch) + 1], |row| {
+                    Ok(Successor { modulus: row.get(0)?, signature: row.get(1)? })
+                })
+                .optional()
         })
         .await
     }
@@ -478,7 +506,7 @@ fn enrol(db: &Connection, enrolment: &Enrolment) -> Result<Enrolled, Fault<Enrol
     if same_id.is_some_and(|(_, held, _)| held != *modulus) {
         return Err(Fault::Refused(EnrolError::IdInUse));
     }
-    if db.prepare_cached("SELECT 1 FROM client WHERE modulus = ?")?.exists([modulus])? {
+    if is_known_key(db, modulus)? {
         return Err(Fault::Refused(EnrolError::KeyInUse));
     }
     db.prepare_cached(
@@ -565,6 +593,49 @@ fn publish(
     db.prepare_cached("INSERT OR REPLACE INTO bundle (client, epoch, bundle, signature) VALUES (?, ?, ?, ?)")?
         .execute(params![id, epoch, bundle, signature])?;
     Ok(())
+}
+
+fn rotate(db: &Connection, rotation: &NewKey) -> Result<(), Fault<RotateError>> {
+    let NewKey { id, key_epoch, modulus, signature, bundle } = rotation;
+    let present = db
+        .prepare_cached("SELECT modulus, key_epoch FROM client WHERE id = ? AND revoked_at IS NULL")?
+        .query_row([id], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, u32>(1)?)))
+        .optional()?;
+    let Some((former, present)) = present else {
+        return Err(Fault::Refused(RotateError::Unknown));
+    };
+    if present == *key_epoch && former == *modulus && present > 0 {
+        return Ok(());
+    }
+    if present.checked_add(1) != Some(*key_epoch) {
+        return Err(Fault::Refused(RotateError::KeyEpoch { present }));
+    }
+    if is_known_key(db, modulus)? {
+        return Err(Fault::Refused(RotateError::KeyInUse));
+    }
+    match publish(db, id, bundle.epoch, &bundle.bundle, &bundle.signature) {
+        Ok(()) => {}
+        Err(Fault::Refused(PublishError::Epoch { stored })) => {
+            return Err(Fault::Refused(RotateError::BundleEpoch { stored }));
+        }
+        Err(Fault::Refused(_)) => return Err(Fault::Refused(RotateError::Unknown)),
+        Err(Fault::Sqlite(error)) => return Err(Fault::Sqlite(error)),
+    }
+    db.prepare_cached("INSERT INTO rotation (client, key_epoch, former, modulus, signature) VALUES (?, ?, ?, ?, ?)")?
+        .execute(params![id, key_epoch, former, modulus, signature])?;
+    db.prepare_cached("UPDATE client SET modulus = ?, key_epoch = ? WHERE id = ?")?
+        .execute(params![modulus, key_epoch, id])?;
+    db.prepare_cached("DELETE FROM channel WHERE client = ?")?.execute([id])?;
+    db.prepare_cached("DELETE FROM chain WHERE sender = ?1 OR recipient = ?1")?.execute([id])?;
+    Ok(())
+}
+
+/// Whether this is, or ever was, the key of a client.
+fn is_known_key(db: &Connection, modulus: &[u8]) -> rusqlite::Result<bool> {
+    db.prepare_cached(
+        "SELECT 1 FROM client WHERE modulus = ?1 UNION ALL SELECT 1 FROM rotation WHERE former = ?1 LIMIT 1",
+    )?
+    .exists([modulus])
 }
 
 fn register_chain(
@@ -951,7 +1022,7 @@ fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
             return Err(failure(ffi::SQLITE_NOTADB, "store.db is a database of another program"));
         }
         match number("user_version")? {
-            SCHEMA_VERSION => {}
+            1 | SCHEMA_VERSION => {}
             newer if newer > SCHEMA_VERSION => return Ok(None),
             _ => return Err(failure(ffi::SQLITE_CORRUPT, "store.db has no version")),
         }
@@ -969,12 +1040,18 @@ fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         let server_id = uuid::Builder::from_random_bytes(id).into_uuid().into_bytes();
         let transaction = db.unchecked_transaction()?;
         transaction.execute_batch(SCHEMA)?;
+        transaction.execute_batch(ROTATION)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         transaction.execute(
             "INSERT INTO meta (only, server_id, store_epoch) VALUES (1, ?, ?)",
             params![server_id, store_epoch],
         )?;
+        transaction.commit()?;
+    } else if number("user_version")? == 1 {
+        let transaction = db.unchecked_transaction()?;
+        transaction.execute_batch(ROTATION)?;
+        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         transaction.commit()?;
     }
     let meta = db.query_row("SELECT server_id, store_epoch FROM meta", [], |row| {

@@ -491,3 +491,14 @@ async fn a_really_full_disk_loses_nothing() {
     assert_eq!(store.bundle(&[1; 16]).await.unwrap().unwrap().epoch, published);
     assert!(store.bundle(&[2; 16]).await.unwrap().is_some());
 }
+
+#[tokio::test]
+async fn a_store_of_the_first_version_is_brought_up_to_date() {
+    let directory = Directory::new();
+    drop(directory.store());
+    let db = Connection::open(directory.path().join("store.db")).unwrap();
+    db.execute_batch("DROP TABLE rotation; PRAGMA user_version = 1;").unwrap();
+    drop(db);
+    let store = directory.store();
+    assert_eq!(store.successor(&[1; 16], 0).await, Ok(None));
+}

@@ -1,0 +1,153 @@
+//! Messages about identity keys that follow others (PROTOCOL 8.6), which only hosts read: devices carry none of this.
+//! That is why everything is `inline`: it is compiled where it is used, and the catalogue is not any larger for it.
+
+use serde::{Deserialize, Serialize};
+
+use super::message::{Body, put, take};
+use super::{ID_LEN, Message, SignedBundle};
+use crate::error::Error;
+
+macro_rules! bodies {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty,)* } = $code:literal)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub struct $name<'d> {
+            /// Correlation id.
+            pub request: u16,
+            $($(#[$field_doc])* pub $field: $type,)*
+        }
+
+        impl<'d> $name<'d> {
+            /// The first two bytes of its payload.
+            pub const CODE: u16 = $code;
+
+            /// The message, with its body in `buffer`.
+            ///
+            /// # Errors
+            /// [`Error::Buffer`] if `buffer` is too short.
+            #[inline]
+            pub fn encode(&self, buffer: &'d mut [u8]) -> Result<Message<'d>, Error> {
+                let len = put(self, buffer)?;
+                Ok(Message::Other(Body::new(Self::CODE, buffer.get(..len).unwrap_or_default())))
+            }
+
+            /// Reads the body of such a message.
+            ///
+            /// # Errors
+            /// [`Error::Decode`] if it is none, to the last byte.
+            #[inline]
+            pub fn decode(body: Body<'d>) -> Result<Self, Error> {
+                if body.code() == Self::CODE { take(body.bytes()) } else { Err(Error::Decode) }
+            }
+        }
+    )*};
+}
+
+bodies! {
+    /// A client replaces its identity key.
+    Rotate {
+        /// That of the new key: one more than that of the present one.
+        key_epoch: u32,
+        /// The new key's RSA modulus.
+        modulus: &'d [u8],
+        /// The present key's signature over [`crate::Rotation::statement`].
+        signature: &'d [u8],
+        /// The new key's signature over [`crate::Rotation::possession`].
+        proof: &'d [u8],
+        /// The bundle under the new key.
+        #[serde(borrow)]
+        bundle: SignedBundle<'d>,
+    } = 0x0504
+
+    /// The key that followed another.
+    Successor {
+        /// Its RSA modulus.
+        modulus: &'d [u8],
+        /// The signature of the key before it over [`crate::Rotation::statement`].
+        signature: &'d [u8],
+    } = 0x0515
+}
+
+/// Which key followed this one?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuccessorQuery {
+    /// Correlation id.
+    pub request: u16,
+    /// The client.
+    pub id: [u8; ID_LEN],
+    /// That of the key which is known.
+    pub key_epoch: u32,
+}
+
+impl SuccessorQuery {
+    /// The first two bytes of its payload.
+    pub const CODE: u16 = 0x0505;
+
+    /// The message, with its body in `buffer`.
+    ///
+    /// # Errors
+    /// [`Error::Buffer`] if `buffer` is too short.
+    #[inline]
+    pub fn encode<'b>(&self, buffer: &'b mut [u8]) -> Result<Message<'b>, Error> {
+        let len = put(self, buffer)?;
+        Ok(Message::Other(Body::new(Self::CODE, buffer.get(..len).unwrap_or_default())))
+    }
+
+    /// Reads the body of such a message.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] if it is none, to the last byte.
+    #[inline]
+    pub fn decode(body: Body<'_>) -> Result<Self, Error> {
+        if body.code() == Self::CODE { take(body.bytes()) } else { Err(Error::Decode) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::testing::printed;
+
+    const BUNDLE: SignedBundle<'static> = SignedBundle { bundle: &[1; 4], signature: &[2; 4] };
+
+    /// Encodes and decodes through the catalogue, cut and lengthened too.
+    fn check(message: &Message<'_>, name: &str, decode: impl Fn(Body<'_>) -> bool) {
+        let mut bytes = [0; 128];
+        let len = message.encode(&mut bytes).unwrap();
+        assert_eq!(printed("7.1", name), bytes[..len], "{name}");
+        for end in 2..=len + 1 {
+            let body = match Message::decode(&bytes[..end]) {
+                Ok(Message::Other(body)) => body,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(decode(body), end == len, "{name}: {end} of {len} bytes");
+        }
+        for room in 0..len {
+            assert!(message.encode(&mut bytes[..room]).is_err(), "{name} in {room} bytes");
+        }
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_specification() {
+        let (modulus, signature, proof) = (&[10; 4][..], &[11; 4][..], &[13; 4][..]);
+        let rotate = Rotate { request: 9, key_epoch: 1, modulus, signature, proof, bundle: BUNDLE };
+        let mut buffer = [0; 64];
+        check(&rotate.encode(&mut buffer).unwrap(), "Rotate", |body| Rotate::decode(body) == Ok(rotate));
+        let query = SuccessorQuery { request: 10, id: [5; 16], key_epoch: 0 };
+        check(&query.encode(&mut buffer).unwrap(), "Successor", |body| SuccessorQuery::decode(body) == Ok(query));
+        let step = Successor { request: 10, modulus, signature };
+        check(&step.encode(&mut buffer).unwrap(), "SuccessorResponse", |body| Successor::decode(body) == Ok(step));
+        assert!(rotate.encode(&mut [0; 8]).is_err());
+    }
+
+    #[test]
+    fn the_request_is_known_also_where_the_rest_is_malformed() {
+        for (payload, request) in [(&[5, 4, 0xac, 2, 0xff][..], 300), (&[5, 4, 9], 9), (&[5, 4], 0), (&[5, 4, 0xff], 0)]
+        {
+            let Ok(Message::Other(body)) = Message::decode(payload) else { panic!("{payload:?}") };
+            assert_eq!((body.code(), body.request()), (Rotate::CODE, request));
+            assert_eq!(Successor::decode(body), Err(Error::Decode));
+            assert_eq!(Rotate::decode(body), Err(Error::Decode));
+        }
+    }
+}
