@@ -852,6 +852,8 @@ fn request_id(message: &Message<'_>) -> Option<u16> {
         | Message::Enrol { request, .. }
         | Message::Revoke { request, .. }
         | Message::Publish { request, .. }
+        | Message::Channels { request }
+        | Message::ExpireChannels { request }
         | Message::Wrap { request, .. } => Some(*request),
         Message::Other(body) if matches!(body.code(), Rotate::CODE | SuccessorQuery::CODE) => Some(body.request()),
         _ => None,

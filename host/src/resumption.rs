@@ -101,7 +101,11 @@ impl ChannelKey {
         Ok(Self(HostAead::new(&key)))
     }
 
-    fn seal(&self, channel: &Channel, expires: u64) -> Result<Vec<u8>, ChannelKeyError> {
+    /// Seals a channel that ends at `expires`, in seconds since 1970, for the store.
+    ///
+    /// # Errors
+    /// [`ChannelKeyError::Randomness`].
+    pub fn seal(&self, channel: &Channel, expires: u64) -> Result<ChannelRecord, ChannelKeyError> {
         let mut sealed = vec![0; NONCE_LEN + PLAIN_LEN + TAG_LEN];
         let mut nonce = [0; NONCE_LEN];
         getrandom::fill(&mut nonce).map_err(|_| ChannelKeyError::Randomness)?;
@@ -120,7 +124,7 @@ impl ChannelKey {
         }
         let tag = self.0.seal(&nonce, &bound(&channel.id, &channel.client, expires), text);
         place.copy_from_slice(&tag.map_err(|_| ChannelKeyError::Randomness)?);
-        Ok(sealed)
+        Ok(ChannelRecord { id: channel.id, sealed, expires })
     }
 
     fn open_record(&self, client: &ClientId, record: &ChannelRecord) -> Option<Channel> {
@@ -242,8 +246,8 @@ impl Channels {
 
     /// Keeps a channel that a connection has issued, beside the one that it used and in the place of all others.
     pub(crate) fn issue(&self, channel: &Channel, expires: u64, used: Option<ChannelId>) {
-        let sealed = match self.key.seal(channel, expires) {
-            Ok(sealed) => sealed,
+        let record = match self.key.seal(channel, expires) {
+            Ok(record) => record,
             Err(error) => {
                 warn!(%error, "a channel was not kept");
                 return;
@@ -256,7 +260,7 @@ impl Channels {
         }
         let mut channels = former.channels;
         channels.retain(|record| Some(record.id) == used);
-        channels.push(ChannelRecord { id: channel.id, sealed, expires });
+        channels.push(record);
         for record in &channels {
             unwritten.owners.insert(record.id, channel.client);
         }

@@ -243,7 +243,9 @@ impl Server {
 pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Future<Output = ()>) {
     let mut tasks = JoinSet::new();
     let writer = Arc::clone(&server);
-    let writing = tokio::spawn(async move {
+    // Ends with this call, however that ends.
+    let mut background = JoinSet::new();
+    background.spawn(async move {
         let mut due = interval(WRITE_CHANNELS);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -264,8 +266,7 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
         warn!(connections = tasks.len(), "some clients did not take their leave in time");
     }
     tasks.shutdown().await;
-    writing.abort();
-    let _ = writing.await;
+    background.shutdown().await;
     server.channels.write(&*server.store).await;
 }
 

@@ -7,8 +7,8 @@ use core::time::Duration;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, sleep};
 use std::time::Instant;
 
@@ -70,7 +70,24 @@ pub struct Running {
     child: Child,
     stdin: Option<ChildStdin>,
     out: Option<Receiver<String>>,
-    err: Option<thread::JoinHandle<String>>,
+    err: Option<thread::JoinHandle<()>>,
+    /// What it has written to its standard error so far.
+    said: Arc<Mutex<String>>,
+}
+
+/// Collects what comes, line by line, while it comes.
+fn collect(stderr: impl Read + Send + 'static) -> (thread::JoinHandle<()>, Arc<Mutex<String>>) {
+    let said = Arc::new(Mutex::new(String::new()));
+    let heard = Arc::clone(&said);
+    let reading = thread::spawn(move || {
+        let mut lines = BufReader::new(stderr);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line).is_ok_and(|len| len > 0) {
+            heard.lock().expect("nobody panics with it").push_str(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+    });
+    (reading, said)
 }
 
 impl Running {
@@ -78,7 +95,7 @@ impl Running {
     pub fn start(command: &mut Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
-        let (stdout, mut stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+        let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
         let (lines, out) = channel();
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -88,12 +105,13 @@ impl Running {
                 }
             }
         });
-        let err = thread::spawn(move || {
-            let mut text = String::new();
-            let _ = stderr.read_to_string(&mut text);
-            text
-        });
-        Self { stdin: child.stdin.take(), child, out: Some(out), err: Some(err) }
+        let (err, said) = collect(stderr);
+        Self { stdin: child.stdin.take(), child, out: Some(out), err: Some(err), said }
+    }
+
+    /// What it has written to its standard error so far.
+    pub fn said(&self) -> String {
+        self.said.lock().expect("nobody panics with it").clone()
     }
 
     /// Its process id.
@@ -146,7 +164,10 @@ impl Running {
     pub fn wait(mut self) -> Done {
         let status = self.status();
         let out = self.out.take().map(|out| out.into_iter().map(|line| line + "\n").collect()).unwrap_or_default();
-        let err = self.err.take().and_then(|err| err.join().ok()).unwrap_or_default();
+        if let Some(err) = self.err.take() {
+            let _ = err.join();
+        }
+        let err = self.said();
         Done { code: status.code(), out, err }
     }
 
@@ -179,13 +200,9 @@ impl Piped {
     pub fn start(command: &mut Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
-        let (stdout, mut stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
-        let err = thread::spawn(move || {
-            let mut text = String::new();
-            let _ = stderr.read_to_string(&mut text);
-            text
-        });
-        let running = Running { child, stdin: None, out: None, err: Some(err) };
+        let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+        let (err, said) = collect(stderr);
+        let running = Running { child, stdin: None, out: None, err: Some(err), said };
         Self { running, stdout: Some(BufReader::new(stdout)) }
     }
 
@@ -240,6 +257,18 @@ impl World {
     /// The server's process id.
     pub fn server_id(&self) -> u32 {
         self.server.as_ref().expect("the server runs").id()
+    }
+
+    /// The lines of the present server's log so far.
+    pub fn server_log(&self) -> Vec<String> {
+        self.server.as_ref().map(|server| server.said().lines().map(str::to_owned).collect()).unwrap_or_default()
+    }
+
+    /// Tells the server to stop, and waits until it has.
+    pub fn end_server(&mut self) {
+        let server = self.server.take().expect("the server runs");
+        server.signal("TERM");
+        server.wait().ok();
     }
 
     /// Kills the server.

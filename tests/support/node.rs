@@ -5,7 +5,6 @@
 
 use core::future::Future;
 use core::net::SocketAddr;
-use core::sync::atomic::{AtomicU8, Ordering};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -14,8 +13,9 @@ use ossicle::resumption::ChannelKey;
 use ossicle::server::{self, Config, Policy, Server};
 use ossicle::store::{SharedStore, SqliteStore, Token as StoredToken};
 use ossicle_core::{
-    Ask, Bundle, BundleKeys, ClientConfig, Connection, Credentials, ENVELOPE_OVERHEAD, Error, Event, Member, Message,
-    PeerError, Reason, Receipt, Received, Rungs, Secret, Settings, SignedBundle, Token, WRAP_LEN, token_verifier,
+    Ask, Bundle, BundleKeys, Channel, ClientConfig, Connection, Credentials, ENVELOPE_OVERHEAD, Error, Event, Member,
+    Message, PeerError, Reason, Receipt, Received, Rungs, Secret, Settings, SignedBundle, Token, WRAP_LEN,
+    token_verifier,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,7 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::{keys, public, seed};
+use crate::{keys, public};
 
 /// Nothing that works takes so long.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -43,6 +43,8 @@ pub struct Node {
     pub server: Arc<Server>,
     /// Its store.
     pub store: SharedStore,
+    /// Its threads for RSA, with what they have signed and verified.
+    pub pool: Arc<CryptoPool>,
     /// Its data directory.
     pub directory: TempDir,
     stop: oneshot::Sender<()>,
@@ -57,7 +59,11 @@ pub fn open() -> Config {
 impl Node {
     /// Starts a server.
     pub async fn start(config: Config) -> Self {
-        let directory = TempDir::new().expect("a temporary directory");
+        Self::start_on(TempDir::new().expect("a temporary directory"), config).await
+    }
+
+    /// Starts a server on the data of a former one.
+    pub async fn start_on(directory: TempDir, config: Config) -> Self {
         let store: SharedStore = Arc::new(SqliteStore::open(directory.path()).expect("a new store"));
         let pool = Arc::new(CryptoPool::start().expect("threads"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -66,14 +72,14 @@ impl Node {
             config,
             Arc::clone(&store),
             Arc::new(keys::server()),
-            ChannelKey::random().expect("the system has randomness"),
-            pool,
+            ChannelKey::open(directory.path()).expect("a key for channels"),
+            Arc::clone(&pool),
         );
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server::run(listener, Arc::clone(&server), async {
             let _ = stopped.await;
         }));
-        Self { address, server, store, directory, stop, running }
+        Self { address, server, store, pool, directory, stop, running }
     }
 
     /// Stops the server, waits until it has, and leaves its data.
@@ -81,6 +87,21 @@ impl Node {
         let _ = self.stop.send(());
         within(self.running).await.expect("the server does not panic");
         self.directory
+    }
+
+    /// Ends the server without a word to anybody, as a kill does, and leaves its data.
+    pub async fn kill(self) -> TempDir {
+        self.running.abort();
+        let _ = self.running.await;
+        // Its store is held by connections that end with it.
+        let Self { server, store, directory, .. } = self;
+        drop(server);
+        let begun = std::time::Instant::now();
+        while Arc::strong_count(&store) > 1 {
+            assert!(begun.elapsed() < DEADLINE, "somebody holds on to the store");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        directory
     }
 
     /// Makes a token that admits so many clients; `None` without end.
@@ -169,12 +190,67 @@ impl Client {
         Ok(client)
     }
 
+    /// Comes back by resuming `channel`; the server must take it.
+    pub async fn resume(node: &Node, channel: Channel) -> Result<Self, Error> {
+        let mut client = Self::offer(node, channel).await;
+        client.finish_resumption().await?;
+        client.settle().await?;
+        Ok(client)
+    }
+
+    /// Takes the server's answer to an offer, and sends {ClientAuth}.
+    pub async fn finish_resumption(&mut self) -> Result<(), Error> {
+        self.finish_resumption_after(async || {}).await
+    }
+
+    /// The same, with something that happens between the two.
+    pub async fn finish_resumption_after(&mut self, happens: impl AsyncFnOnce()) -> Result<(), Error> {
+        loop {
+            match self.connection.receive(&mut self.rx)? {
+                Received::Need(_) => self.read().await?,
+                Received::Wait => break,
+                Received::Record { used, event: Event::Progress } => drop(self.rx.drain(..used)),
+                Received::Record { .. } => return Err(Error::Decode),
+            }
+        }
+        happens().await;
+        let mut out = [0; 256];
+        let len = self.connection.transmit(&mut out)?;
+        assert!(len > 0, "the server has resumed");
+        self.write(&out[..len]).await;
+        Ok(())
+    }
+
+    /// The channel that this connection issued, once.
+    pub fn take_channel(&mut self) -> Channel {
+        self.connection.take_channel().expect("each connection issues one")
+    }
+
+    /// Whether a channel was resumed.
+    pub fn is_resumed(&self) -> bool {
+        self.connection.is_resumed()
+    }
+
     /// A client that has sent its first record.
     pub async fn hello(node: &Node, record_limit: u16) -> Self {
-        static CONNECTIONS: AtomicU8 = AtomicU8::new(0);
-        let seed = seed(CONNECTIONS.fetch_add(1, Ordering::Relaxed));
+        Self::begin(node, record_limit, None).await
+    }
+
+    /// A client that has sent its first record, with the offer of a channel.
+    pub async fn offer(node: &Node, channel: Channel) -> Self {
+        let id = channel.client;
+        Self { id, ..Self::begin(node, RECORD_LIMIT, Some(channel)).await }
+    }
+
+    async fn begin(node: &Node, record_limit: u16, channel: Option<Channel>) -> Self {
+        let mut seed = [0; 64];
+        getrandom::fill(&mut seed).expect("the system has randomness");
         let server = Some(node.server.fingerprint());
-        let mut connection = Connection::client(ClientConfig { server, ask_for_key: false, record_limit }, &seed);
+        let config = ClientConfig { server, ask_for_key: false, record_limit };
+        let mut connection = match channel {
+            Some(channel) => Connection::resume(config, channel, &seed).expect("the channel is this server's"),
+            None => Connection::client(config, &seed),
+        };
         let mut stream = within(TcpStream::connect(node.address)).await.expect("the server accepts");
         stream.set_nodelay(true).expect("a socket takes options");
         let mut out = vec![0; 512];
@@ -189,7 +265,8 @@ impl Client {
         loop {
             match self.connection.receive(&mut self.rx)? {
                 Received::Need(_) => self.read().await?,
-                Received::Wait => unreachable!("nothing was asked yet"),
+                // The channel was resumed: there is nothing to verify.
+                Received::Wait => return Err(Error::Decode),
                 Received::Record { used, event } => {
                     let verified = match event {
                         Event::CheckServer(claim) => {
@@ -311,6 +388,12 @@ impl Client {
             Ok(Message::Told(receipt)) => receipt,
             other => panic!("a receipt instead of {other:?}"),
         }
+    }
+
+    /// Asks for a sign of life and returns what comes: an answer, or the end.
+    pub async fn ask_alive(&mut self) -> Heard {
+        self.send(&Message::Status { request: 4711 }).await;
+        self.hear().await
     }
 
     /// Sends a request and returns what comes back.
