@@ -7,6 +7,7 @@
 pub mod channel;
 pub mod completions;
 pub mod demo;
+pub mod doctor;
 pub mod enroll;
 pub mod init;
 pub mod listen;
@@ -75,6 +76,8 @@ pub enum Command {
     Demo(demo::Demo),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Completions(completions::Completions),
+    #[allow(missing_docs, reason = "the command's own documentation is its help")]
+    Doctor(doctor::Doctor),
 }
 
 impl Cli {
@@ -119,6 +122,7 @@ impl Command {
             Self::Verify(verify) => verify.run().await,
             Self::Demo(demo) => demo.run().await,
             Self::Completions(completions) => completions.run(),
+            Self::Doctor(doctor) => doctor.run().await,
         }
     }
 }

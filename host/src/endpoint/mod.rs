@@ -13,7 +13,8 @@
 //! ```
 //!
 //! Only the process that holds a home's lock has its connection and its state; others ask it through its socket. State
-//! is durable before it is relied on (`store::home`). Nothing is sent to a peer whose key is not the pinned one.
+//! is durable before it is relied on (`store::home`). Nothing is sent to a peer whose key is not the pinned one. `probe`,
+//! beside all this, asks who a server is, for `doctor`.
 
 mod access;
 mod agent;
@@ -24,6 +25,7 @@ mod link;
 mod local;
 mod outbox;
 mod peers;
+mod probe;
 mod rotation;
 mod setup;
 mod url;
@@ -35,6 +37,7 @@ pub use agent::Notice;
 pub use home::{Home, HomeLock};
 pub use local::{HeldChannel, PeerKeys, PinnedKey, Presence, Reply, Request, Requested, Verification};
 pub(crate) use outbox::message_id;
+pub use probe::{Caller, Obstacle, Probed, probe};
 pub use rotation::prepare_rotation;
 pub use setup::{Initialised, initialise};
 pub use url::{ServerUrl, UrlError};

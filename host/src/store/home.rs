@@ -300,6 +300,9 @@ impl From<rusqlite::Error> for HomeStoreError {
 
 type Result<T> = core::result::Result<T, HomeStoreError>;
 
+/// The newest version of its tables.
+pub(super) const NEWEST: usize = VERSIONS.len();
+
 /// The state of one home.
 pub struct HomeStore {
     db: Connection,

@@ -16,6 +16,7 @@ use crate::name::{Name, Pattern};
 #[cfg(test)]
 mod conformance;
 pub mod home;
+pub mod inspect;
 mod sqlite;
 
 pub use sqlite::SqliteStore;

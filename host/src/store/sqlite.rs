@@ -978,6 +978,9 @@ impl Shared {
 
 // Opening.
 
+/// The mark of our files, and the newest version of their tables.
+pub(super) const KNOWN: (i32, i32) = (APPLICATION_ID, SCHEMA_VERSION);
+
 fn make_directory(directory: &Path) -> io::Result<()> {
     if directory.is_dir() {
         return Ok(());
