@@ -5,6 +5,7 @@ use core::time::Duration;
 use std::fs;
 use std::io::Write;
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
@@ -57,6 +58,30 @@ fn an_image_that_is_none_is_refused_before_the_story_begins() {
         demo(&["--qemu", "--image", text.to_str().unwrap()], &folder).wait().failed(2, "is no ELF file for Arm");
     }
     assert_eq!(demo(&["--image", "alone"], &folder).wait().code, Some(2));
+}
+
+#[test]
+fn without_qemu_or_an_image_it_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = |sentence: &str, code| {
+        let mut command = Command::new(binary());
+        command.args(["demo", "--qemu"]).env("PATH", folder.path()).current_dir(folder.path());
+        Running::start(&mut command).wait().failed(code, sentence);
+    };
+    let program = |name: &str, script: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    };
+    demo("qemu-system-arm does not run here: install it", 2);
+    program("qemu-system-arm", "exit 0");
+    demo("there is no image for QEMU: name one with --image, put one named firmware-example beside this binary", 2);
+    // A checkout, with a cargo that lacks something.
+    fs::create_dir(folder.path().join("firmware-example")).unwrap();
+    fs::write(folder.path().join("firmware-example/Cargo.toml"), "").unwrap();
+    demo("cargo", 1);
+    program("cargo", "echo the target may not be installed >&2; exit 101");
+    demo("cargo cannot build the image: `rustup target add thumbv7m-none-eabi` if that is what it lacks", 1);
 }
 
 /// The story with somebody who interferes: how it ended, and what was said.

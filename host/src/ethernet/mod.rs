@@ -77,7 +77,7 @@ impl Network {
     }
 
     /// A free port of the switch.
-    pub fn plug(&self) -> Plug {
+    pub(crate) fn plug(&self) -> Plug {
         Switch::plug(&self.switch)
     }
 
@@ -145,7 +145,7 @@ impl Switch {
 
 /// One port of the switch, from outside: what a network card would be to a board. Clones are the same port.
 #[derive(Clone, Debug)]
-pub struct Plug(Arc<Port>);
+pub(crate) struct Plug(Arc<Port>);
 
 #[derive(Debug)]
 struct Port {
@@ -163,7 +163,7 @@ struct State {
 
 impl Plug {
     /// Ready when a frame has arrived; until then the context's waker is kept, and woken once.
-    pub fn poll_arrived(&self, context: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_arrived(&self, context: &Context<'_>) -> Poll<()> {
         let mut state = lock(&self.0.state);
         if state.arrived.is_empty() {
             state.waiting = Some(context.waker().clone());
@@ -243,11 +243,11 @@ fn capabilities() -> DeviceCapabilities {
 
 /// A frame that has arrived at a [`Plug`].
 #[derive(Debug)]
-pub struct Arrived(Vec<u8>);
+pub(crate) struct Arrived(Vec<u8>);
 
 /// Room for a frame that leaves a [`Plug`].
 #[derive(Debug)]
-pub struct Leaving<'p>(&'p Plug);
+pub(crate) struct Leaving<'p>(&'p Plug);
 
 impl RxToken for Arrived {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {

@@ -74,7 +74,9 @@ fn checked(image: &Path) -> Result<PathBuf, Failure> {
     match read {
         Ok(()) if head.starts_with(b"\x7fELF") && head.ends_with(&ARM) => image.canonicalize().map_err(unreadable),
         Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(unreadable(error)),
-        _ => Err(Failure::usage(format!("{shown} is no ELF file for Arm: build one in {NAME}, as its README says"))),
+        _ => Err(Failure::usage(format!(
+            "{shown} is no ELF file for Arm: `cargo build --release --target {TARGET}` in {NAME} makes one"
+        ))),
     }
 }
 
