@@ -1,7 +1,7 @@
 //! Channels that clients may resume: who has which, until when (PROTOCOL 4.10).
 //!
 //! A channel is opened by its id, sealed at rest under a key of its own file that is in no backup. What a connection
-//! changes is kept here and written a moment later by [`Channels::write`], since a handshake must not wait for the disk and
+//! changes is kept here and written a moment later by `Channels::write`, since a handshake must not wait for the disk and
 //! a lost channel costs no more than a full one. What ends a channel (revocation, another key, an operator) is durable
 //! before it is answered. Whose channel it is, and whether that client still has that key, is asked anew each time.
 
