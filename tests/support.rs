@@ -18,6 +18,8 @@ pub mod node;
 pub mod qemu;
 #[path = "support/script.rs"]
 pub mod script;
+#[path = "support/terminal.rs"]
+pub mod terminal;
 
 /// The fixed keys. Made once, public for ever: never enrol one of them anywhere.
 pub mod keys {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!                      cli (one file per command)
-//!   serve: settings|                     | send, listen, who, init, enroll, ...   | demo
+//!   serve: settings|                     | send, listen, chat, init, enroll, ...  | demo
 //!        +---------v--------+   +--------v---------+                       +------v------+
 //!        | server           |   | endpoint         |                       | device      |
 //!        |  channel: a peer |   |  agent: one home |                       | the firmware|

@@ -329,7 +329,8 @@ impl World {
     pub fn wait_online(&self, name: &str, online: bool) {
         let begun = Instant::now();
         // Whoever asked before the listener has the home would be the one that it waits for.
-        let holds = || std::fs::read_to_string(self.path(name).join("lock")).is_ok_and(|lock| lock.contains("listen"));
+        let lock = || std::fs::read_to_string(self.path(name).join("lock"));
+        let holds = || lock().is_ok_and(|lock| lock.contains("listen") || lock.contains("chat"));
         while online && !holds() {
             assert!(begun.elapsed() < DEADLINE, "{name} does not listen");
             sleep(Duration::from_millis(20));

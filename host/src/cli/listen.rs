@@ -72,7 +72,7 @@ impl Listen {
             let waiting = access.waiting(after, PAGE).await?;
             if waiting.is_empty() {
                 match access.notice().await {
-                    Notice::Inbox => continue,
+                    Notice::Inbox | Notice::Connected | Notice::Disconnected(_) => continue,
                     Notice::Ended(failure) => return Err(failure),
                     Notice::KeyChanged { name } => {
                         say(&harmless(&key_changed(&name)));
@@ -127,7 +127,8 @@ fn object(waiting: &Waiting) -> Result<String, Failure> {
     })
 }
 
-fn plain(waiting: &Waiting) -> String {
+/// A message as people read it.
+pub(super) fn plain(waiting: &Waiting) -> String {
     let message = &waiting.message;
     let text = match core::str::from_utf8(&message.body) {
         Ok(text) => harmless(text),

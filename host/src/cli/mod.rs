@@ -5,6 +5,7 @@
 //! wrote is made harmless before a person sees it.
 
 pub mod channel;
+pub mod chat;
 pub mod completions;
 pub mod demo;
 pub mod doctor;
@@ -27,6 +28,7 @@ use ossicle_core::Reason;
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
 use crate::endpoint::{Access, Failure, Home, Reply, Request};
@@ -42,6 +44,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
   ossicle init --name alice 'ossicle://HOST:5150#FINGERPRINT.TOKEN'
   ossicle listen                                 show messages as they come
   ossicle send bob 'good morning'                send one, and wait until bob's client has it
+  ossicle chat                                   both, line by line
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage or configuration, 3 not reached in time, 130 interrupted.")]
 pub struct Cli {
@@ -62,6 +65,8 @@ pub enum Command {
     Send(send::Send),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Listen(listen::Listen),
+    #[allow(missing_docs, reason = "the command's own documentation is its help")]
+    Chat(chat::Chat),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Who(who::Who),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
@@ -90,8 +95,16 @@ impl Cli {
             },
             // It clears away what it made when it is interrupted.
             Command::Demo(demo) => demo.run().await,
+            // It has more to say about its end than that it failed, and a log that does not break the line being typed.
+            Command::Chat(chat) => tokio::select! {
+                done = chat.run() => match done {
+                    Ok(code) => return code,
+                    Err(failure) => Err(failure),
+                },
+                _ = tokio::signal::ctrl_c() => return 130,
+            },
             command => {
-                log();
+                log(io::stderr);
                 tokio::select! {
                     done = command.run() => done,
                     _ = tokio::signal::ctrl_c() => return 130,
@@ -115,6 +128,7 @@ impl Command {
             Self::Init(init) => init.run().await,
             Self::Send(send) => send.run().await,
             Self::Listen(listen) => listen.run().await,
+            Self::Chat(chat) => chat.run().await.map(drop),
             Self::Who(who) => who.run().await,
             Self::Enroll(enroll) => enroll.run().await,
             Self::Revoke(revoke) => revoke.run().await,
@@ -144,12 +158,12 @@ impl HomeArg {
     }
 }
 
-/// The log of a command: standard error, `RUST_LOG` or else warnings, without the time, since a person waits for it.
-fn log() {
+/// The log of a command: to `writer`, `RUST_LOG` or else warnings, without the time, since a person waits for it.
+fn log(writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     let format = tracing_subscriber::fmt().with_env_filter(filter).without_time().with_target(false);
     // Whoever embeds a command has a log already.
-    let _ = format.with_ansi(false).with_writer(io::stderr).try_init();
+    let _ = format.with_ansi(false).with_writer(writer).try_init();
 }
 
 /// A command's way to its home, for one question after the other.
@@ -248,18 +262,27 @@ fn refusal(reason: Reason, name: &str, detail: Option<&str>) -> Failure {
 
 /// What is said of a peer whose key is not the pinned one.
 fn key_changed(name: &str) -> String {
+    key_changed_but(name, &accept(name))
+}
+
+/// As [`key_changed`], with what to do.
+fn key_changed_but(name: &str, remedy: &str) -> String {
     format!(
         "KEY CHANGED: the identity key of {name} is not the one that was pinned. Nothing is sent to {name}, and nothing \
-         taken that says it is {name}: {}",
-        accept(name)
+         taken that says it is {name}: {remedy}"
     )
 }
 
 /// What is said of a peer whose new key the former one signed.
 fn key_followed(name: &str) -> String {
+    key_followed_but(name, &format!("`ossicle verify {name}`"))
+}
+
+/// As [`key_followed`], with what shows the number.
+fn key_followed_but(name: &str, verify: &str) -> String {
     format!(
         "{name} has a new identity key, which the former one signed: the safety number has changed, compare it with \
-         `ossicle verify {name}`"
+         {verify}"
     )
 }
 

@@ -257,7 +257,7 @@ fn read_lines(bodies: &mpsc::Sender<Result<Vec<u8>, Failure>>) {
     }
 }
 
-fn too_large(len: usize, line: Option<u64>) -> Failure {
+pub(super) fn too_large(len: usize, line: Option<u64>) -> Failure {
     let what = match line {
         Some(line) => format!("line {line} has more than {MAX_TEXT_LEN} bytes"),
         None => format!("the message has {len} bytes and can have {MAX_TEXT_LEN}"),

@@ -76,7 +76,8 @@ fn object(verified: &Verification) -> Result<String, Failure> {
     })
 }
 
-fn plain(verified: &Verification, accept: bool) -> String {
+/// What people compare, and what to do.
+pub(super) fn plain(verified: &Verification, accept: bool) -> String {
     let name = harmless(&verified.name);
     let mut text = String::new();
     let mut key = |title: &str, key: &crate::endpoint::PinnedKey| {

@@ -1,7 +1,7 @@
 //! How a command gets at its home: as the holder of the lock, with an agent of its own, or through whoever holds it.
 //!
 //! Nobody takes a home over: who finds the lock taken asks the holder through the socket, and takes the lock himself once
-//! the holder has gone. A reader (`listen`) must be the holder; a second one is refused by name.
+//! the holder has gone. A reader (`listen`, `chat`) must be the holder; a second one is refused by name.
 
 use core::time::Duration;
 

@@ -20,7 +20,7 @@ use super::home::Opened;
 use super::inbox::{Inbox, opened_receipt};
 use super::kept::Kept;
 use super::link::{Incoming, Link, LinkError, Server, Target};
-use super::local::{HeldChannel, PeerKeys, Presence, Reply, Request, Requested};
+use super::local::{HeldChannel, PeerKeys, Presence, Reply, Request, Requested, Status};
 use super::outbox::{Outbox, Replies, member};
 use super::peers::{Alarm, Rejected, admit, check_bundle, verification};
 use super::rotation::{self, Walk};
@@ -50,6 +50,10 @@ const LAST: u16 = 0;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notice {
+    /// There is a connection.
+    Connected,
+    /// There is no connection at present, and why; the next one is tried.
+    Disconnected(String),
     /// There is no connection any more, for good.
     Ended(Failure),
     /// Messages wait for their reader.
@@ -142,6 +146,8 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
         asked: VecDeque::new(),
         stopping: None,
         is_drained: false,
+        connected: None,
+        trouble: None,
     };
     tokio::spawn(agent.run());
     Ok((Handle { commands }, notified))
@@ -272,6 +278,10 @@ struct Agent {
     stopping: Option<(oneshot::Sender<()>, Instant)>,
     /// Whether the server has answered the last sign of life.
     is_drained: bool,
+    /// Since when there is a connection, and whether it resumed a channel.
+    connected: Option<(u64, bool)>,
+    /// Why there is none.
+    trouble: Option<String>,
 }
 
 impl Agent {
@@ -299,7 +309,9 @@ impl Agent {
                 None => {
                     let trouble = describe(&error);
                     tracing::info!("{trouble}");
-                    self.tell_everybody(&Reply::Trouble(trouble));
+                    self.tell_everybody(&Reply::Trouble(trouble.clone()));
+                    self.tell_reader(Notice::Disconnected(trouble.clone()));
+                    (self.connected, self.trouble) = (None, Some(trouble));
                     if let LinkError::Refused { retry_after, .. } = error {
                         wait = wait.max(Duration::from_millis(retry_after.into()).min(LONGEST_PAUSE));
                     }
@@ -369,6 +381,13 @@ impl Agent {
         }
     }
 
+    /// Where nobody reads, nobody takes notices either.
+    fn tell_reader(&self, notice: Notice) {
+        if self.listening {
+            let _ = self.notices.send(notice);
+        }
+    }
+
     fn tell_everybody(&self, reply: &Reply) {
         self.outbox.broadcast(reply);
         for (_, replies) in &self.asked {
@@ -435,6 +454,8 @@ impl Agent {
     async fn session(&mut self) -> Result<core::convert::Infallible, Ended> {
         let mut link = self.connect().await?;
         let settings = *link.settings();
+        (self.connected, self.trouble) = (Some((now(), link.is_resumed())), None);
+        self.tell_reader(Notice::Connected);
         self.publish(&mut link, &settings.store_epoch)?;
         for owed in self.store.untold()? {
             self.tell_opened(&mut link, owed.row)?;
@@ -712,11 +733,28 @@ impl Agent {
                     None => Ok(()),
                 }
             }
+            (Request::Status, _) => {
+                let _ = replies.send(Reply::Status(self.status()));
+                Ok(())
+            }
             (request, Some(link)) => self.request(link, request, replies),
             (request, None) => {
                 self.asked.push_back((request, replies));
                 Ok(())
             }
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            name: self.profile.name.clone(),
+            id: self.me.id,
+            key: self.me.key,
+            server: address(&self.profile.host, self.profile.port),
+            connected: self.connected.map(|(since, _)| since),
+            resumed: self.connected.is_some_and(|(_, resumed)| resumed),
+            trouble: self.trouble.clone(),
+            waiting: self.inbox.waiting(),
         }
     }
 
@@ -786,8 +824,8 @@ impl Agent {
                 let subject = Subject::Name(&given);
                 link.send(&Message::Lookup(ossicle_core::Lookup { request, key: true, bundle: false, subject }))?;
             }
-            // Letters go through the outbox, whether there is a connection or not.
-            Request::Send { .. } => return self.take(request, replies, Some(link)),
+            // Neither of them waits for a connection.
+            Request::Send { .. } | Request::Status => return self.take(request, replies, Some(link)),
             Request::Who => {
                 let request = self.requests.open(Pending::List { lines: Vec::new(), replies });
                 link.send(&Message::List { request, after: "" })?;

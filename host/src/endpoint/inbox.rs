@@ -311,6 +311,11 @@ impl Inbox {
         Ok(())
     }
 
+    /// Messages that wait for their reader.
+    pub(super) const fn waiting(&self) -> u64 {
+        self.backlog.0
+    }
+
     /// Its reader has a message.
     pub(super) fn read(&mut self, len: usize) {
         self.backlog.0 = self.backlog.0.saturating_sub(1);

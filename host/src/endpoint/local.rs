@@ -67,6 +67,8 @@ pub enum Request {
         /// The rung with which it is done.
         until: Rung,
     },
+    /// Who this client is, and how it stands with its server.
+    Status,
     /// The safety number with a peer, and whether its key is the pinned one.
     Verify {
         /// Its name.
@@ -117,6 +119,8 @@ pub enum Reply {
         /// The message's id: chain and number.
         id: String,
     },
+    /// Who this client is, and how it stands with its server.
+    Status(Status),
     /// The request will be worked on, here and nowhere else.
     Taken,
     /// It takes longer, and why; not final.
@@ -161,6 +165,27 @@ pub struct PeerKeys {
     /// The identity key's signature over the bundle, verified.
     #[serde(with = "base64_text")]
     pub signature: Vec<u8>,
+}
+
+/// A client, and its connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: [u8; 16],
+    /// The fingerprint of its identity key.
+    pub key: [u8; 32],
+    /// The server's address.
+    pub server: String,
+    /// Since when there is a connection, in seconds since 1970.
+    pub connected: Option<u64>,
+    /// Whether that one resumed a channel, without a signature.
+    pub resumed: bool,
+    /// Why there is none.
+    pub trouble: Option<String>,
+    /// Messages that wait for their reader.
+    pub waiting: u64,
 }
 
 /// What is pinned of a peer, and what the directory shows.

@@ -1,7 +1,7 @@
 //! A client for people: the identity in a home directory, its connection, what it sends and what it receives.
 //!
 //! ```text
-//!   cli (send, listen, who, ...)          another process with the same home
+//!   cli (send, listen, chat, ...)         another process with the same home
 //!        |                                     |  home/socket
 //!     Access  --- holds the lock ---> local ---+
 //!        |                              |
@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 pub use access::Access;
 pub use agent::Notice;
 pub use home::{Home, HomeLock};
-pub use local::{HeldChannel, PeerKeys, PinnedKey, Presence, Reply, Request, Requested, Verification};
+pub use local::{HeldChannel, PeerKeys, PinnedKey, Presence, Reply, Request, Requested, Status, Verification};
 pub(crate) use outbox::message_id;
 pub use probe::{Caller, Obstacle, Probed, probe};
 pub use rotation::prepare_rotation;

@@ -1,0 +1,584 @@
+//! `ossicle chat`: messages as they come, and what a person types, line by line.
+//!
+//! ```text
+//!   console: a line editor, or standard input    Access: the home's agent
+//!        | Input                                     | Notice, Reply
+//!        +------------------> Talk <-----------------+
+//!                               | lines, each with its tone
+//!                               v
+//!                            console
+//! ```
+//!
+//! In a terminal everything goes on at once: a line can be typed while others are under way. A script's lines are taken
+//! one by one, a question's answer before the next line, and the end of the input waits for what was sent. As with
+//! `listen`, a message counts as opened when it was shown.
+
+mod command;
+mod console;
+
+use core::future::{Future as _, poll_fn};
+use core::pin::pin;
+use core::task::Poll;
+use core::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+use ossicle_core::{Reason, Rung};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep_until};
+
+use self::command::{Command, help};
+use self::console::{Console, Input, Tone};
+use super::{
+    HomeArg, PATIENCE, key_changed_but, key_followed_but, listen, log, refusal, rfc3339, too_late, verify, who,
+};
+use crate::endpoint::{Access, Failure, Notice, Presence, Reply, Request, Requested, Status};
+use crate::name::{Name, Pattern};
+
+/// Messages that are shown before the person's next line is looked at.
+const PAGE: u32 = 16;
+/// Letters of a script that are under way at a time.
+const WINDOW: usize = 32;
+/// How long a person who leaves waits for what was sent.
+const FAREWELL: Duration = Duration::from_secs(10);
+/// Names are asked for again after this time.
+const NAMES_AGE: Duration = Duration::from_secs(5);
+/// Characters that are shown of a text to tell it from others.
+const SHOWN: usize = 48;
+
+/// Talk: show messages as they come, and send what is typed
+///
+/// This client is online while `chat` runs. Type /help for what can be typed. Where standard input is no terminal, its
+/// lines are commands all the same: what was refused goes to standard error, and the exit code is the first failure's.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  ossicle chat
+  printf '/tell bob hi\\n/list\\n' | ossicle chat
+
+No line that is typed is written to disk. Colours appear only in a terminal, and not if NO_COLOR is set.")]
+pub struct Chat {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its own documentation is its help")]
+    pub home: HomeArg,
+}
+
+/// Why a talk ends.
+enum Ended {
+    /// With this exit code, and nothing to say.
+    With(u8),
+    Failed(Failure),
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl Chat {
+    /// Returns the exit code.
+    pub(super) async fn run(self) -> Result<u8, Failure> {
+        let home = self.home.open()?;
+        let mut console = Console::open();
+        let screen = console.screen.clone();
+        if console.is_terminal() {
+            log(move || screen.writer());
+        } else {
+            log(std::io::stderr);
+        }
+        let mut access = Access::open_reader(&home, "chat").await?;
+        let mut talk = Talk {
+            console: &mut console,
+            access: &mut access,
+            open: BTreeMap::new(),
+            last: 0,
+            partner: None,
+            is_connected: None,
+            names_asked: None,
+            shown: 0,
+            more: true,
+            leaving: None,
+            code: 0,
+        };
+        let ended = tokio::select! {
+            ended = talk.run() => ended,
+            // The terminal has vanished, or somebody wants this to end: in order, and without a word to anybody.
+            () = ended_by_signal() => Ended::With(130),
+        };
+        drop(talk);
+        access.close().await;
+        match ended {
+            Ended::With(code) => Ok(code),
+            Ended::Failed(failure) => Err(failure),
+        }
+    }
+}
+
+async fn ended_by_signal() {
+    let (Ok(mut hangup), Ok(mut terminate)) = (signal(SignalKind::hangup()), signal(SignalKind::terminate())) else {
+        return core::future::pending().await;
+    };
+    tokio::select! {
+        _ = hangup.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// What was asked of the agent.
+struct Open {
+    what: Asked,
+    deadline: Option<Instant>,
+    trouble: Option<String>,
+    /// `None` once there is no more to come.
+    requested: Option<Requested>,
+}
+
+/// The next answer to the first that has one.
+async fn next_reply(open: &mut BTreeMap<u64, Open>) -> (u64, Reply) {
+    poll_fn(|context| {
+        for (number, open) in open.iter_mut() {
+            let Some(requested) = &mut open.requested else {
+                continue;
+            };
+            if let Poll::Ready(reply) = pin!(requested.next()).poll(context) {
+                return Poll::Ready((*number, reply));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+enum Asked {
+    /// A connection, or why there is none, to say how it stands.
+    Connection,
+    /// A message to somebody, and its beginning.
+    Letter {
+        to: Name,
+        text: String,
+    },
+    /// Who is online.
+    List,
+    /// Names, to complete them.
+    Names,
+    Status(About),
+    Verify {
+        name: Name,
+        accept: bool,
+    },
+    Who(Option<Pattern>),
+}
+
+/// What is wanted of a status.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum About {
+    All,
+    Greeting,
+    Oneself,
+}
+
+struct Talk<'c> {
+    console: &'c mut Console,
+    access: &'c mut Access,
+    /// In the order in which they were asked.
+    open: BTreeMap<u64, Open>,
+    last: u64,
+    /// To whom lines without a slash go.
+    partner: Option<Name>,
+    /// Unknown until the first connection, or the first trouble.
+    is_connected: Option<bool>,
+    names_asked: Option<Instant>,
+    /// The row of the last message that was shown.
+    shown: i64,
+    /// Whether there may be messages behind it.
+    more: bool,
+    /// Until when what was sent is waited for.
+    leaving: Option<Instant>,
+    code: u8,
+}
+
+impl Talk<'_> {
+    async fn run(&mut self) -> Ended {
+        match self.talk().await {
+            Err(ended) => ended,
+            Ok(never) => match never {},
+        }
+    }
+
+    async fn talk(&mut self) -> Result<core::convert::Infallible, Ended> {
+        let is_terminal = self.console.is_terminal();
+        // What waited is there before the first line is typed.
+        while self.more {
+            self.messages().await?;
+        }
+        if is_terminal {
+            self.ask(Request::Status, Asked::Status(About::Greeting));
+            self.ask(Request::Who, Asked::Names);
+        }
+        self.prompt();
+        loop {
+            let is_done = self.open.values().all(|open| matches!(open.what, Asked::Names));
+            if self.leaving.is_some_and(|until| is_done || until <= Instant::now()) {
+                return Err(Ended::With(self.code));
+            }
+            let letters = self.open.values().filter(|open| matches!(open.what, Asked::Letter { .. })).count();
+            let takes = self.leaving.is_none() && (is_terminal || (letters == self.open.len() && letters < WINDOW));
+            let deadline = self.open.values().filter_map(|open| open.deadline).chain(self.leaving).min();
+            tokio::select! {
+                input = self.console.input(), if takes => self.typed(input).await?,
+                (number, reply) = next_reply(&mut self.open) => self.answered(number, reply).await?,
+                notice = self.access.notice() => self.notice(notice).await?,
+                () = core::future::ready(()), if self.more => self.messages().await?,
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.late().await?,
+            }
+        }
+    }
+
+    async fn show(&self, tone: Tone, text: &str) -> Result<(), Ended> {
+        // Nobody who reads: the end of a pipe, as others end with it.
+        if self.console.screen.show(tone, text).await? { Ok(()) } else { Err(Ended::With(self.code)) }
+    }
+
+    /// Says what went wrong, and remembers it for the exit code of a script.
+    async fn fail(&mut self, code: u8, text: &str) -> Result<(), Ended> {
+        if self.code == 0 && !self.console.is_terminal() {
+            self.code = code;
+        }
+        self.show(Tone::Bad, text).await
+    }
+
+    fn prompt(&mut self) {
+        let prompt = self.partner.as_ref().map_or_else(|| "> ".to_owned(), |name| format!("{name}> "));
+        self.console.prompt(&prompt);
+    }
+
+    fn ask(&mut self, request: Request, what: Asked) {
+        let requested = Some(self.access.request(request));
+        self.last += 1;
+        let deadline = (!matches!(what, Asked::Names)).then(|| Instant::now() + PATIENCE);
+        self.open.insert(self.last, Open { what, deadline, trouble: None, requested });
+    }
+
+    async fn messages(&mut self) -> Result<(), Ended> {
+        let waiting = self.access.waiting(self.shown, PAGE).await?;
+        self.more = !waiting.is_empty();
+        for message in waiting {
+            self.show(Tone::Plain, &listen::plain(&message)).await?;
+            self.shown = message.row;
+            self.access.read(&message).await?;
+        }
+        Ok(())
+    }
+
+    async fn typed(&mut self, input: Input) -> Result<(), Ended> {
+        match input {
+            Input::Line(line) => match Command::parse(&line) {
+                Ok(command) => self.obey(command).await?,
+                Err(failure) => self.fail(failure.code, &failure.sentence).await?,
+            },
+            Input::Refused(why) => self.fail(1, &why).await?,
+            Input::End => self.leave().await?,
+            Input::Interrupt => return Err(Ended::With(130)),
+            Input::Names => {
+                if self.names_asked.is_none_or(|asked| asked.elapsed() > NAMES_AGE) {
+                    self.names_asked = Some(Instant::now());
+                    self.ask(Request::Who, Asked::Names);
+                }
+                return Ok(());
+            }
+        }
+        if self.leaving.is_none() {
+            self.prompt();
+        }
+        Ok(())
+    }
+
+    async fn obey(&mut self, command: Command) -> Result<(), Ended> {
+        match command {
+            Command::Nothing => {}
+            Command::Help => self.show(Tone::Plain, &help()).await?,
+            Command::Quit => self.leave().await?,
+            Command::List => self.ask(Request::Who, Asked::List),
+            Command::Who(pattern) => self.ask(Request::Who, Asked::Who(pattern)),
+            Command::Status => self.ask(Request::Status, Asked::Status(About::All)),
+            Command::Verify(None, _) => self.ask(Request::Status, Asked::Status(About::Oneself)),
+            Command::Verify(Some(name), accept) => {
+                let request = Request::Verify { name: name.as_str().to_owned(), accept };
+                self.ask(request, Asked::Verify { name, accept });
+            }
+            Command::Tell(name, text) => {
+                self.partner = Some(name.clone());
+                match text {
+                    Some(text) => self.tell(name, text).await?,
+                    None => self.show(Tone::Plain, &format!("what you type goes to {name} now")).await?,
+                }
+            }
+            Command::Text(text) => match self.partner.clone() {
+                Some(name) => self.tell(name, text).await?,
+                None => self.fail(2, "to whom? /tell NAME TEXT; after that a line without a slash goes there").await?,
+            },
+        }
+        Ok(())
+    }
+
+    async fn tell(&mut self, to: Name, text: String) -> Result<(), Ended> {
+        if self.is_connected == Some(false) {
+            self.show(Tone::Plain, "  … there is no connection: it goes as soon as there is one").await?;
+        }
+        let request = Request::Send {
+            to: to.as_str().to_owned(),
+            body: text.clone().into_bytes(),
+            signed: true,
+            until: Rung::Delivered,
+        };
+        self.ask(request, Asked::Letter { to, text: beginning(&text) });
+        Ok(())
+    }
+
+    async fn leave(&mut self) -> Result<(), Ended> {
+        let letters = self.open.values().filter(|open| matches!(open.what, Asked::Letter { .. })).count();
+        if self.console.is_terminal() {
+            self.leaving = Some(Instant::now() + FAREWELL);
+            if letters > 0 {
+                let what = if letters == 1 { "a message".to_owned() } else { format!("{letters} messages") };
+                self.show(Tone::Plain, &format!("{what} not confirmed yet: waiting, Ctrl-C leaves at once")).await?;
+            }
+        } else {
+            // Each letter has its own deadline, and says so when it passes.
+            self.leaving = Some(Instant::now() + PATIENCE * 2);
+        }
+        Ok(())
+    }
+
+    async fn late(&mut self) -> Result<(), Ended> {
+        let now = Instant::now();
+        let late: Vec<u64> = self
+            .open
+            .iter()
+            .filter(|(_, open)| open.deadline.is_some_and(|deadline| deadline <= now))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in late {
+            let Some(mut open) = self.open.remove(&number) else {
+                continue;
+            };
+            match &open.what {
+                Asked::Letter { to, text } => {
+                    let trouble = open.trouble.take().unwrap_or_else(|| format!("{to} does not answer"));
+                    if self.console.is_terminal() {
+                        let said = format!("  … not delivered to {to} yet: {text} ({trouble}; it is tried further)");
+                        open.deadline = None;
+                        self.open.insert(number, open);
+                        self.show(Tone::Bad, &said).await?;
+                    } else {
+                        // Nobody waits for the answer any more, so it is not sent later.
+                        let said = format!("  ✗ not confirmed by {to}: {text}: {}", too_late(PATIENCE, Some(trouble)));
+                        self.fail(3, &said).await?;
+                    }
+                }
+                _ => {
+                    self.fail(3, &too_late(PATIENCE, open.trouble.take()).sentence).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn notice(&mut self, notice: Notice) -> Result<(), Ended> {
+        match notice {
+            Notice::Inbox => self.more = true,
+            Notice::Ended(failure) => return Err(Ended::Failed(failure)),
+            Notice::KeyChanged { name } => {
+                let remedy = format!(
+                    "ask {name} by another way what happened, compare the safety number of /verify {name}, and if it is \
+                     right type /verify {name} accept"
+                );
+                self.show(Tone::Alarm, &key_changed_but(&name, &remedy)).await?;
+            }
+            Notice::KeyFollowed { name } => {
+                self.show(Tone::Bad, &key_followed_but(&name, &format!("/verify {name}"))).await?;
+            }
+            Notice::Connected => {
+                if self.is_connected == Some(false) && self.console.is_terminal() {
+                    self.show(Tone::Good, "connected again").await?;
+                }
+                self.is_connected = Some(true);
+                self.tell_status();
+            }
+            Notice::Disconnected(trouble) => {
+                if self.is_connected != Some(false) && self.console.is_terminal() {
+                    self.show(Tone::Bad, &format!("no connection: {trouble}; trying again")).await?;
+                }
+                self.is_connected = Some(false);
+                self.tell_status();
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers who wanted to know how it stands before that was known.
+    fn tell_status(&mut self) {
+        let wanted = self.open.extract_if(.., |_, open| matches!(open.what, Asked::Connection)).count();
+        for _ in 0..wanted {
+            self.ask(Request::Status, Asked::Status(About::All));
+        }
+    }
+
+    async fn answered(&mut self, number: u64, reply: Reply) -> Result<(), Ended> {
+        let Some(open) = self.open.get_mut(&number) else {
+            return Ok(());
+        };
+        if !reply.is_final() {
+            if let Reply::Trouble(trouble) = reply {
+                open.trouble = Some(trouble);
+            }
+            return Ok(());
+        }
+        let Some(open) = self.open.remove(&number) else {
+            return Ok(());
+        };
+        match (open.what, reply) {
+            (Asked::Letter { to, text }, Reply::Done) => {
+                self.show(Tone::Good, &format!("  ✓ delivered to {to}: {text}")).await
+            }
+            (Asked::Letter { to, text }, reply) => {
+                let failure = why(&to, reply);
+                self.fail(failure.code, &format!("  ✗ not delivered to {to}: {text}: {}", failure.sentence)).await
+            }
+            (Asked::List, Reply::Who(lines)) => {
+                let mut known = self.keep_names(lines, None);
+                known.retain(|(_, presence)| presence.online);
+                self.show_presence(&known, "nobody is online").await
+            }
+            (Asked::Who(pattern), Reply::Who(lines)) => {
+                let known = self.keep_names(lines, pattern.as_ref());
+                self.show_presence(&known, "nobody has such a name").await
+            }
+            (Asked::Names, Reply::Who(lines)) => {
+                self.keep_names(lines, None);
+                Ok(())
+            }
+            // They are asked for again when they are wanted again.
+            (Asked::Names, _) => Ok(()),
+            (Asked::Status(About::All), Reply::Status(Status { connected: None, trouble: None, .. })) => {
+                self.open.insert(number, Open { what: Asked::Connection, requested: None, ..open });
+                Ok(())
+            }
+            (Asked::Status(about), Reply::Status(status)) => self.show_status(about, &status).await,
+            (Asked::Verify { accept, .. }, Reply::Verified(verified)) => {
+                self.show(Tone::Plain, &verify::plain(&verified, accept)).await?;
+                if verified.shown.is_some() && !verified.accepted {
+                    let name = &verified.name;
+                    let remedy = format!("if {name} confirms the new key, type /verify {name} accept");
+                    if !self.console.is_terminal() {
+                        self.code = self.code.max(1);
+                    }
+                    self.show(Tone::Alarm, &key_changed_but(name, &remedy)).await?;
+                }
+                Ok(())
+            }
+            (Asked::Verify { name, .. }, reply) => {
+                let failure = why(&name, reply);
+                self.fail(failure.code, &failure.sentence).await
+            }
+            (_, Reply::Refused { reason, detail }) => {
+                let failure = refusal(reason, "the directory", detail.as_deref());
+                self.fail(failure.code, &failure.sentence).await
+            }
+            (_, Reply::Failed(failure)) => self.fail(failure.code, &failure.sentence).await,
+            (_, _) => self.fail(1, "there is no answer: type it again").await,
+        }
+    }
+
+    /// Those whom the pattern selects; all of them can be completed from now on.
+    fn keep_names(&mut self, lines: Vec<Presence>, pattern: Option<&Pattern>) -> Vec<(Name, Presence)> {
+        let mut known = who::select(lines, None);
+        let names = known.iter().map(|(name, _)| name.clone()).collect();
+        *self.console.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
+        known.retain(|(name, _)| pattern.is_none_or(|pattern| pattern.matches(name)));
+        known
+    }
+
+    async fn show_presence(&self, known: &[(Name, Presence)], nobody: &str) -> Result<(), Ended> {
+        let width = who::width(known);
+        let lines: Vec<String> = known.iter().map(|(_, presence)| who::plain(presence, width)).collect();
+        self.show(Tone::Plain, if lines.is_empty() { nobody.to_owned() } else { lines.join("\n") }.as_str()).await
+    }
+
+    async fn show_status(&self, about: About, status: &Status) -> Result<(), Ended> {
+        let Status { name, server, .. } = status;
+        let text = match about {
+            About::Greeting => format!("{name} at {server}; /help says what can be typed, Ctrl-D leaves"),
+            About::All | About::Oneself => {
+                let mut text = format!("{name} at {server}");
+                if about == About::All {
+                    text.push_str(&match (status.connected, &status.trouble) {
+                        (Some(since), _) => {
+                            let how = if status.resumed { ", a resumed channel" } else { "" };
+                            format!("\n  connected  since {}{how}", rfc3339(since))
+                        }
+                        (None, Some(trouble)) => format!("\n  connected  no: {trouble}"),
+                        // Not asked for in this case.
+                        (None, None) => "\n  connected  not yet".to_owned(),
+                    });
+                }
+                let id = uuid::Uuid::from_bytes(status.id);
+                text.push_str(&format!("\n  id         {id}\n  key        {}", hex::encode(status.key)));
+                if about == About::All {
+                    let letters = self.open.values().filter(|open| matches!(open.what, Asked::Letter { .. })).count();
+                    text.push_str(&format!("\n  waiting    {} to be shown, {letters} not confirmed", status.waiting));
+                } else {
+                    text.push_str("\n/verify NAME shows the number that is the same for NAME if nobody is in between.");
+                }
+                text
+            }
+        };
+        self.show(Tone::Plain, &text).await
+    }
+}
+
+/// Why something about somebody was not done, in the words of a chat.
+fn why(name: &Name, reply: Reply) -> Failure {
+    match reply {
+        Reply::Refused { reason: reason @ Reason::KeyChanged, detail: Some(_) } => Failure::refused(format!(
+            "refused({reason}): the key of {name} is not the one that was pinned: see /verify {name}"
+        )),
+        Reply::Refused { reason: reason @ Reason::Unknown, .. } => Failure::refused(format!(
+            "refused({reason}): the server knows nobody named {name}: /who shows who is there"
+        )),
+        Reply::Refused { reason, detail } => refusal(reason, name.as_str(), detail.as_deref()),
+        Reply::Failed(failure) => failure,
+        _ => Failure::refused("there is no answer: whether it was done is not known"),
+    }
+}
+
+/// The beginning of a text, in one line.
+fn beginning(text: &str) -> String {
+    let mut shown: String = text.chars().take(SHOWN).map(|c| if c == '\n' { ' ' } else { c }).collect();
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_known_by_its_beginning() {
+        assert_eq!(beginning("hi there"), "hi there");
+        assert_eq!(beginning("two\nlines"), "two lines");
+        assert_eq!(beginning(&"ü".repeat(SHOWN)), "ü".repeat(SHOWN));
+        assert_eq!(beginning(&"ü".repeat(SHOWN + 1)), format!("{}…", "ü".repeat(SHOWN)));
+    }
+
+    #[test]
+    fn refusals_name_commands_of_the_chat() {
+        let bob = Name::parse("bob").unwrap();
+        let refused = |reason| why(&bob, Reply::Refused { reason, detail: Some(String::new()) }).sentence;
+        assert!(refused(Reason::KeyChanged).contains("/verify bob"));
+        assert!(refused(Reason::Unknown).contains("/who"));
+        assert!(refused(Reason::Offline).starts_with("refused(offline)"));
+    }
+}

@@ -1,0 +1,422 @@
+//! The person's side of `chat`: a terminal with a line editor, or plain standard input and output.
+//!
+//! Two threads, since neither a read nor a write of a terminal can be called off: one reads lines, one at a time, the
+//! other writes what is to be shown. While a line is being typed the editor itself shows what comes, above that line.
+//! Whatever passes here is made harmless first.
+
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::sync::{Arc, Mutex, PoisonError, mpsc as sync};
+use std::thread;
+
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustyline::completion::{Completer, Pair};
+use rustyline::error::ReadlineError;
+use rustyline::history::MemHistory;
+use rustyline::{
+    Cmd, CompletionType, ConditionalEventHandler, Config, Context, Editor, Event, EventContext, EventHandler,
+    ExternalPrinter, Helper, KeyEvent, Movement, RepeatCount,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::harmless;
+use super::super::send::too_large;
+use super::command::COMMANDS;
+use crate::endpoint::{Failure, MAX_TEXT_LEN};
+use crate::name::Name;
+
+/// Bytes of a line that is read whole: the longest text, and a command and name before it.
+const MAX_LINE_LEN: usize = MAX_TEXT_LEN + 256;
+/// What waits to be shown before whoever has more to show must wait, too.
+const SHOWING: usize = 64;
+const BRACKETED_PASTE_OFF: &str = "\u{1b}[?2004l";
+
+/// What a person, or a script, did.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Input {
+    /// A line, without its end.
+    Line(String),
+    /// A line that is none, and why.
+    Refused(String),
+    /// No more lines.
+    End,
+    /// The wish to leave at once.
+    Interrupt,
+    /// Names are being completed: the present ones are wanted.
+    Names,
+}
+
+/// What a line is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tone {
+    /// A message, or an answer.
+    Plain,
+    /// It worked.
+    Good,
+    /// It did not, or should be looked at.
+    Bad,
+    /// Nobody must miss this.
+    Alarm,
+}
+
+impl Tone {
+    const fn colour(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Good => "\u{1b}[32m",
+            Self::Bad => "\u{1b}[31m",
+            Self::Alarm => "\u{1b}[1;97;41m",
+        }
+    }
+}
+
+/// Names that can be completed, sorted.
+pub(super) type Names = Arc<Mutex<Vec<Name>>>;
+
+/// The two sides of a person.
+pub(super) struct Console {
+    pub(super) screen: Screen,
+    pub(super) names: Names,
+    input: mpsc::Receiver<Input>,
+    typed: mpsc::Sender<Input>,
+    editor: Option<Box<Editor<Typing, MemHistory>>>,
+    prompts: Option<sync::Sender<String>>,
+    terminal: Option<Restored>,
+}
+
+impl Console {
+    /// A terminal, if both standard input and output are one that can edit lines; else plain.
+    pub(super) fn open() -> Self {
+        let (typed, input) = mpsc::channel(1);
+        let names = Names::default();
+        let (show, showing) = mpsc::channel(SHOWING);
+        let (printer, editor, terminal) = match editor(&typed, &names) {
+            Some((editor, printer, terminal)) => (Some(printer), Some(Box::new(editor)), Some(terminal)),
+            None => (None, None, None),
+        };
+        let screen = Screen { show, is_terminal: printer.is_some() };
+        thread::spawn(move || write_all(showing, printer));
+        Self { screen, names, input, typed, editor, prompts: None, terminal }
+    }
+
+    /// Whether a person is there.
+    pub(super) const fn is_terminal(&self) -> bool {
+        self.screen.is_terminal
+    }
+
+    /// Lets a line be typed, or read: the next one, and in a terminal only this one.
+    pub(super) fn prompt(&mut self, prompt: &str) {
+        let typed = &self.typed;
+        if let Some(editor) = self.editor.take() {
+            let (prompts, prompted) = sync::channel();
+            let typed = typed.clone();
+            thread::spawn(move || edit_lines(*editor, &prompted, &typed));
+            self.prompts = Some(prompts);
+        } else if self.prompts.is_none() {
+            let (prompts, _) = sync::channel();
+            let typed = typed.clone();
+            thread::spawn(move || read_lines(&mut io::stdin().lock(), &typed));
+            self.prompts = Some(prompts);
+        }
+        if let Some(prompts) = &self.prompts {
+            // Where lines are read plainly, nobody wants to know.
+            let _ = prompts.send(prompt.to_owned());
+        }
+    }
+
+    /// What was typed. Cancel-safe.
+    pub(super) async fn input(&mut self) -> Input {
+        // This end holds a sender, so there is always one.
+        self.input.recv().await.unwrap_or(Input::End)
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        if let Some(terminal) = self.terminal.take() {
+            terminal.restore();
+        }
+    }
+}
+
+/// How the terminal was, since the editor's thread may be in the middle of a line when the process ends.
+struct Restored(Termios);
+
+impl Restored {
+    fn restore(&self) {
+        let is_raw = tcgetattr(io::stdin()).is_ok_and(|now| !now.local_modes.contains(LocalModes::ICANON));
+        // A terminal that has gone needs nothing.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
+        if is_raw {
+            let mut out = io::stdout().lock();
+            let _ = writeln!(out, "{BRACKETED_PASTE_OFF}").and_then(|()| out.flush());
+        }
+    }
+}
+
+/// Where lines are shown; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Screen {
+    show: mpsc::Sender<Line>,
+    is_terminal: bool,
+}
+
+struct Line {
+    tone: Tone,
+    text: String,
+    shown: Option<oneshot::Sender<io::Result<()>>>,
+}
+
+impl Screen {
+    /// Shows a text of one or more lines. False if nobody sees it any more.
+    pub(super) async fn show(&self, tone: Tone, text: &str) -> Result<bool, Failure> {
+        let (shown, done) = oneshot::channel();
+        if self.show.send(Line { tone, text: plain(text), shown: Some(shown) }).await.is_err() {
+            return Ok(false);
+        }
+        match done.await {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe || self.is_terminal => Ok(false),
+            Ok(Err(error)) => Err(Failure::refused(format!("cannot write to standard output: {error}"))),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// For the log.
+    pub(super) fn writer(&self) -> LogWriter {
+        LogWriter(self.clone())
+    }
+}
+
+/// Writes the log without breaking the line that is being typed.
+pub(super) struct LogWriter(Screen);
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = plain(String::from_utf8_lossy(bytes).trim_end());
+        // A log that nobody can read fast enough has gaps.
+        let _ = self.0.show.try_send(Line { tone: Tone::Bad, text, shown: None });
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn plain(text: &str) -> String {
+    text.split('\n').map(harmless).collect::<Vec<_>>().join("\n")
+}
+
+fn write_all(mut showing: mpsc::Receiver<Line>, mut printer: Option<Box<dyn ExternalPrinter + Send>>) {
+    let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    while let Some(Line { tone, text, shown }) = showing.blocking_recv() {
+        let written = match &mut printer {
+            Some(printer) => {
+                let colour = if colours { tone.colour() } else { "" };
+                let end = if colour.is_empty() { "" } else { "\u{1b}[m" };
+                printer.print(format!("{colour}{text}{end}\n")).map_err(io::Error::other)
+            }
+            // What went wrong is no result.
+            None if matches!(tone, Tone::Bad | Tone::Alarm) => writeln!(io::stderr().lock(), "{text}"),
+            None => {
+                let mut out = io::stdout().lock();
+                writeln!(out, "{text}").and_then(|()| out.flush())
+            }
+        };
+        let _ = shown.map(|shown| shown.send(written));
+    }
+}
+
+/// Reads lines until there are no more. A line that is too long is never in memory as a whole.
+fn read_lines(input: &mut impl BufRead, typed: &mpsc::Sender<Input>) {
+    let limit = u64::try_from(MAX_LINE_LEN).unwrap_or(u64::MAX).saturating_add(1);
+    loop {
+        let mut line = Vec::new();
+        let read = match (&mut *input).take(limit).read_until(b'\n', &mut line) {
+            Ok(0) => Input::End,
+            Ok(_) => {
+                let is_whole = line.pop_if(|last| *last == b'\n').is_some();
+                line.pop_if(|last| is_whole && *last == b'\r');
+                if !is_whole && line.len() > MAX_LINE_LEN {
+                    match input.skip_until(b'\n') {
+                        Ok(_) => Input::Refused(too_large(line.len(), None).sentence),
+                        Err(error) => Input::Refused(unreadable(&error)),
+                    }
+                } else {
+                    match String::from_utf8(line) {
+                        Ok(line) => Input::Line(line),
+                        Err(_) => Input::Refused("the line is not UTF-8: it was not sent".to_owned()),
+                    }
+                }
+            }
+            Err(error) => {
+                let _ = typed.blocking_send(Input::Refused(unreadable(&error)));
+                Input::End
+            }
+        };
+        let is_last = read == Input::End;
+        if typed.blocking_send(read).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+fn unreadable(error: &io::Error) -> String {
+    format!("cannot read standard input: {error}")
+}
+
+type Opened = (Editor<Typing, MemHistory>, Box<dyn ExternalPrinter + Send>, Restored);
+
+fn editor(typed: &mpsc::Sender<Input>, names: &Names) -> Option<Opened> {
+    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        return None;
+    }
+    let restored = Restored(tcgetattr(io::stdin()).ok()?);
+    let config = Config::builder().completion_type(CompletionType::List).build();
+    let mut editor = Editor::with_history(config, MemHistory::new()).ok()?;
+    // Refused by a terminal that cannot move its cursor.
+    let printer = editor.create_external_printer().ok()?;
+    editor.set_helper(Some(Typing { typed: typed.clone(), names: Arc::clone(names) }));
+    editor.bind_sequence(KeyEvent::ctrl('C'), EventHandler::Conditional(Box::new(DropLine)));
+    Some((editor, Box::new(printer), restored))
+}
+
+fn edit_lines(mut editor: Editor<Typing, MemHistory>, prompts: &sync::Receiver<String>, typed: &mpsc::Sender<Input>) {
+    while let Ok(prompt) = prompts.recv() {
+        let input = match editor.readline(&prompt) {
+            Ok(line) => {
+                // A history that is full forgets; nothing else can go wrong with it.
+                let _ = editor.add_history_entry(line.as_str());
+                Input::Line(line)
+            }
+            Err(ReadlineError::Interrupted) => Input::Interrupt,
+            Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                Input::Refused("the line is not UTF-8: it was not sent".to_owned())
+            }
+            // Also a terminal that has gone.
+            Err(_) => Input::End,
+        };
+        if typed.blocking_send(input).is_err() {
+            return;
+        }
+    }
+}
+
+/// Ctrl-C drops the line that is being typed; without one it is what it always is.
+struct DropLine;
+
+impl ConditionalEventHandler for DropLine {
+    fn handle(&self, _: &Event, _: RepeatCount, _: bool, context: &EventContext<'_>) -> Option<Cmd> {
+        if context.line().is_empty() { None } else { Some(Cmd::Kill(Movement::WholeBuffer)) }
+    }
+}
+
+/// What the editor asks while a line is typed.
+struct Typing {
+    typed: mpsc::Sender<Input>,
+    names: Names,
+}
+
+impl Helper for Typing {}
+impl rustyline::highlight::Highlighter for Typing {}
+impl rustyline::validate::Validator for Typing {}
+impl rustyline::hint::Hinter for Typing {
+    type Hint = String;
+}
+
+impl Completer for Typing {
+    type Candidate = Pair;
+
+    fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
+        // If it cannot be said now, it was said a moment ago.
+        let _ = self.typed.try_send(Input::Names);
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(completions(line.get(..at).unwrap_or_default(), &names))
+    }
+}
+
+/// Where the word begins that ends this text, and what it may become.
+fn completions(typed: &str, names: &[Name]) -> (usize, Vec<Pair>) {
+    let pair = |display: String| Pair { replacement: format!("{display} "), display };
+    let Some(command) = typed.strip_prefix('/') else {
+        return (typed.len(), Vec::new());
+    };
+    let Some((command, rest)) = command.split_once(' ') else {
+        let known = COMMANDS.iter().filter(|(name, ..)| name.starts_with(command));
+        return (0, known.map(|(name, ..)| pair(format!("/{name}"))).collect());
+    };
+    let (before, word) = rest.rsplit_once(' ').unwrap_or(("", rest));
+    let start = typed.len() - word.len();
+    let found = match (command, before.trim().is_empty()) {
+        ("tell" | "verify" | "who", true) => {
+            let wanted = Name::parse(word).map_or_else(|_| word.to_lowercase(), |name| name.key().to_owned());
+            let found = names.iter().filter(|name| name.key().starts_with(&wanted));
+            found.map(|name| pair(name.as_str().to_owned())).collect()
+        }
+        ("verify", false) if before.split_whitespace().count() == 1 && "accept".starts_with(word) => {
+            vec![pair("accept".to_owned())]
+        }
+        _ => Vec::new(),
+    };
+    (start, found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(input: &[u8]) -> Vec<Input> {
+        let (typed, mut lines) = mpsc::channel(64);
+        read_lines(&mut io::BufReader::with_capacity(4096, input), &typed);
+        drop(typed);
+        core::iter::from_fn(|| lines.blocking_recv()).collect()
+    }
+
+    #[test]
+    fn lines_end_with_the_input_and_are_text() {
+        let line = |text: &str| Input::Line(text.to_owned());
+        assert_eq!(read(b""), [Input::End]);
+        assert_eq!(read(b"a\n\nb\r\nc"), [line("a"), line(""), line("b"), line("c"), Input::End]);
+        let odd = read(b"\xff\xfe\nb\n");
+        assert!(
+            matches!(&odd[..], [Input::Refused(why), Input::Line(_), Input::End] if why.contains("UTF-8")),
+            "{odd:?}"
+        );
+        assert_eq!(read("\u{0}\u{1b}\n".as_bytes()), [line("\u{0}\u{1b}"), Input::End]);
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused_and_not_kept() {
+        // So many bytes, without memory for them.
+        let endless = |len: u64| io::BufReader::new(io::repeat(b'x').take(len).chain(&b"\nnext\n"[..]));
+        let (typed, mut lines) = mpsc::channel(8);
+        read_lines(&mut endless(100_000_000), &typed);
+        assert!(matches!(lines.try_recv(), Ok(Input::Refused(why)) if why.starts_with("refused(too-large)")));
+        assert_eq!(lines.try_recv(), Ok(Input::Line("next".to_owned())));
+        // The longest that is read whole.
+        let (typed, mut lines) = mpsc::channel(8);
+        read_lines(&mut endless(MAX_LINE_LEN as u64), &typed);
+        assert!(matches!(lines.try_recv(), Ok(Input::Line(line)) if line.len() == MAX_LINE_LEN));
+        assert_eq!(lines.try_recv(), Ok(Input::Line("next".to_owned())));
+    }
+
+    #[test]
+    fn commands_and_names_are_completed() {
+        let names: Vec<Name> =
+            ["alice", "Bob", "bobby", "Ольга"].iter().map(|name| Name::parse(name).unwrap()).collect();
+        let complete = |typed: &str| {
+            let (start, found) = completions(typed, &names);
+            (start, found.into_iter().map(|pair| pair.replacement).collect::<Vec<_>>())
+        };
+        assert_eq!(complete("/te"), (0, vec!["/tell ".to_owned()]));
+        assert_eq!(complete("/").1.len(), COMMANDS.len());
+        assert_eq!(complete("/tell b"), (6, vec!["Bob ".to_owned(), "bobby ".to_owned()]));
+        assert_eq!(complete("/tell BOBB"), (6, vec!["bobby ".to_owned()]));
+        assert_eq!(complete("/verify ол").1, ["Ольга "]);
+        assert_eq!(complete("/verify bob ac"), (12, vec!["accept ".to_owned()]));
+        assert_eq!(complete("/who ").1.len(), 4);
+        for nothing in ["", "bo", "/tell bob al", "/list b", "/verify bob accept a", "/tell \u{1b}", "/tell b@"] {
+            assert_eq!(complete(nothing).1, [""; 0], "{nothing:?}");
+        }
+    }
+}
