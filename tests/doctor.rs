@@ -99,8 +99,11 @@ fn a_client_and_a_server_in_order_are_told_so() {
         doctor(&world, "none", &server),
         &[&running, "this server answers on port", "with 1 clients", "find this server"],
     );
-    let elsewhere = doctor(&world, "none", &["--data", data, "--bind", "127.0.0.1", "--port", "0"]);
-    healthy(elsewhere, &["port      any free one"]);
+    // Without flags it is asked how it was started: on any free port.
+    healthy(doctor(&world, "none", &["--data", data]), &["port      any free one"]);
+    let elsewhere = doctor(&world, "none", &["--data", data, "--port", "1"]);
+    let elsewhere = healthy(elsewhere, &["warning  port", "a server runs, and not on port 1 of 127.0.0.1"]);
+    assert!(elsewhere.contains("the --bind and --port that the server was started with"), "{elsewhere}");
 }
 
 #[test]

@@ -6,14 +6,17 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::time::Duration;
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use clap::Parser;
 use serde::Serialize;
 use tokio::net::UnixStream;
 use tokio::task::spawn_blocking;
@@ -43,8 +46,9 @@ const MAX_ENTRIES: usize = 1000;
 
 /// Find out what is wrong, and what to do about it
 ///
-/// Looks at a client: its home, its keys, its server. With --data at a server, on its machine: give the flags or the
-/// environment that `ossicle serve` is started with. Changes nothing. Exit code 1 if there is a problem.
+/// Looks at a client: its home, its keys, its server. With --data at a server, on its machine: one that runs is asked how
+/// it was started, for one that does not run give the flags or the environment that it is to be started with. Changes
+/// nothing. Exit code 1 if there is a problem.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   ossicle doctor                                 this client, and whether its server lets it in
@@ -148,7 +152,8 @@ impl Doctor {
 
     /// A server's side, from its data directory outwards.
     async fn server(&self, data: &Path, findings: &mut Findings) {
-        let settings = self.settings(data, findings);
+        let holder = lock_holder(&data.join("lock"));
+        let settings = self.settings(data, holder, findings);
         clock(findings);
         let Some(directory) = directory(data, "data", "ossicle serve --data DIR", findings) else {
             return;
@@ -159,7 +164,6 @@ impl Doctor {
             true => key(&data.join("server.key"), again, findings).await,
             false => None,
         };
-        let holder = lock_holder(&data.join("lock"));
         running(data, holder, findings).await;
         store(data, holder.is_some(), findings).await;
         disk(data, findings);
@@ -169,13 +173,18 @@ impl Doctor {
         }
     }
 
-    fn settings(&self, data: &Path, findings: &mut Findings) -> Option<Settings> {
-        let mut flags = Flags { file: self.config.clone(), ..Flags::default() };
+    /// The settings of the server that runs, as far as they can be told, else of the next one.
+    fn settings(&self, data: &Path, holder: Option<u32>, findings: &mut Findings) -> Option<Settings> {
+        let (mut flags, variables) = holder.and_then(started_with).unwrap_or_else(|| {
+            let variables = std::env::vars_os().collect();
+            (Flags::default(), variables)
+        });
+        flags.file = self.config.clone().or(flags.file);
         flags.values.insert("data".into(), data.as_os_str().to_owned());
         for (name, value) in [("bind", &self.bind), ("port", &self.port), ("advertise", &self.advertise)] {
             flags.values.extend(value.as_ref().map(|value| (name.to_owned(), OsString::from(value))));
         }
-        match settings::resolve(&flags, &|name| std::env::var_os(name)) {
+        match settings::resolve(&flags, &|name| variables.get(OsStr::new(name)).cloned()) {
             Ok(settings) => {
                 let file = settings.file.as_ref().map(|file| format!(", with {}", file.display())).unwrap_or_default();
                 findings.ok("settings", format!("valid{file}"));
@@ -385,21 +394,32 @@ fn disk(directory: &Path, findings: &mut Findings) {
     match rustix::fs::statvfs(directory) {
         Ok(found) => {
             let free = found.f_bavail.saturating_mul(found.f_frsize);
-            let inodes = found.f_files > 0 && found.f_favail < 64;
-            let finding =
-                format!("{} MiB are free{}", free / MIB, if inodes { ", but hardly a file can be made" } else { "" });
+            let files = (found.f_files > 0).then_some(found.f_favail);
+            let (verdict, finding) = space(free, files);
             let remedy = format!("free some space where {} is", directory.display());
-            match free {
-                _ if inodes => findings.problem("disk", finding, remedy),
-                free if free < 16 * MIB => findings.problem("disk", finding, remedy),
-                free if free < 256 * MIB => findings.warning("disk", finding, remedy),
-                _ => findings.ok("disk", finding),
+            match verdict {
+                Verdict::Ok => findings.ok("disk", finding),
+                Verdict::Warning => findings.warning("disk", finding, remedy),
+                Verdict::Problem => findings.problem("disk", finding, remedy),
             }
         }
         Err(error) => {
             let finding = format!("the free space cannot be told ({error})");
             findings.warning("disk", finding, "look at the file system");
         }
+    }
+}
+
+/// Whether so many bytes and so many files, where those are counted, are enough to go on with.
+fn space(free: u64, files: Option<u64>) -> (Verdict, String) {
+    let mib = free / MIB;
+    match files {
+        Some(files) if files < 64 => {
+            (Verdict::Problem, format!("{mib} MiB are free, but only {files} files can be made"))
+        }
+        _ if mib < 16 => (Verdict::Problem, format!("only {mib} MiB are free")),
+        _ if mib < 256 => (Verdict::Warning, format!("only {mib} MiB are free")),
+        _ => (Verdict::Ok, format!("{mib} MiB are free")),
     }
 }
 
@@ -615,6 +635,33 @@ async fn database(path: &Path, kind: Kind, live: bool, again: &str, findings: &m
 
 // Who is there.
 
+/// The flags and variables that a running server was started with, if the system tells them to this user.
+fn started_with(pid: u32) -> Option<(Flags, BTreeMap<OsString, OsString>)> {
+    let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).ok();
+    let split = |bytes: Vec<u8>| -> Vec<OsString> {
+        let words = bytes.strip_suffix(&[0]).unwrap_or(&bytes).split(|byte| *byte == 0);
+        words.map(|word| OsStr::from_bytes(word).to_owned()).collect()
+    };
+    let Ok(super::Cli { command: super::Command::Serve(serve) }) = super::Cli::try_parse_from(split(read("cmdline")?))
+    else {
+        return None;
+    };
+    let variables = split(read("environ")?).into_iter().filter_map(|variable| {
+        let at = variable.as_bytes().iter().position(|byte| *byte == b'=')?;
+        let (name, value) = variable.as_bytes().split_at(at);
+        Some((OsStr::from_bytes(name).to_owned(), OsStr::from_bytes(value.get(1..)?).to_owned()))
+    });
+    let mut variables: BTreeMap<OsString, OsString> = variables.collect();
+    let mut flags = serve.settings.0;
+    // What is relative is so from where it was started.
+    let start = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+    flags.file = flags.file.map(|file| start.join(file));
+    if let Some(file) = variables.get_mut(OsStr::new(settings::FILE_VARIABLE)).filter(|file| !file.is_empty()) {
+        *file = start.join(&file).into_os_string();
+    }
+    Some((flags, variables))
+}
+
 /// The process that holds the lock on this file, as the system tells; 0 where it is of another container.
 fn lock_holder(path: &Path) -> Option<u32> {
     let inode = path.metadata().ok()?.ino().to_string();
@@ -770,4 +817,79 @@ fn is_free(address: SocketAddr) -> Result<(), rustix::io::Errno> {
     let socket = socket(family, SocketType::STREAM, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     bind(&socket, &address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ossicle_core::Reason;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_obstacle_has_its_own_sentence_and_remedy() {
+        let obstacles = [
+            Obstacle::Resolve("x".into()),
+            Obstacle::Connect("x".into()),
+            Obstacle::Silent,
+            Obstacle::Foreign("x".into()),
+            Obstacle::OtherKey,
+            Obstacle::Refused(Reason::Unauthorised),
+            Obstacle::Refused(Reason::Rate),
+            Obstacle::Failed("x".into()),
+        ];
+        let said: BTreeSet<_> = obstacles.iter().map(|obstacle| obstructed(obstacle, "h:1", "ask")).collect();
+        assert_eq!(said.len(), obstacles.len());
+        assert!(said.iter().all(|(finding, remedy)| !finding.is_empty() && !remedy.is_empty()));
+    }
+
+    #[test]
+    fn a_home_of_somebody_else_is_named_with_its_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        let metadata = directory.path().metadata().unwrap();
+        assert_eq!(foreign(&metadata, metadata.uid()), None);
+        let (finding, remedy) = foreign(&metadata, metadata.uid() + 1).unwrap();
+        assert!(finding.contains("another user") && remedy.contains(&format!("sudo -u '#{}'", metadata.uid())));
+    }
+
+    #[test]
+    fn little_room_is_told_before_there_is_none() {
+        assert_eq!(space(1 << 30, Some(1 << 20)).0, Verdict::Ok);
+        assert_eq!(space(1 << 30, None).0, Verdict::Ok);
+        assert_eq!(space(100 << 20, None).0, Verdict::Warning);
+        assert_eq!(space(1 << 20, None), (Verdict::Problem, "only 1 MiB are free".into()));
+        assert_eq!(space(1 << 30, Some(3)).0, Verdict::Problem);
+    }
+
+    #[test]
+    fn keys_that_are_old_unpublished_or_of_tomorrow_are_told() {
+        let verdict = |made: u64, published: bool| {
+            let mut findings = Findings::default();
+            bundle(made, published, &mut findings);
+            findings.0.remove(0).verdict
+        };
+        assert_eq!(verdict(now(), true), Verdict::Ok);
+        assert_eq!(verdict(now() - 9 * DAY, true), Verdict::Warning);
+        assert_eq!(verdict(now(), false), Verdict::Warning);
+        assert_eq!(verdict(now() + DAY, true), Verdict::Warning);
+    }
+
+    #[test]
+    fn clocks_that_differ_are_told() {
+        let verdict = |server: u64| {
+            let mut findings = Findings::default();
+            clock_difference(server, &mut findings);
+            findings.0.remove(0).verdict
+        };
+        assert_eq!(verdict(now()), Verdict::Ok);
+        assert_eq!(verdict(now() + 3600), Verdict::Warning);
+        assert_eq!(verdict(0), Verdict::Warning);
+        assert_eq!(verdict(u64::MAX), Verdict::Warning);
+    }
+
+    #[test]
+    fn a_finding_is_one_harmless_line() {
+        let mut findings = Findings::default();
+        findings.problem("home", "a\u{1b}[31m\nb", "do it");
+        assert_eq!(line(&findings.0[0]), "problem  home      a\\u{1b}[31m\\u{a}b; to do: do it");
+    }
 }

@@ -172,3 +172,55 @@ fn open(path: &Path, live: bool) -> rusqlite::Result<Connection> {
     db.pragma_update(None, "trusted_schema", false)?;
     Ok(db)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::SqliteStore;
+    use crate::store::home::HomeStore;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn looking_at_what_nobody_has_open_makes_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a ?%25#home.db");
+        drop(HomeStore::open(&path).unwrap());
+        let before = names(directory.path());
+        let seen = inspect(&path, Kind::Home, false).unwrap();
+        assert_eq!((seen.version, seen.faults.len(), seen.home), (Kind::Home.newest(), 0, None));
+        assert_eq!(names(directory.path()), before);
+    }
+
+    #[test]
+    fn a_store_that_is_in_use_is_read_beside_its_server() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(directory.path()).unwrap();
+        let before = names(directory.path());
+        let seen = inspect(&directory.path().join("store.db"), Kind::Store, true).unwrap();
+        assert_eq!((seen.version, seen.faults.len(), seen.clients), (Kind::Store.newest(), 0, Some(0)));
+        assert_eq!(names(directory.path()), before);
+        drop(store);
+    }
+
+    #[test]
+    fn newer_foreign_and_damaged_files_are_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(SqliteStore::open(directory.path()).unwrap());
+        let path = directory.path().join("store.db");
+        Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        let newer = inspect(&path, Kind::Store, false).unwrap();
+        assert_eq!((newer.version, newer.clients), (99, None));
+        Connection::open(&path).unwrap().pragma_update(None, "application_id", 1).unwrap();
+        assert!(matches!(inspect(&path, Kind::Store, false), Err(InspectError::Foreign)));
+        std::fs::write(&path, [7; 8192]).unwrap();
+        assert!(matches!(inspect(&path, Kind::Store, false), Err(InspectError::Damaged(_))));
+        let absent = inspect(&directory.path().join("absent.db"), Kind::Store, false);
+        assert!(matches!(absent, Err(InspectError::Io(_))), "{absent:?}");
+    }
+}
