@@ -1,6 +1,6 @@
 //! `ossicle doctor`: what is in order, what is not, and what to do about it, for a client's home or a server's data.
 //!
-//! Each check makes one [`Finding`] or a few; they are printed in one place. It only looks: no file is made or changed (but
+//! Each check makes one finding or a few; they are printed in one place. It only looks: no file is made or changed (but
 //! for the index that SQLite keeps beside a file that is in use), no lock is taken, and a process that has the home or the
 //! data keeps its connection. Everything is bounded in time, and no secret is printed.
 
