@@ -269,3 +269,93 @@ impl Transport for Wired<'_> {
         <Net<'_, Plug, Wall> as Transport>::is_timeout(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! The firmware's network stack across the simulated Ethernet, to real sockets of this machine.
+
+    use std::io::{self, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use embedded_io::Read as _;
+
+    use super::*;
+    use crate::ethernet::HOST;
+
+    /// A connection of a device to `serve`, which has its other end.
+    fn connected(serve: impl FnOnce(TcpStream) + Send + 'static, talk: impl FnOnce(&mut Net<'_, Plug, Wall>)) {
+        let network = Network::start(None).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = SocketAddrV4::new(HOST, listener.local_addr().unwrap().port());
+        let server = std::thread::spawn(move || serve(listener.accept().unwrap().0));
+        let mut memory = Memory::default();
+        let mut net = memory.net(network.plug());
+        net.set_deadline(Some(net.now() + PATIENCE));
+        Transport::connect(&mut net, peer).unwrap();
+        talk(&mut net);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn everything_arrives_both_ways_and_the_end_behind_it() {
+        let echo = |mut stream: TcpStream| {
+            let mut reader = stream.try_clone().unwrap();
+            io::copy(&mut reader, &mut stream).unwrap();
+        };
+        connected(echo, |net| {
+            let sent: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
+            let mut back = vec![0; sent.len()];
+            for (piece, back) in sent.chunks(700).zip(back.chunks_mut(700)) {
+                net.write_all(piece).unwrap();
+                net.read_exact(back).unwrap();
+            }
+            assert!(sent == back);
+            // Ends in order only if the other side sees our end, ends too, and we hear of it.
+            net.close().unwrap();
+        });
+    }
+
+    #[test]
+    fn what_a_server_says_before_it_ends_is_heard() {
+        let flood = |mut stream: TcpStream| stream.write_all(&[7; 300_000]).unwrap();
+        connected(flood, |net| {
+            let (mut heard, mut piece) = (0, [0; 999]);
+            loop {
+                match net.read(&mut piece).unwrap() {
+                    0 => break,
+                    n => heard += n,
+                }
+            }
+            assert_eq!(heard, 300_000);
+        });
+    }
+
+    #[test]
+    fn a_server_that_breaks_off_is_heard_to() {
+        // An unread byte makes the end a reset.
+        let rude = |stream: TcpStream| assert_eq!(stream.peek(&mut [0]).unwrap(), 1);
+        connected(rude, |net| {
+            net.write_all(b"x").unwrap();
+            assert_eq!(net.read(&mut [0]), Err(Error::Reset));
+        });
+    }
+
+    #[test]
+    fn a_device_that_breaks_off_takes_its_other_half_with_it() {
+        let patient = |mut stream: TcpStream| {
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            let mut all = Vec::new();
+            // An end or a reset, as long as it is one.
+            let ended = stream.read_to_end(&mut all);
+            assert!(
+                all == b"farewell"
+                    && ended.map_or_else(|error| error.kind() == io::ErrorKind::ConnectionReset, |_| true)
+            );
+        };
+        connected(patient, |net| {
+            net.write_all(b"farewell").unwrap();
+            // What was written is on its way; what comes behind it is the break.
+            net.abort();
+        });
+    }
+}

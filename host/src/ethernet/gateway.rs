@@ -312,13 +312,17 @@ fn opening(frame: &[u8]) -> Option<(IpEndpoint, u16)> {
         return None;
     }
     let segment = TcpPacket::new_checked(packet.payload()).ok()?;
+    // Rubbish opens nothing on this machine.
+    if !packet.verify_checksum() || !segment.verify_checksum(&packet.src_addr().into(), &packet.dst_addr().into()) {
+        return None;
+    }
     let opens = segment.syn() && !segment.ack() && !segment.rst() && segment.dst_port() != 0;
     opens.then(|| (IpEndpoint::new(IpAddress::Ipv4(packet.src_addr()), segment.src_port()), segment.dst_port()))
 }
 
-/// Room for a few datagrams.
+/// Room for as many datagrams as one turn may bring, of the length that every host has to take.
 fn packets() -> udp::PacketBuffer<'static> {
-    udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 16], vec![0; 16 * 576])
+    udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; super::QUEUE], vec![0; super::QUEUE * 576])
 }
 
 /// The plug as the interface sees it, frame by frame.

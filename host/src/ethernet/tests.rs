@@ -122,3 +122,32 @@ fn frames_that_nobody_fetches_do_not_pile_up() {
     let _another = network.plug();
     assert_eq!(lock(&network.switch.ports).len(), 3, "the gateway's, the loud one's and the new one's");
 }
+
+#[test]
+fn rubbish_on_the_wire_harms_nobody() {
+    let network = Network::start(None).unwrap();
+    let plug = network.plug();
+    let mut rubbish = vec![0; 4096];
+    for round in 0..2_000_usize {
+        getrandom::fill(&mut rubbish).unwrap();
+        let mut frame = rubbish[..round % 1_700].to_vec();
+        // Often enough what looks like a beginning: to the gateway, IPv4, TCP or a question for an address.
+        let gateway = [2, 0, 0, 0, 2, 2];
+        let heads = [
+            [&gateway[..], &[4; 6], &[8, 0], &[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6]].concat(),
+            [&[0xff; 6][..], &[4; 6], &[8, 0], &[0x45, 0, 1, 0, 0, 0, 0, 0, 64, 17]].concat(),
+            [&[0xff; 6][..], &[4; 6], &[8, 6]].concat(),
+            Vec::new(),
+        ];
+        let head = &heads[round % heads.len()];
+        let len = head.len().min(frame.len());
+        frame[..len].copy_from_slice(&head[..len]);
+        plug.send(frame);
+        // All of it is read: what a full queue drops harms nobody anyway.
+        let gateway = lock(&network.switch.ports)[0].upgrade().unwrap();
+        while lock(&gateway.state).arrived.len() >= QUEUE / 2 {
+            std::thread::yield_now();
+        }
+    }
+    say_in_clear(&network, SocketAddrV4::new(HOST, echo()), TEXT).map_err(|error| error.to_string()).unwrap();
+}
