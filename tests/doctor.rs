@@ -101,8 +101,10 @@ fn a_client_and_a_server_in_order_are_told_so() {
     );
     // Without flags it is asked how it was started: on any free port.
     healthy(doctor(&world, "none", &["--data", data]), &["port      any free one"]);
-    let elsewhere = doctor(&world, "none", &["--data", data, "--port", "1"]);
-    let elsewhere = healthy(elsewhere, &["warning  port", "a server runs, and not on port 1 of 127.0.0.1"]);
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let elsewhere = doctor(&world, "none", &["--data", data, "--port", &free]);
+    let not_there = format!("a server runs, and not on port {free} of 127.0.0.1");
+    let elsewhere = healthy(elsewhere, &["warning  port", &not_there]);
     assert!(elsewhere.contains("the --bind and --port that the server was started with"), "{elsewhere}");
 }
 
