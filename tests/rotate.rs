@@ -1,5 +1,5 @@
-//! Identity keys that follow others: by a real home at a real server, against bad input, lost answers and servers that
-//! show old or unsigned keys.
+//! Keys that follow others: identity keys by a real home at a real server, against bad input, lost answers and servers that
+//! show old or unsigned keys; prekeys each week, while the connection stands.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,14 +13,17 @@ use std::sync::Arc;
 use std::thread;
 
 use ossicle::crypto::IdentityKey;
+use ossicle::endpoint::{Access, Home, Request, ServerUrl, initialise};
 use ossicle::name::Name;
+use ossicle::store::home::{HomeStore, StoredChain};
 use ossicle::store::{BundleRecord, NewKey, SqliteStore, Store};
 use ossicle_core::{
-    Bundle, Credentials, Message, Reason, Rotate, Rotation, Rung, Rungs, Secret, Subject, Successor, SuccessorQuery,
+    Bundle, BundleKeys, Conversation, Credentials, Member, Message, Reason, ReceivingChain, Rotate, Rotation, Rung,
+    Rungs, RustCrypto, Secret, SendingChain, Subject, Successor, SuccessorQuery, WRAP_LEN,
 };
 use ossicle_tests::cli::{Running, World};
-use ossicle_tests::keys;
-use ossicle_tests::node::{Client, Heard, Node, Published, open, refused, wrap};
+use ossicle_tests::node::{Client, Heard, Node, Published, open, refused, within, wrap};
+use ossicle_tests::{Rng, keys};
 use serde_json::Value;
 
 fn object(line: &str) -> Value {
@@ -463,5 +466,125 @@ async fn a_replaced_key_ends_every_route() {
     let mut bob = Client::connect(&node, &credentials(BOB, &next, 1), &next).await.unwrap();
     bob.say(7, 1, Rungs::NONE).await;
     assert_eq!(bob.told().await.reason, Some(Reason::Rekey), "nobody remembers the route either");
+    node.stop().await;
+}
+
+const WEEK: u64 = 7 * 24 * 3600;
+
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prekeys_are_renewed_while_the_connection_stands_and_are_durable_before_they_are_shown() {
+    let node = Node::start(open()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let home = Home::new(directory.path().join("bob"));
+    let fingerprint = hex(&node.server.fingerprint());
+    let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
+    let id = initialise(&home, &Name::parse("bob").unwrap(), 2048, &url, false).await.unwrap().id;
+    let database = home.directory().join("home.db");
+    let durable = || HomeStore::open(&database).unwrap().keys().unwrap().unwrap();
+
+    // As a crash leaves it: a bundle is made that the server has not got. It will be a week old in a moment.
+    let first = durable().bundle;
+    let mut store = HomeStore::open(&database).unwrap();
+    let mut keys = store.keys().unwrap().unwrap().keys;
+    keys.rotate(&mut Rng::new(9)).unwrap();
+    let second = keys.bundle(&first.member(), 2, first.hash());
+    let key = IdentityKey::load(&home.directory().join("identity.pem")).unwrap();
+    store.put_keys(&keys, &second, &key.sign(&second.statement()).unwrap(), now() - WEEK + 3).unwrap();
+    drop(store);
+
+    let access = Access::open_reader(&home, "listen").await.unwrap();
+    let mut shown = vec![first];
+    within(async {
+        while shown.len() < 3 {
+            let held = node.store.bundle(&id).await.unwrap().unwrap();
+            let bundle = Bundle::decode(&held.bundle).unwrap();
+            // What the server shows was durable before.
+            assert!(durable().bundle.epoch >= bundle.epoch);
+            if shown.last() != Some(&bundle) {
+                shown.push(bundle);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_eq!(shown[1], second, "the one that was made is published, and no other of its epoch");
+    let third = shown[2];
+    assert_eq!((third.epoch, third.previous, third.prekey_id), (3, second.hash(), second.prekey_id + 1));
+    assert_eq!((third.exchange, third.verifying), (first.exchange, first.verifying));
+    assert_ne!(third.prekey, second.prekey);
+    access.close().await;
+
+    // The former halves still open what was wrapped to them.
+    let own = durable();
+    assert_eq!(own.bundle, third);
+    for bundle in [first, second, third] {
+        let prekey = own.prekeys.find(bundle.prekey_id).unwrap();
+        assert_eq!((prekey.bundle(), prekey.key().public()), (&bundle.hash(), &bundle.prekey));
+    }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_skipped_messages_are_erased_after_a_week() {
+    let node = Node::start(open()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let home = Home::new(directory.path().join("bob"));
+    let fingerprint = hex(&node.server.fingerprint());
+    let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
+    let id = initialise(&home, &Name::parse("bob").unwrap(), 2048, &url, false).await.unwrap().id;
+    let access = Access::open_reader(&home, "listen").await.unwrap();
+
+    // Of three messages the last comes.
+    let mut alice = node.enrol(1, "alice", keys::alice()).await;
+    let member = Member { id: alice.id, key: keys::alice().fingerprint() };
+    let own = BundleKeys::generate(1, &mut Rng::new(1)).unwrap();
+    let bundle = own.bundle(&member, 1, [0; 32]);
+    let published = Published::sign(&bundle, &keys::alice());
+    alice.done(&Message::Publish { request: 1, bundle: published.signed() }).await;
+    let theirs = Bundle::decode(&node.store.bundle(&id).await.unwrap().unwrap().bundle).unwrap();
+    let conversation = Conversation::direct(&member, &theirs.member(), 0);
+    let mut chain = SendingChain::start(&member, &conversation, 0, &mut Rng::new(2)).unwrap();
+    let mut wrapped = [0; WRAP_LEN];
+    chain.wrap(&own, &bundle, &theirs.member(), &theirs, &mut Rng::new(3), &mut wrapped).unwrap();
+    let invite = Message::Wrap { request: 2, to: id, wrap: &wrapped, bundle: published.signed() };
+    // He may not listen yet.
+    while matches!(Message::decode(&alice.ask(&invite).await), Ok(Message::Refused { .. })) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut envelope = [0; 64];
+    let mut len = 0;
+    for _ in 0..3 {
+        len = chain.seal::<RustCrypto>(false, 0, b"text", &mut envelope).unwrap().len;
+    }
+    let wanted = Rungs::NONE.with(Rung::Delivered);
+    alice.send(&Message::Send { wanted, envelope: &envelope[..len] }).await;
+    assert_eq!(alice.told().await.rung, Rung::Delivered);
+    access.close().await;
+
+    let mut store = HomeStore::open(&home.directory().join("home.db")).unwrap();
+    let missing = |store: &HomeStore| {
+        let stored = store.chain(chain.chain_id()).unwrap().unwrap();
+        let held: Vec<u32> = ReceivingChain::<256>::decode(&stored.snapshot).unwrap().missing().collect();
+        assert_eq!(stored.skipped, !held.is_empty());
+        (stored, held.len())
+    };
+    let (gap, held) = missing(&store);
+    assert_eq!(held, 2);
+    // Not yet a week ago, and then a week ago.
+    for (age, left) in [(WEEK - 3600, 2), (WEEK + 1, 0)] {
+        let filled = StoredChain { skipped: false, snapshot: gap.snapshot.clone(), ..gap };
+        store.receive(&[filled], &[], now()).unwrap();
+        let since = StoredChain { skipped: true, snapshot: gap.snapshot.clone(), ..gap };
+        store.receive(&[since], &[], now() - age).unwrap();
+        let access = Access::open_reader(&home, "listen").await.unwrap();
+        let mut who = access.request(Request::Who);
+        within(async { while !who.next().await.is_final() {} }).await;
+        access.close().await;
+        assert_eq!(missing(&store).1, left, "{age} seconds ago");
+    }
     node.stop().await;
 }

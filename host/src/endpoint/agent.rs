@@ -34,6 +34,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A new prekey is made after so many seconds.
 const PREKEY_AGE: u64 = 7 * 24 * 3600;
+/// At least so often it is seen whether keys have served their time.
+const CARE: Duration = Duration::from_secs(3600);
 /// How long a server that said nothing about it may be silent.
 const SILENCE: Duration = Duration::from_secs(45);
 /// How long an agent that was told to stop may take to say what it owes.
@@ -456,7 +458,7 @@ impl Agent {
         let settings = *link.settings();
         (self.connected, self.trouble) = (Some((now(), link.is_resumed())), None);
         self.tell_reader(Notice::Connected);
-        self.publish(&mut link, &settings.store_epoch)?;
+        self.care(&mut link)?;
         for owed in self.store.untold()? {
             self.tell_opened(&mut link, owed.row)?;
         }
@@ -477,6 +479,7 @@ impl Agent {
         let silence = seconds(settings.timeout).unwrap_or(SILENCE);
         let (mut heard, mut said) = (Instant::now(), Instant::now());
         let mut fresh_key = Instant::now();
+        let mut care = Instant::now() + self.until_care();
         let connected = Instant::now();
         loop {
             let held = self.outbox.held_until();
@@ -508,6 +511,10 @@ impl Agent {
                 () = sleep_until(said + heartbeat) => {
                     link.send(&Message::Status { request: ALIVE })?;
                     said = Instant::now();
+                }
+                () = sleep_until(care) => {
+                    self.care(&mut link)?;
+                    care = Instant::now() + self.until_care();
                 }
                 () = sleep_until(fresh_key + KEY_AGE) => {
                     link.update_key()?;
@@ -644,6 +651,26 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// What time asks for, at the beginning of a connection and while it stands: a new prekey each week, and the end of keys
+    /// that have served.
+    fn care(&mut self, link: &mut Link) -> Result<(), Ended> {
+        for prekey in self.store.expire_prekeys(now())? {
+            self.own.prekeys.forget(prekey);
+        }
+        self.with_desk(link, |_, inbox, desk| inbox.forget_skipped(desk))?;
+        let store_epoch = link.settings().store_epoch;
+        self.publish(link, &store_epoch)
+    }
+
+    /// How long that can wait.
+    fn until_care(&self) -> Duration {
+        match (self.own.made.saturating_add(PREKEY_AGE + 1)).checked_sub(now()) {
+            Some(seconds @ 1..) => Duration::from_secs(seconds).min(CARE),
+            // What is due was done, or cannot be done now.
+            _ => CARE,
+        }
     }
 
     /// Publishes the bundle if the server lacks it, and a new one if its prekey is a week old.

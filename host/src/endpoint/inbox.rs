@@ -21,6 +21,8 @@ use crate::store::home::{MAX_WAITING, MAX_WAITING_BYTES, Owed, Peer, Progress, R
 
 /// Keys kept for messages that were skipped.
 const SKIP: usize = 256;
+/// They are kept for so many seconds after the first of them.
+const SKIPPED_AGE: u64 = 7 * 24 * 3600;
 /// Wraps of unknown senders, and envelopes on their chains, that wait for the directory.
 const MAX_PARKED: usize = 64;
 /// Chains kept in memory; the others are read again when they are needed.
@@ -54,6 +56,13 @@ struct Parked {
     wrap: Vec<u8>,
     bundle: Vec<u8>,
     signature: Vec<u8>,
+}
+
+impl Held {
+    fn stored(&self, id: [u8; 8]) -> Result<StoredChain, Ended> {
+        let skipped = self.chain.missing().next().is_some();
+        Ok(StoredChain { id, peer: self.peer, sid: self.sid, snapshot: snapshot(&self.chain)?, skipped })
+    }
 }
 
 impl Inbox {
@@ -182,7 +191,8 @@ impl Inbox {
         if desk.store.knows_chain(&id)? {
             return refuse_wrap(desk, wrap, Reason::Unreadable);
         }
-        let stored = StoredChain { id, peer: peer.id, sid: conversation.sid, snapshot: snapshot(&chain)? };
+        let snapshot = snapshot(&chain)?;
+        let stored = StoredChain { id, peer: peer.id, sid: conversation.sid, snapshot, skipped: false };
         desk.store.begin_chain(&peer, &stored, chain.epochs())?;
         self.held.insert(id, Held { peer: peer.id, sid: conversation.sid, chain, changed: false });
         Ok(())
@@ -274,6 +284,24 @@ impl Inbox {
         Ok(())
     }
 
+    /// Erases the keys of messages that were skipped so long ago that nobody sends them any more.
+    pub(super) fn forget_skipped(&mut self, desk: &mut Desk<'_>) -> Result<(), Ended> {
+        self.commit(desk)?;
+        let now = now();
+        let mut erased = Vec::new();
+        for stored in desk.store.chains_with_old_gaps(now.saturating_sub(SKIPPED_AGE))? {
+            self.hold(&stored);
+            if let Some(held) = self.held.get_mut(&stored.id) {
+                held.chain.forget_skipped();
+                erased.push(held.stored(stored.id)?);
+            }
+        }
+        if !erased.is_empty() {
+            desk.store.erase_from(&erased, now)?;
+        }
+        Ok(())
+    }
+
     /// Whether something came since this was last asked.
     pub(super) const fn take_news(&mut self) -> bool {
         core::mem::replace(&mut self.news, false)
@@ -294,11 +322,10 @@ impl Inbox {
         if !self.fresh.is_empty() {
             let mut chains = Vec::new();
             for (id, held) in self.held.iter_mut().filter(|(_, held)| held.changed) {
-                let (peer, sid, snapshot) = (held.peer, held.sid, snapshot(&held.chain)?);
-                chains.push(StoredChain { id: *id, peer, sid, snapshot });
+                chains.push(held.stored(*id)?);
                 held.changed = false;
             }
-            desk.store.receive(&chains, &self.fresh)?;
+            desk.store.receive(&chains, &self.fresh, now())?;
             self.fresh.clear();
             self.news = true;
         }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use getrandom::SysRng;
 use ossicle_core::{
-    Conversation, DirectoryEntry, Lookup, Member, Message, RECORD_OVERHEAD, Reason, Receipt, Rung, Rungs,
+    BUNDLE_LEN, Conversation, DirectoryEntry, Lookup, Member, Message, RECORD_OVERHEAD, Reason, Receipt, Rung, Rungs,
     SIGNED_OVERHEAD, SealError, SendingChain, SignedBundle, Subject, WRAP_LEN,
 };
 use tokio::sync::mpsc;
@@ -61,13 +61,61 @@ struct Correspondence {
     queue: BTreeMap<u64, Letter>,
     /// Nothing is sent before.
     hold: Option<Instant>,
+    /// How many chains may still be started.
+    starts: Starts,
+    /// When the next chain may be started that is wanted.
+    next_start: Option<Instant>,
+}
+
+/// New chains cost both sides public-key operations: so many at once, and then one a minute. What meets the limit waits.
+struct Starts {
+    left: u32,
+    /// Since when the next one is growing.
+    since: Instant,
+}
+
+impl Starts {
+    const AT_ONCE: u32 = 3;
+    const EACH: Duration = Duration::from_secs(60);
+
+    const fn new(now: Instant) -> Self {
+        Self { left: Self::AT_ONCE, since: now }
+    }
+
+    /// When one may be started, if that is not now.
+    fn wait(&mut self, now: Instant) -> Option<Instant> {
+        self.grow(now);
+        (self.left == 0).then(|| self.since + Self::EACH)
+    }
+
+    /// A recipient has the wrap of a new one.
+    fn count(&mut self, now: Instant) {
+        self.grow(now);
+        self.left = self.left.saturating_sub(1);
+    }
+
+    fn grow(&mut self, now: Instant) {
+        while self.left < Self::AT_ONCE && now.duration_since(self.since) >= Self::EACH {
+            self.left += 1;
+            self.since += Self::EACH;
+        }
+        if self.left == Self::AT_ONCE {
+            self.since = now;
+        }
+    }
 }
 
 struct Chain {
     sealing: SendingChain,
     wrap: [u8; WRAP_LEN],
+    /// The bundle of this client that the wrap was made under, and its signature: they travel with it, also when there is
+    /// a newer one.
+    bundle: [u8; BUNDLE_LEN],
+    signature: Vec<u8>,
     /// Whether the server has the wrap, on this connection.
     announced: Announced,
+    /// Whether it was counted among those that were started.
+    counted: bool,
     /// Whether letters may still be sealed with it.
     current: bool,
     begun: Instant,
@@ -152,7 +200,8 @@ impl Outbox {
 
     /// The time before which some correspondence may not go on.
     pub(super) fn held_until(&self) -> Option<Instant> {
-        self.correspondences.values().filter_map(|correspondence| correspondence.hold).min()
+        let waits = |correspondence: &Correspondence| [correspondence.hold, correspondence.next_start];
+        self.correspondences.values().flat_map(waits).flatten().min()
     }
 
     /// Sends what can be sent.
@@ -272,8 +321,18 @@ impl Outbox {
 }
 
 impl Correspondence {
-    const fn new(name: Name) -> Self {
-        Self { name, peer: None, max_body: 0, looking: false, chains: Vec::new(), queue: BTreeMap::new(), hold: None }
+    fn new(name: Name) -> Self {
+        Self {
+            name,
+            peer: None,
+            max_body: 0,
+            looking: false,
+            chains: Vec::new(),
+            queue: BTreeMap::new(),
+            hold: None,
+            starts: Starts::new(Instant::now()),
+            next_start: None,
+        }
     }
 
     fn pump(&mut self, key: &str, desk: &mut Desk<'_>) -> Result<(), Ended> {
@@ -308,7 +367,12 @@ impl Correspondence {
             }
         }
         let current = self.chains.last().is_some_and(|chain| chain.current);
+        self.next_start = None;
         if (used_up || !current) && !self.queue.is_empty() && !self.looking {
+            self.next_start = self.starts.wait(Instant::now());
+            if self.next_start.is_some() {
+                return Ok(());
+            }
             self.looking = true;
             let request = desk.requests.open(Pending::Recipient { key: key.to_owned() });
             let subject = Subject::Name(self.name.as_str());
@@ -328,8 +392,7 @@ impl Correspondence {
                 continue;
             }
             let request = desk.requests.open(Pending::Wrap { chain: *chain.sealing.chain_id() });
-            let bundle = desk.own.bundle.encode();
-            let bundle = SignedBundle { bundle: &bundle, signature: &desk.own.signature };
+            let bundle = SignedBundle { bundle: &chain.bundle, signature: &chain.signature };
             desk.link.send(&Message::Wrap { request, to: peer.id, wrap: &chain.wrap, bundle })?;
             chain.announced = Announced::Asked;
         }
@@ -369,7 +432,10 @@ impl Correspondence {
         self.chains.push(Chain {
             sealing,
             wrap,
+            bundle: desk.own.bundle.encode(),
+            signature: desk.own.signature.clone(),
             announced: Announced::No,
+            counted: false,
             current: true,
             begun: Instant::now(),
             under_way: BTreeMap::new(),
@@ -392,6 +458,9 @@ impl Correspondence {
             Ok(()) => {
                 if let Some(chain) = self.chains.get_mut(place) {
                     chain.announced = Announced::Yes;
+                    if !core::mem::replace(&mut chain.counted, true) {
+                        self.starts.count(Instant::now());
+                    }
                     for letter in chain.under_way.values() {
                         desk.link.send(&Message::Send { wanted: letter.wanted(), envelope: &letter.envelope })?;
                     }
@@ -536,4 +605,36 @@ const fn millis(pause: u32) -> Duration {
 /// A member, for whoever has only its parts.
 pub(super) const fn member(id: [u8; 16], key: [u8; 32]) -> Member {
     Member { id, key }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_chains_start_at_once_and_then_one_a_minute() {
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let mut starts = Starts::new(begun);
+        for _ in 0..3 {
+            assert_eq!(starts.wait(at(100)), None);
+            starts.count(at(100));
+        }
+        for again in [100, 130, 159] {
+            assert_eq!(starts.wait(at(again)), Some(at(160)));
+        }
+        assert_eq!(starts.wait(at(160)), None);
+        starts.count(at(160));
+        assert_eq!(starts.wait(at(161)), Some(at(220)));
+        // What was not used is kept, up to three.
+        starts.count(at(285));
+        assert_eq!(starts.wait(at(285)), None);
+        starts.count(at(285));
+        assert_eq!(starts.wait(at(286)), Some(at(340)));
+        for _ in 0..3 {
+            assert_eq!(starts.wait(at(10_000)), None);
+            starts.count(at(10_000));
+        }
+        assert_eq!(starts.wait(at(10_000)), Some(at(10_060)));
+    }
 }

@@ -169,6 +169,8 @@ pub struct StoredChain {
     pub sid: [u8; 16],
     /// Its state, secrets included.
     pub snapshot: Zeroizing<Vec<u8>>,
+    /// Whether keys of skipped messages are among them.
+    pub skipped: bool,
 }
 
 /// A message that was opened.
@@ -423,6 +425,23 @@ impl HomeStore {
         self.flush_log()
     }
 
+    /// Erases former prekeys that were replaced 30 days ago, and returns their ids.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn expire_prekeys(&mut self, now: u64) -> Result<Vec<u32>> {
+        let sql = "DELETE FROM prekey WHERE replaced < ?1 RETURNING id";
+        let expired = {
+            let mut statement = self.db.prepare_cached(sql)?;
+            let rows = statement.query_map([seconds(now.saturating_sub(PREKEY_AGE))], |row| row.get(0))?;
+            rows.collect::<rusqlite::Result<Vec<u32>>>()?
+        };
+        if !expired.is_empty() {
+            self.flush_log()?;
+        }
+        Ok(expired)
+    }
+
     /// Makes the bundle of a new identity key durable, beside the present one, as it must be before the server hears of it.
     ///
     /// # Errors
@@ -633,12 +652,28 @@ impl HomeStore {
     /// # Errors
     /// [`HomeStoreError`].
     pub fn chain(&self, id: &[u8; 8]) -> Result<Option<StoredChain>> {
-        let sql = "SELECT peer, sid, snapshot FROM chain WHERE id = ?1";
-        let found = self.db.prepare_cached(sql)?.query_row([id], |row| {
-            let snapshot = Zeroizing::new(row.get(2)?);
-            Ok(StoredChain { id: *id, peer: row.get(0)?, sid: row.get(1)?, snapshot })
-        });
-        Ok(found.optional()?)
+        let sql = "SELECT id, peer, sid, snapshot, skipped IS NOT NULL FROM chain WHERE id = ?1";
+        Ok(self.db.prepare_cached(sql)?.query_row([id], read_chain).optional()?)
+    }
+
+    /// Chains that have held keys of skipped messages since before this time.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn chains_with_old_gaps(&self, before: u64) -> Result<Vec<StoredChain>> {
+        let sql = "SELECT id, peer, sid, snapshot, skipped IS NOT NULL FROM chain WHERE skipped < ?1";
+        let mut statement = self.db.prepare_cached(sql)?;
+        let rows = statement.query_map([seconds(before)], read_chain)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Keeps the state of chains from which keys were erased: what they were is gone when this returns.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn erase_from(&mut self, chains: &[StoredChain], now: u64) -> Result<()> {
+        self.receive(chains, &[], now)?;
+        self.flush_log()
     }
 
     /// Whether there is a chain with this id, or was one whose messages are remembered.
@@ -650,15 +685,18 @@ impl HomeStore {
         Ok(self.db.query_row(sql, [id], |row| row.get(0))?)
     }
 
-    /// Keeps messages together with the state of the chains that opened them: all or nothing.
+    /// Keeps messages together with the state of the chains that opened them: all or nothing. A chain that holds keys of
+    /// skipped messages does so since the first time that this was said of it.
     ///
     /// # Errors
     /// [`HomeStoreError`].
-    pub fn receive(&mut self, chains: &[StoredChain], messages: &[Received]) -> Result<()> {
+    pub fn receive(&mut self, chains: &[StoredChain], messages: &[Received], now: u64) -> Result<()> {
         let transaction = self.db.transaction()?;
         for chain in chains {
-            let sql = "UPDATE chain SET snapshot = ?2 WHERE id = ?1";
-            transaction.prepare_cached(sql)?.execute(params![chain.id, chain.snapshot.as_slice()])?;
+            let sql = "UPDATE chain SET snapshot = ?2, skipped = CASE WHEN ?3 THEN coalesce(skipped, ?4) END
+                       WHERE id = ?1";
+            let state = params![chain.id, chain.snapshot.as_slice(), chain.skipped, seconds(now)];
+            transaction.prepare_cached(sql)?.execute(state)?;
         }
         for message in messages {
             let sql = "INSERT INTO inbox (chain, n, salt, peer, sid, signed, kind, time, body, delivered_tag,
@@ -790,6 +828,11 @@ fn put_peer(db: &Connection, peer: &Peer) -> Result<()> {
     Ok(())
 }
 
+fn read_chain(row: &Row<'_>) -> rusqlite::Result<StoredChain> {
+    let snapshot = Zeroizing::new(row.get(3)?);
+    Ok(StoredChain { id: row.get(0)?, peer: row.get(1)?, sid: row.get(2)?, snapshot, skipped: row.get(4)? })
+}
+
 fn read_message(row: &Row<'_>) -> rusqlite::Result<Received> {
     let time: i64 = row.get(9)?;
     Ok(Received {
@@ -858,7 +901,13 @@ mod tests {
     }
 
     fn chain(byte: u8) -> StoredChain {
-        StoredChain { id: [byte; 8], peer: [9; 16], sid: [3; 16], snapshot: Zeroizing::new(vec![byte; 40]) }
+        StoredChain {
+            id: [byte; 8],
+            peer: [9; 16],
+            sid: [3; 16],
+            snapshot: Zeroizing::new(vec![byte; 40]),
+            skipped: false,
+        }
     }
 
     #[test]
@@ -921,6 +970,41 @@ mod tests {
     }
 
     #[test]
+    fn former_prekeys_expire_also_while_none_is_made() {
+        let (_directory, mut store) = store();
+        let member = Member { id: [1; 16], key: [2; 32] };
+        let mut keys = BundleKeys::generate(0, &mut SysRng).unwrap();
+        for epoch in 1..=3 {
+            store.put_keys(&keys, &keys.bundle(&member, epoch, [0; 32]), &[3; 256], u64::from(epoch)).unwrap();
+            keys.rotate(&mut SysRng).unwrap();
+        }
+        // The first was replaced in second 2, the second in 3, the third never.
+        assert_eq!(store.expire_prekeys(PREKEY_AGE + 2).unwrap(), [0_u32; 0]);
+        assert_eq!(store.expire_prekeys(PREKEY_AGE + 3).unwrap(), [0]);
+        assert_eq!(store.expire_prekeys(u64::MAX).unwrap(), [1]);
+        assert_eq!(store.keys().unwrap().unwrap().prekeys.iter().count(), 1);
+    }
+
+    #[test]
+    fn gaps_are_as_old_as_their_first_key() {
+        let (_directory, mut store) = store();
+        store.begin_chain(&peer(9), &chain(1), (1, 0)).unwrap();
+        let gap = || StoredChain { skipped: true, ..chain(1) };
+        let old = |store: &HomeStore, before| store.chains_with_old_gaps(before).unwrap().len();
+        assert_eq!(old(&store, u64::MAX), 0);
+        store.receive(&[gap()], &[message(1)], 100).unwrap();
+        store.receive(&[gap()], &[message(2)], 200).unwrap();
+        assert_eq!((old(&store, 100), old(&store, 101)), (0, 1));
+        // Filled, and open again later.
+        store.receive(&[chain(1)], &[message(0)], 300).unwrap();
+        assert_eq!(old(&store, u64::MAX), 0);
+        store.receive(&[gap()], &[message(5)], 400).unwrap();
+        assert_eq!((old(&store, 400), old(&store, 401)), (0, 1));
+        store.erase_from(&[chain(1)], 500).unwrap();
+        assert_eq!(old(&store, u64::MAX), 0);
+    }
+
+    #[test]
     fn a_pin_keeps_its_key() {
         let (_directory, store) = store();
         store.put_peer(&peer(9)).unwrap();
@@ -943,7 +1027,7 @@ mod tests {
             keys.rotate(&mut SysRng).unwrap();
         }
         store.begin_chain(&peer(9), &chain(1), (1, 0)).unwrap();
-        store.receive(&[], &[message(0), message(1)]).unwrap();
+        store.receive(&[], &[message(0), message(1)], 1_700_000_000).unwrap();
         store.mark(store.waiting(0, 1).unwrap()[0].row, Progress::Told).unwrap();
         let profile = Profile {
             host: "localhost".into(),
@@ -982,7 +1066,7 @@ mod tests {
     fn an_accepted_key_takes_the_place_of_the_pinned_one() {
         let (_directory, mut store) = store();
         store.begin_chain(&peer(9), &chain(1), (4, 2)).unwrap();
-        store.receive(&[], &[message(0), message(1)]).unwrap();
+        store.receive(&[], &[message(0), message(1)], 1_700_000_000).unwrap();
         store.mark(store.waiting(0, 1).unwrap()[0].row, Progress::Told).unwrap();
         let changed = Peer { modulus: vec![1; 256], fingerprint: [1; 32], key_epoch: 3, bundle: None, ..peer(9) };
         store.replace_peer(&[9; 16], &changed).unwrap();
@@ -1028,8 +1112,8 @@ mod tests {
         let (_directory, mut store) = store();
         store.begin_chain(&peer(9), &chain(1), (1, 0)).unwrap();
         assert_eq!(store.seen(&peer(9), &[3; 16]).unwrap(), Some((1, 0)));
-        store.receive(&[chain(1)], &[message(0), message(1)]).unwrap();
-        assert!(store.receive(&[chain(1)], &[message(2), message(1)]).is_err(), "a number twice");
+        store.receive(&[chain(1)], &[message(0), message(1)], 1_700_000_000).unwrap();
+        assert!(store.receive(&[chain(1)], &[message(2), message(1)], 1_700_000_000).is_err(), "a number twice");
         assert!(store.remembered(&[1; 8], 2).unwrap().is_none(), "all or nothing");
         assert_eq!(store.backlog().unwrap(), (2, 8));
 
@@ -1053,7 +1137,7 @@ mod tests {
         let pages: i64 = store.db.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
         store.db.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
         let long = Received { body: vec![7; 100_000], ..message(0) };
-        let full = store.receive(&[chain(1)], &[long]).unwrap_err();
+        let full = store.receive(&[chain(1)], &[long], 1_700_000_000).unwrap_err();
         assert!(matches!(full, HomeStoreError::Full), "{full}");
         assert!(store.remembered(&[1; 8], 0).unwrap().is_none());
         drop(store);
@@ -1066,7 +1150,7 @@ mod tests {
     fn old_chains_go_with_what_was_read_of_them() {
         let (_directory, mut store) = store();
         store.begin_chain(&peer(9), &chain(1), (1, 0)).unwrap();
-        store.receive(&[], &[message(0), message(1)]).unwrap();
+        store.receive(&[], &[message(0), message(1)], 1_700_000_000).unwrap();
         let row = store.waiting(0, 1).unwrap()[0].row;
         store.mark(row, Progress::Told).unwrap();
         store.begin_chain(&peer(9), &chain(2), (1, 1)).unwrap();
