@@ -383,10 +383,10 @@ impl Stage<'_> {
     /// They report for a while; all that they sealed is opened.
     fn report(&mut self, cast: &mut Cast) -> Result<Vec<Mark>, Failure> {
         self.story.say(&format!("They report for {}.", humantime::format_duration(self.story.lasting)));
-        let end = Instant::now() + self.story.lasting;
-        let mut next = Instant::now();
-        while Instant::now() < end {
-            self.hear(cast, end)?;
+        let begun = Instant::now();
+        let mut next = begun;
+        while begun.elapsed() < self.story.lasting {
+            self.hear(cast, Instant::now() + PATIENCE)?;
             if Instant::now() >= next {
                 next += Duration::from_secs(5);
                 self.readings(cast);
