@@ -81,6 +81,10 @@ fn each_question_is_answered_before_the_next_line() {
     assert_eq!(chat(&world, "alice", "/who B*y\n/who q?\n").ok(), "bobby  online\nnobody has such a name\n");
 
     let out = chat(&world, "alice", "/status\n").ok();
+    assert!(
+        out.lines().any(|line| line.starts_with("  connected  since 2") && line.ends_with("a resumed channel")),
+        "{out}"
+    );
     let address = world.url.strip_prefix("ossicle://").unwrap().split('#').next().unwrap();
     assert!(out.starts_with(&format!("alice at {address}\n  connected  ")), "{out}");
     let own = out.lines().find(|line| line.starts_with("  key ")).unwrap().to_owned();
@@ -374,6 +378,35 @@ fn control_keys_and_signals_leave_an_ordinary_terminal() {
 }
 
 #[test]
+fn it_is_stopped_and_continued_by_a_shell() {
+    let world = people(&["alice", "bob"]);
+    let bob = world.listen("bob", &[]);
+    let mut shell = Command::new("sh");
+    shell.args(["-i", "-m"]).env("OSSICLE_HOME", world.path("alice")).env("PS1", "shell: ").env_remove("ENV");
+    let mut terminal = Terminal::start(&shell, (24, 100));
+    terminal.shows("shell: ");
+    terminal.write(format!("{} chat\r", binary().display()));
+    terminal.shows("alice at ");
+    world.wait_online("alice", true);
+    for round in ["first", "second"] {
+        terminal.write(format!("/tell bob {round}"));
+        terminal.until("the line", |screen| screen.trim_end().ends_with(&format!("> /tell bob {round}")));
+        terminal.write("\u{1a}");
+        terminal.until("the shell", |screen| screen.trim_end().ends_with("shell:"));
+        terminal.write("fg\r");
+        terminal.until("the line again", |screen| screen.trim_end().ends_with(&format!("> /tell bob {round}")));
+        terminal.write(" line\r");
+        terminal.shows(&format!("✓ delivered to bob: {round} line"));
+        assert_eq!(text(&bob.line()), format!("{round} line"));
+        assert!(!terminal.screen().contains("\n line"), "typed once:\n{}", terminal.screen());
+    }
+    terminal.write("/quit\r");
+    terminal.until("the shell", |screen| screen.trim_end().ends_with("shell:"));
+    terminal.write("exit 7\r");
+    assert_eq!(terminal.wait(), Some(7));
+}
+
+#[test]
 fn odd_terminals_and_odd_keys_are_borne() {
     let world = people(&["alice", "bob"]);
     let bob = world.listen("bob", &[]);
@@ -388,9 +421,11 @@ fn odd_terminals_and_odd_keys_are_borne() {
     alice.write("\r");
     alice.shows("✓ delivered to bob: a line that is longer");
     assert_eq!(text(&bob.line()), "a line that is longer than some terminals are wide");
-    // Bytes that are no text: whatever becomes of them, it goes on.
-    alice.write(b"\xff\xfe\xc3\r");
-    alice.write("\u{15}/tell bob after\r");
+    // Bytes that are no text end the line that they are in, and nothing else.
+    alice.write(b"dropped \xff");
+    alice.shows("not UTF-8: it was not sent");
+    alice.line_is("bob> ");
+    alice.write("after\r");
     alice.shows("✓ delivered to bob: after");
     // Pasted, more than a message holds.
     alice.write("\u{1b}[200~");

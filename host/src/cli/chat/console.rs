@@ -4,10 +4,12 @@
 //! other writes what is to be shown. While a line is being typed the editor itself shows what comes, above that line.
 //! Whatever passes here is made harmless first.
 
+use core::time::Duration;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
-use std::sync::{Arc, Mutex, PoisonError, mpsc as sync};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc as sync};
 use std::thread;
 
+use rustix::process::{Signal, kill_current_process_group};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
@@ -16,6 +18,7 @@ use rustyline::{
     Cmd, CompletionType, ConditionalEventHandler, Config, Context, Editor, Event, EventContext, EventHandler,
     ExternalPrinter, Helper, KeyEvent, Movement, RepeatCount,
 };
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::harmless;
@@ -29,6 +32,9 @@ const MAX_LINE_LEN: usize = MAX_TEXT_LEN + 256;
 /// What waits to be shown before whoever has more to show must wait, too.
 const SHOWING: usize = 64;
 const BRACKETED_PASTE_OFF: &str = "\u{1b}[?2004l";
+const BRACKETED_PASTE_ON: &str = "\u{1b}[?2004h";
+/// A process that runs on for so long was not stopped.
+const NOT_STOPPED: Duration = Duration::from_secs(1);
 
 /// What a person, or a script, did.
 #[derive(Debug, PartialEq, Eq)]
@@ -278,7 +284,25 @@ fn editor(typed: &mpsc::Sender<Input>, names: &Names) -> Option<Opened> {
     let printer = editor.create_external_printer().ok()?;
     editor.set_helper(Some(Typing { typed: typed.clone(), names: Arc::clone(names) }));
     editor.bind_sequence(KeyEvent::ctrl('C'), EventHandler::Conditional(Box::new(DropLine)));
+    let suspend = Suspend { ordinary: restored.0.clone(), continued: continued() };
+    editor.bind_sequence(KeyEvent::ctrl('Z'), EventHandler::Conditional(Box::new(suspend)));
     Some((editor, Box::new(printer), restored))
+}
+
+/// Counts how often this process was continued.
+fn continued() -> Arc<Continued> {
+    let continued = Arc::new(Continued::default());
+    let counting = Arc::clone(&continued);
+    tokio::spawn(async move {
+        let Ok(mut signals) = signal(SignalKind::from_raw(Signal::CONT.as_raw())) else {
+            return;
+        };
+        while signals.recv().await.is_some() {
+            *counting.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+            counting.more.notify_all();
+        }
+    });
+    continued
 }
 
 fn edit_lines(mut editor: Editor<Typing, MemHistory>, prompts: &sync::Receiver<String>, typed: &mpsc::Sender<Input>) {
@@ -308,6 +332,37 @@ struct DropLine;
 impl ConditionalEventHandler for DropLine {
     fn handle(&self, _: &Event, _: RepeatCount, _: bool, context: &EventContext<'_>) -> Option<Cmd> {
         if context.line().is_empty() { None } else { Some(Cmd::Kill(Movement::WholeBuffer)) }
+    }
+}
+
+#[derive(Default)]
+struct Continued {
+    count: Mutex<u64>,
+    more: Condvar,
+}
+
+/// Ctrl-Z stops the process in an ordinary terminal. The editor's own way touches the terminal again before every thread
+/// has stopped.
+struct Suspend {
+    ordinary: Termios,
+    continued: Arc<Continued>,
+}
+
+impl ConditionalEventHandler for Suspend {
+    fn handle(&self, _: &Event, _: RepeatCount, _: bool, _: &EventContext<'_>) -> Option<Cmd> {
+        let editing = tcgetattr(io::stdin()).ok()?;
+        let count = self.continued.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *count;
+        tcsetattr(io::stdin(), OptionalActions::Now, &self.ordinary).ok()?;
+        let _ = write!(io::stdout(), "{BRACKETED_PASTE_OFF}").and_then(|()| io::stdout().flush());
+        if kill_current_process_group(Signal::TSTP).is_ok() {
+            // Where no shell could continue it, it is not stopped either.
+            let waited = self.continued.more.wait_timeout_while(count, NOT_STOPPED, |count| *count == before);
+            drop(waited);
+        }
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &editing);
+        let _ = write!(io::stdout(), "{BRACKETED_PASTE_ON}").and_then(|()| io::stdout().flush());
+        Some(Cmd::Repaint)
     }
 }
 
