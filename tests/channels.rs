@@ -9,7 +9,7 @@ use std::time::Instant;
 use ossicle::resumption::ChannelKey;
 use ossicle::server::Config;
 use ossicle::store::{ClientId, Enrolment};
-use ossicle_core::{Channel, Message, Reason, Secret};
+use ossicle_core::{Channel, Channels, ChannelsResponse, ExpireChannels, Message, Reason, Secret};
 use ossicle_tests::cli::World;
 use ossicle_tests::keys;
 use ossicle_tests::node::{Client, DEADLINE, Heard, Node, enrolled, open, refused, within};
@@ -247,17 +247,19 @@ async fn revoking_and_expiring_end_channels_at_once_even_one_under_way() {
     let channel = alice.take_channel();
 
     // The client itself, over its connection, which stands.
-    let answer = alice.ask(&Message::Channels { request: 4 }).await;
-    let Ok(Message::ChannelsResponse { request: 4, first: Some(info), second: None }) = Message::decode(&answer) else {
-        panic!("one channel");
+    let held = async |alice: &mut Client, request| {
+        let answer = alice.ask(&Channels { request }.encode(&mut [0; 8]).unwrap()).await;
+        let Ok(Message::Other(body)) = Message::decode(&answer) else { panic!("an answer") };
+        let held = ChannelsResponse::decode(body).unwrap();
+        assert_eq!((held.request, held.second), (request, None));
+        held.first
     };
+    let info = held(&mut alice, 4).await.unwrap();
     assert_eq!(info.id, channel.id);
     assert!(info.valid_for > 604_000 && info.valid_for <= 604_800);
-    let answer = alice.ask(&Message::ExpireChannels { request: 5 }).await;
+    let answer = alice.ask(&ExpireChannels { request: 5 }.encode(&mut [0; 8]).unwrap()).await;
     assert_eq!(Message::decode(&answer), Ok(Message::Done { request: 5 }));
-    let answer = alice.ask(&Message::Channels { request: 6 }).await;
-    let none = Message::ChannelsResponse { request: 6, first: None, second: None };
-    assert_eq!(Message::decode(&answer), Ok(none));
+    assert_eq!(held(&mut alice, 6).await, None);
     assert!(resumes_not(Client::offer(&node, channel.clone()).await, &channel).await);
 
     // The operator, between the server's answer and the client's Finished.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use ossicle_core::{
     Ask, BufferError, ClaimKind, ClientClaim, Connection, EnvelopeHeader, Error, Event, ID_LEN, Lookup, MAX_RECORD_LEN,
-    MIN_RECORD_LIMIT, Message, RECORD_OVERHEAD, Reason, Received, Rotate, Settings, Statement, SuccessorQuery,
+    MIN_RECORD_LIMIT, Message, RECORD_OVERHEAD, Reason, Received, Settings, Statement,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -28,7 +28,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::crypto::{HostAead, PoolError, dummy_key};
-use crate::directory::{Asker, answer, enrol_reason, fingerprint, told_reason, unavailable};
+use crate::directory::{Asker, REQUESTS, answer, enrol_reason, fingerprint, told_reason, unavailable};
 use crate::limits::Admission;
 use crate::mailbox::{Mailbox, Next, Owed, refusal};
 use crate::name::Name;
@@ -852,10 +852,8 @@ fn request_id(message: &Message<'_>) -> Option<u16> {
         | Message::Enrol { request, .. }
         | Message::Revoke { request, .. }
         | Message::Publish { request, .. }
-        | Message::Channels { request }
-        | Message::ExpireChannels { request }
         | Message::Wrap { request, .. } => Some(*request),
-        Message::Other(body) if matches!(body.code(), Rotate::CODE | SuccessorQuery::CODE) => Some(body.request()),
+        Message::Other(body) => REQUESTS.contains(&body.code()).then(|| body.request()),
         _ => None,
     }
 }

@@ -9,9 +9,9 @@ use core::num::NonZeroUsize;
 use std::sync::Arc;
 
 use ossicle_core::{
-    Body, Bundle, ChannelInfo, DirectoryEntry, DirectoryList, EnvelopeHeader, Lookup, MAX_RSA_LEN, MIN_RECORD_LIMIT,
-    Message, PeerStatus, Presence, PublicKey, Reason, Rotate, Rotation, Secret, SignedBundle, Subject, SuccessorQuery,
-    WrapHeader, enrolment_statement,
+    Body, Bundle, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, EnvelopeHeader,
+    ExpireChannels, Lookup, MAX_RSA_LEN, MIN_RECORD_LIMIT, Message, PeerStatus, Presence, PublicKey, Reason, Rotate,
+    Rotation, Secret, SignedBundle, Subject, SuccessorQuery, WrapHeader, enrolment_statement,
 };
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -29,6 +29,9 @@ use crate::store::{
 
 /// Lines of a directory page that are asked of the store at once.
 const PAGE: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+
+/// Codes of the requests that stand apart from the catalogue.
+pub(crate) const REQUESTS: [u16; 4] = [Rotate::CODE, SuccessorQuery::CODE, Channels::CODE, ExpireChannels::CODE];
 
 /// The authenticated client that asks.
 pub(crate) struct Asker {
@@ -79,14 +82,11 @@ pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) 
             (request, enrol(&server, &asker, request, id, name, modulus, signature).await)
         }
         Message::Revoke { request, subject } => (request, revoke(&server, &asker, request, &subject).await),
-        Message::Channels { request } => (request, channels(&server, &asker, request).await),
-        Message::ExpireChannels { request } => {
-            let expired = server.expire_channels(&asker.id).await;
-            (request, expired.map(|_| Some(Owed::Done(request))).map_err(Refusal::from))
-        }
         Message::Other(body) => match body.code() {
             Rotate::CODE => (body.request(), rotate(&server, &asker, body).await),
             SuccessorQuery::CODE => (body.request(), successor(&server, &asker, body).await),
+            Channels::CODE => (body.request(), channels(&server, &asker, body).await),
+            ExpireChannels::CODE => (body.request(), expire_channels(&server, &asker, body).await),
             _ => (0, Err(Reason::Malformed.into())),
         },
         Message::Wrap { request, to, wrap, bundle } => {
@@ -263,7 +263,8 @@ async fn revoke(server: &Server, asker: &Asker, request: u16, subject: &Subject<
 }
 
 /// What the asker could resume.
-async fn channels(server: &Server, asker: &Asker, request: u16) -> Answered {
+async fn channels(server: &Server, asker: &Asker, body: Body<'_>) -> Answered {
+    let Channels { request } = Channels::decode(body).map_err(|_| Reason::Malformed)?;
     let now = now();
     let held = server.channels_of(&asker.id).await?;
     let mut infos = held.into_iter().map(|(id, expires)| {
@@ -271,7 +272,15 @@ async fn channels(server: &Server, asker: &Asker, request: u16) -> Answered {
         ChannelInfo { id, valid_for }
     });
     let (first, second) = (infos.next(), infos.next());
-    encode(asker, &Message::ChannelsResponse { request, first, second })
+    let mut buffer = [0; 64];
+    let held = ChannelsResponse { request, first, second }.encode(&mut buffer).map_err(|_| Reason::Unavailable)?;
+    encode(asker, &held)
+}
+
+async fn expire_channels(server: &Server, asker: &Asker, body: Body<'_>) -> Answered {
+    let ExpireChannels { request } = ExpireChannels::decode(body).map_err(|_| Reason::Malformed)?;
+    server.expire_channels(&asker.id).await?;
+    Ok(Some(Owed::Done(request)))
 }
 
 /// A new identity key, named by the present one, held by who asks, with its bundle.

@@ -70,16 +70,6 @@ catalogue! {
     NotListening = 0x0701;
     /// What the server decided for this connection; the first is the last step of the handshake.
     Settings(Settings) = 0x0720;
-    /// Which channels of mine could be resumed?
-    Channels { request: u16 = "Correlation id." } = 0x0800;
-    /// These; there are at most two.
-    ChannelsResponse {
-        request: u16 = "Correlation id.",
-        first: Option<ChannelInfo> = "One, in no order.",
-        second: Option<ChannelInfo> = "The other.",
-    } = 0x0810;
-    /// End all my channels: my next connection makes a full handshake. This connection stands.
-    ExpireChannels { request: u16 = "Correlation id." } = 0x0801;
     /// The last record of this direction.
     Close { reason: Option<Reason> = "Why, where there is more to it than the end." } = 0x0821;
     /// The last record under this key of this direction.
@@ -377,16 +367,6 @@ impl<'d> DirectoryList<'d> {
     }
 }
 
-/// A channel that the server would resume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct ChannelInfo {
-    /// Its id.
-    pub id: [u8; ID_LEN],
-    /// Seconds for which it can still be resumed.
-    pub valid_for: u32,
-}
-
 /// What the server decided for this connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -425,12 +405,7 @@ impl<'d> Message<'d> {
                 1 + envelope.len()
             }
             Self::Told(receipt) | Self::Tell(receipt) => put(receipt, body)?,
-            Self::Status { request }
-            | Self::StatusResponse { request }
-            | Self::Done { request }
-            | Self::Channels { request }
-            | Self::ExpireChannels { request } => put(request, body)?,
-            Self::ChannelsResponse { request, first, second } => put(&(request, first, second), body)?,
+            Self::Status { request } | Self::StatusResponse { request } | Self::Done { request } => put(request, body)?,
             Self::Lookup(lookup) => put(lookup, body)?,
             Self::LookupResponse { request, entry } => put(&(request, entry), body)?,
             Self::List { request, after } => put(&(request, after), body)?,
@@ -502,12 +477,6 @@ impl<'d> Message<'d> {
             0x0700 => bare(body, Self::Listening)?,
             0x0701 => bare(body, Self::NotListening)?,
             0x0720 => Self::Settings(take(body)?),
-            0x0800 => Self::Channels { request: take(body)? },
-            0x0810 => {
-                let (request, first, second) = take(body)?;
-                Self::ChannelsResponse { request, first, second }
-            }
-            0x0801 => Self::ExpireChannels { request: take(body)? },
             0x0821 => Self::Close { reason: take(body)? },
             0x0822 => bare(body, Self::KeyUpdate)?,
             0x0B00 => {
@@ -627,13 +596,6 @@ mod tests {
             Message::Listening,
             Message::NotListening,
             Message::Settings(Settings { time: 1_700_000_000, ..Settings::default() }),
-            Message::Channels { request: 9 },
-            Message::ChannelsResponse {
-                request: 9,
-                first: Some(ChannelInfo { id: [10; 16], valid_for: 604_800 }),
-                second: None,
-            },
-            Message::ExpireChannels { request: 10 },
             Message::Close { reason: Some(Reason::TakenOver) },
             Message::KeyUpdate,
             Message::Publish { request: 5, bundle },
@@ -706,16 +668,6 @@ mod tests {
             ("Enrol", Message::Enrol { request: 4, id: [5; 16], name: "s-1", modulus: &[10; 4], signature: &[11; 4] }),
             ("Revoke", Message::Revoke { request: 5, subject: Subject::Name("s-1") }),
             ("Settings", Message::Settings(settings)),
-            ("Channels", Message::Channels { request: 9 }),
-            (
-                "ChannelsResponse",
-                Message::ChannelsResponse {
-                    request: 9,
-                    first: Some(ChannelInfo { id: [10; 16], valid_for: 604_800 }),
-                    second: None,
-                },
-            ),
-            ("ExpireChannels", Message::ExpireChannels { request: 10 }),
             ("Close", Message::Close { reason: Some(Reason::TakenOver) }),
             ("Publish", Message::Publish { request: 6, bundle: short }),
             ("Wrap", Message::Wrap { request: 7, to: [5; 16], wrap: &[12; 4], bundle: short }),

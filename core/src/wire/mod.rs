@@ -5,7 +5,7 @@
 //! postcard lives only here.
 
 mod hello;
-mod keys;
+mod hosts;
 mod message;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -14,11 +14,11 @@ pub(crate) use hello::Role;
 pub(crate) use hello::{
     CAPABILITIES, ClientAuth, ClientHello, KIND_ENROLL, KIND_KEY, Method, Mode, Offer, ServerAuth, ServerHello,
 };
-pub use keys::{Rotate, Successor, SuccessorQuery};
+pub use hosts::{ChannelInfo, Channels, ChannelsResponse, ExpireChannels, Rotate, Successor, SuccessorQuery};
 pub(crate) use message::SEND_HEAD_LEN;
 pub use message::{
-    Body, ChannelInfo, DirectoryEntry, DirectoryList, Lookup, Message, PeerStatus, Presence, Receipt, Rung, Rungs,
-    Settings, SignedBundle, Subject,
+    Body, DirectoryEntry, DirectoryList, Lookup, Message, PeerStatus, Presence, Receipt, Rung, Rungs, Settings,
+    SignedBundle, Subject,
 };
 
 use crate::error::Error;

@@ -10,8 +10,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use ossicle_core::{
-    ChannelInfo, Credentials, MAX_RECORD_LEN, Member, Message, PeerStatus, Reason, Rotate, Rotation, SignedBundle,
-    Subject, Successor, SuccessorQuery,
+    ChannelInfo, Channels, ChannelsResponse, Credentials, ExpireChannels, MAX_RECORD_LEN, Member, Message, PeerStatus,
+    Reason, Rotate, Rotation, SignedBundle, Subject, Successor, SuccessorQuery,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -802,12 +802,12 @@ impl Agent {
         match request {
             Request::Channels => {
                 let request = self.requests.open(Pending::Channels { replies });
-                link.send(&Message::Channels { request })?;
+                link.send(&Channels { request }.encode(&mut [0; 4]).map_err(LinkError::from)?)?;
             }
             Request::ExpireChannels => {
                 self.kept.forget();
                 let request = self.requests.open(Pending::Plain { replies });
-                link.send(&Message::ExpireChannels { request })?;
+                link.send(&ExpireChannels { request }.encode(&mut [0; 4]).map_err(LinkError::from)?)?;
             }
             Request::Enrol { id, name, modulus, signature } => {
                 let request = self.requests.open(Pending::Plain { replies });
@@ -956,8 +956,10 @@ impl Agent {
                 }
             }
             Message::ListResponse(list) => self.listed(link, &list),
-            Message::ChannelsResponse { request, first, second } => {
-                self.told_channels(request, [first, second]);
+            Message::Other(body) if body.code() == ChannelsResponse::CODE => {
+                if let Ok(ChannelsResponse { request, first, second }) = ChannelsResponse::decode(body) {
+                    self.told_channels(request, [first, second]);
+                }
                 Ok(())
             }
             _ => Ok(()),

@@ -1,5 +1,6 @@
-//! Messages about identity keys that follow others (PROTOCOL 8.6), which only hosts read: devices carry none of this.
-//! That is why everything is `inline`: it is compiled where it is used, and the catalogue is not any larger for it.
+//! Messages that only hosts read: about identity keys that follow others (PROTOCOL 8.6), about channels (4.10). Devices carry
+//! none of this. That is why everything is `inline`: it is compiled where it is used, and the catalogue is not any larger
+//! for it.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,16 +9,18 @@ use super::{ID_LEN, Message, SignedBundle};
 use crate::error::Error;
 
 macro_rules! bodies {
-    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty,)* } = $code:literal)*) => {$(
+    ($($(#[$doc:meta])* $name:ident [$($life:lifetime)?] from [$body:ty] {
+        $($(#[$field_doc:meta])* $field:ident : $type:ty,)*
+    } = $code:literal)*) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        pub struct $name<'d> {
+        pub struct $name $(<$life>)? {
             /// Correlation id.
             pub request: u16,
             $($(#[$field_doc])* pub $field: $type,)*
         }
 
-        impl<'d> $name<'d> {
+        impl $(<$life>)? $name $(<$life>)? {
             /// The first two bytes of its payload.
             pub const CODE: u16 = $code;
 
@@ -26,7 +29,7 @@ macro_rules! bodies {
             /// # Errors
             /// [`Error::Buffer`] if `buffer` is too short.
             #[inline]
-            pub fn encode(&self, buffer: &'d mut [u8]) -> Result<Message<'d>, Error> {
+            pub fn encode<'b>(&self, buffer: &'b mut [u8]) -> Result<Message<'b>, Error> {
                 let len = put(self, buffer)?;
                 Ok(Message::Other(Body::new(Self::CODE, buffer.get(..len).unwrap_or_default())))
             }
@@ -36,7 +39,7 @@ macro_rules! bodies {
             /// # Errors
             /// [`Error::Decode`] if it is none, to the last byte.
             #[inline]
-            pub fn decode(body: Body<'d>) -> Result<Self, Error> {
+            pub fn decode(body: $body) -> Result<Self, Error> {
                 if body.code() == Self::CODE { take(body.bytes()) } else { Err(Error::Decode) }
             }
         }
@@ -45,7 +48,7 @@ macro_rules! bodies {
 
 bodies! {
     /// A client replaces its identity key.
-    Rotate {
+    Rotate ['d] from [Body<'d>] {
         /// That of the new key: one more than that of the present one.
         key_epoch: u32,
         /// The new key's RSA modulus.
@@ -59,48 +62,44 @@ bodies! {
         bundle: SignedBundle<'d>,
     } = 0x0504
 
+    /// Which key followed this one?
+    SuccessorQuery [] from [Body<'_>] {
+        /// The client.
+        id: [u8; ID_LEN],
+        /// That of the key which is known.
+        key_epoch: u32,
+    } = 0x0505
+
     /// The key that followed another.
-    Successor {
+    Successor ['d] from [Body<'d>] {
         /// Its RSA modulus.
         modulus: &'d [u8],
         /// The signature of the key before it over [`crate::Rotation::statement`].
         signature: &'d [u8],
     } = 0x0515
+
+    /// Which channels of mine could be resumed?
+    Channels [] from [Body<'_>] {} = 0x0800
+
+    /// End all my channels: my next connection makes a full handshake. This connection stands.
+    ExpireChannels [] from [Body<'_>] {} = 0x0801
+
+    /// The channels that could be resumed; there are at most two.
+    ChannelsResponse [] from [Body<'_>] {
+        /// One, in no order.
+        first: Option<ChannelInfo>,
+        /// The other.
+        second: Option<ChannelInfo>,
+    } = 0x0810
 }
 
-/// Which key followed this one?
+/// A channel that the server would resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SuccessorQuery {
-    /// Correlation id.
-    pub request: u16,
-    /// The client.
+pub struct ChannelInfo {
+    /// Its id.
     pub id: [u8; ID_LEN],
-    /// That of the key which is known.
-    pub key_epoch: u32,
-}
-
-impl SuccessorQuery {
-    /// The first two bytes of its payload.
-    pub const CODE: u16 = 0x0505;
-
-    /// The message, with its body in `buffer`.
-    ///
-    /// # Errors
-    /// [`Error::Buffer`] if `buffer` is too short.
-    #[inline]
-    pub fn encode<'b>(&self, buffer: &'b mut [u8]) -> Result<Message<'b>, Error> {
-        let len = put(self, buffer)?;
-        Ok(Message::Other(Body::new(Self::CODE, buffer.get(..len).unwrap_or_default())))
-    }
-
-    /// Reads the body of such a message.
-    ///
-    /// # Errors
-    /// [`Error::Decode`] if it is none, to the last byte.
-    #[inline]
-    pub fn decode(body: Body<'_>) -> Result<Self, Error> {
-        if body.code() == Self::CODE { take(body.bytes()) } else { Err(Error::Decode) }
-    }
+    /// Seconds for which it can still be resumed.
+    pub valid_for: u32,
 }
 
 #[cfg(test)]
@@ -138,6 +137,17 @@ mod tests {
         let step = Successor { request: 10, modulus, signature };
         check(&step.encode(&mut buffer).unwrap(), "SuccessorResponse", |body| Successor::decode(body) == Ok(step));
         assert!(rotate.encode(&mut [0; 8]).is_err());
+        let channels = Channels { request: 9 };
+        check(&channels.encode(&mut buffer).unwrap(), "Channels", |body| Channels::decode(body) == Ok(channels));
+        let expire = ExpireChannels { request: 10 };
+        check(&expire.encode(&mut buffer).unwrap(), "ExpireChannels", |body| {
+            ExpireChannels::decode(body) == Ok(expire)
+        });
+        let first = Some(ChannelInfo { id: [10; 16], valid_for: 604_800 });
+        let held = ChannelsResponse { request: 9, first, second: None };
+        check(&held.encode(&mut buffer).unwrap(), "ChannelsResponse", |body| {
+            ChannelsResponse::decode(body) == Ok(held)
+        });
     }
 
     #[test]
