@@ -26,14 +26,17 @@ fn demo(arguments: &[&str], folder: &tempfile::TempDir) -> Running {
 }
 
 #[test]
-fn the_whole_story_holds_and_leaves_nothing_behind() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = demo(&[], &folder).wait().ok();
-    for promise in [Promise::Opened, Promise::Obeys, Promise::Refuses, Promise::Resumes, Promise::Sealed] {
-        assert!(out.lines().any(|line| line == format!("  {promise}")), "{promise} in {out}");
+fn the_whole_story_holds_twice_at_a_time_and_leaves_nothing_behind() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let demos = [demo(&[], &folders[0]), demo(&[], &folders[1])];
+    for (demo, folder) in demos.into_iter().zip(&folders) {
+        let out = demo.wait().ok();
+        for promise in [Promise::Opened, Promise::Obeys, Promise::Refuses, Promise::Resumes, Promise::Sealed] {
+            assert!(out.lines().any(|line| line == format!("  {promise}")), "{promise} in {out}");
+        }
+        assert!(!out.contains('\u{1b}'), "no colours where there is no terminal");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
-    assert!(!out.contains('\u{1b}'), "no colours where there is no terminal");
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]
