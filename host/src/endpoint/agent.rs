@@ -989,9 +989,11 @@ impl Agent {
             let query = SuccessorQuery { request, id, key_epoch }.encode(&mut buffer).map_err(LinkError::from)?;
             return Ok(link.send(&query)?);
         };
+        if !walk.is_current(&self.store)? {
+            return self.look_again(link, *walk);
+        }
         // What came on the former chains is durable before they go.
         self.with_desk(link, |_, inbox, desk| inbox.commit(desk))?;
-        // Whether this is the key that the directory shows is seen when its answer is looked at again.
         self.store.replace_peer(&peer.id, peer)?;
         self.inbox.forget(&peer.id);
         self.outbox.followed(&peer.name_key);

@@ -74,6 +74,8 @@ pub(super) fn successor_keys(
 
 /// From the pinned key of a peer, step by step, to the one that the directory shows.
 pub(super) struct Walk {
+    /// The fingerprint of the key that was pinned when it began.
+    from: [u8; 32],
     /// As it will be pinned if all goes well: its key is the last one that was proved.
     peer: Peer,
     /// The key epoch and the modulus that the directory shows.
@@ -99,7 +101,7 @@ impl Walk {
 
     pub(super) fn new(pinned: Peer, entry: &DirectoryEntry<'_>, answer: Vec<u8>, then: Pending) -> Self {
         let goal = (entry.key_epoch, entry.modulus.unwrap_or_default().to_vec());
-        Self { peer: Peer { bundle: None, ..pinned }, goal, answer, then }
+        Self { from: pinned.fingerprint, peer: Peer { bundle: None, ..pinned }, goal, answer, then }
     }
 
     /// Whose successor is wanted next: id and key epoch.
@@ -123,6 +125,11 @@ impl Walk {
         self.peer.fingerprint = rotation.next;
         self.peer.key_epoch = key_epoch;
         true
+    }
+
+    /// Whether the key from which it began is still the pinned one: another walk, or a person, may have been faster.
+    pub(super) fn is_current(&self, store: &HomeStore) -> Result<bool, HomeStoreError> {
+        Ok(store.peer(&self.peer.id)?.is_some_and(|pinned| pinned.fingerprint == self.from))
     }
 
     /// The peer under the key that it has reached, once that is the directory's.
@@ -205,6 +212,10 @@ mod tests {
         let store = HomeStore::open(&directory.path().join("home.db")).unwrap();
         let pinned = Peer { key_epoch: 5, ..peer_of(vec![5; 256]) };
         store.put_peer(&pinned).unwrap();
+        let key = IdentityKey::generate(2048).unwrap();
+        assert!(walk(pinned.clone(), 6, &key).is_current(&store).unwrap());
+        let other = Peer { fingerprint: [9; 32], ..pinned };
+        assert!(!walk(other, 6, &key).is_current(&store).unwrap());
         let due = |id, key_epoch, modulus: Option<&[u8]>| {
             let status = ossicle_core::PeerStatus::Online;
             let entry =
