@@ -378,6 +378,72 @@ fn control_keys_and_signals_leave_an_ordinary_terminal() {
 }
 
 #[test]
+fn what_comes_while_former_lines_are_searched_is_not_lost() {
+    let world = people(&["alice", "bob"]);
+    let mut alice = terminal_of(&world, "alice", &["chat"], (50, 100));
+    alice.shows("alice at ");
+    world.wait_online("alice", true);
+    alice.write("/help\r");
+    alice.shows("/quit ");
+    let search = |alice: &mut Terminal, said: [&str; 3]| {
+        alice.write("\u{12}hel");
+        alice.shows("reverse-i-search)`hel'");
+        for said in said {
+            world.run("bob", &["send", "alice", said]).ok();
+        }
+    };
+    search(&mut alice, ["one", "two", "three"]);
+    // Nothing waits for anything else for ever.
+    alice.write("\r");
+    for said in ["one", "two", "three"] {
+        alice.shows(&format!("bob: {said}\n"));
+    }
+    // Whoever leaves at once has not seen it, and sees it the next time.
+    search(&mut alice, ["four", "five", "six"]);
+    alice.write("\r/quit\r");
+    assert_eq!(alice.wait(), Some(0));
+    let next = chat(&world, "alice", "").ok();
+    for said in ["four", "five", "six"] {
+        let said = format!("bob: {said}");
+        assert!(
+            alice.screen().contains(&said) || next.contains(&said),
+            "{said}: {next}, and before:\n{}",
+            alice.screen()
+        );
+    }
+    assert!(!next.contains("three"), "{next}");
+}
+
+#[test]
+fn many_messages_and_many_lines_pass_each_other() {
+    let world = people(&["alice", "bob"]);
+    let mut bob = world.spawn("bob", &["chat"]);
+    world.wait_online("bob", true);
+    let mut alice = terminal(&world, "alice");
+    alice.shows("alice at ");
+    world.wait_online("alice", true);
+    alice.write("/tell bob first\r");
+    assert!(bob.line().ends_with("alice: first"));
+    for n in 0..100 {
+        bob.write(format!("/tell alice from bob {n}\n").as_bytes());
+        alice.write(format!("from alice {n}\r"));
+    }
+    alice.will_write("✓ delivered to bob: from alice 99".as_bytes());
+    alice.will_write(b"bob: from bob 99");
+    alice.write("/quit\r");
+    assert_eq!(alice.wait(), Some(0));
+    for n in 0..100 {
+        assert!(alice.wrote(format!("bob: from bob {n}\r\n").as_bytes()), "{n}");
+        let delivered = format!("✓ delivered to bob: from alice {n}");
+        assert!(alice.wrote(delivered.as_bytes()), "{n}");
+    }
+    let mut heard = 0;
+    while heard < 100 {
+        heard += usize::from(bob.line().contains("alice: from alice"));
+    }
+}
+
+#[test]
 fn it_is_stopped_and_continued_by_a_shell() {
     let world = people(&["alice", "bob"]);
     let bob = world.listen("bob", &[]);

@@ -62,6 +62,16 @@ impl Terminal {
         self.raw.windows(bytes.len()).any(|raw| raw == bytes)
     }
 
+    /// Waits until it has written these bytes, wherever they are by now.
+    pub fn will_write(&mut self, bytes: &[u8]) {
+        let begun = Instant::now();
+        while !self.wrote(bytes) {
+            let text = String::from_utf8_lossy(bytes);
+            assert!(begun.elapsed() < DEADLINE, "{text:?} is not written, but:\n{}", self.screen());
+            self.read(Duration::from_millis(50));
+        }
+    }
+
     /// What is on the screen.
     pub fn screen(&self) -> String {
         self.parser.screen().contents()

@@ -20,11 +20,12 @@ use core::future::{Future as _, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::PoisonError;
 
 use ossicle_core::{Reason, Rung};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot::{self, error::RecvError};
 use tokio::time::{Instant, sleep_until};
 
 use self::command::{Command, help};
@@ -34,8 +35,9 @@ use super::{
 };
 use crate::endpoint::{Access, Failure, Notice, Presence, Reply, Request, Requested, Status};
 use crate::name::{Name, Pattern};
+use crate::store::home::Waiting;
 
-/// Messages that are shown before the person's next line is looked at.
+/// Messages that are read from the home at once.
 const PAGE: u32 = 16;
 /// Letters of a script that are under way at a time.
 const WINDOW: usize = 32;
@@ -95,6 +97,8 @@ impl Chat {
             partner: None,
             is_connected: None,
             names_asked: None,
+            page: VecDeque::new(),
+            showing: None,
             shown: 0,
             more: true,
             leaving: None,
@@ -131,6 +135,17 @@ struct Open {
     trouble: Option<String>,
     /// `None` once there is no more to come.
     requested: Option<Requested>,
+}
+
+/// A message that is being shown.
+type Showing = (Waiting, oneshot::Receiver<std::io::Result<()>>);
+
+/// What became of the message that is being shown, if there is one.
+async fn shown(showing: &mut Option<Showing>) -> Result<std::io::Result<()>, RecvError> {
+    match showing {
+        Some((_, done)) => done.await,
+        None => core::future::pending().await,
+    }
 }
 
 /// The next answer to the first that has one.
@@ -188,6 +203,9 @@ struct Talk<'c> {
     /// Unknown until the first connection, or the first trouble.
     is_connected: Option<bool>,
     names_asked: Option<Instant>,
+    /// Messages to be shown, and the one that is.
+    page: VecDeque<Waiting>,
+    showing: Option<Showing>,
     /// The row of the last message that was shown.
     shown: i64,
     /// Whether there may be messages behind it.
@@ -209,7 +227,11 @@ impl Talk<'_> {
         let is_terminal = self.console.is_terminal();
         // What waited is there before the first line is typed.
         while self.more {
-            self.messages().await?;
+            self.message().await?;
+            if let Some((_, done)) = &mut self.showing {
+                let done = done.await;
+                self.seen(done).await?;
+            }
         }
         if is_terminal {
             self.ask(Request::Status, Asked::Status(About::Greeting));
@@ -228,15 +250,22 @@ impl Talk<'_> {
                 input = self.console.input(), if takes => self.typed(input).await?,
                 (number, reply) = next_reply(&mut self.open) => self.answered(number, reply).await?,
                 notice = self.access.notice() => self.notice(notice).await?,
-                () = core::future::ready(()), if self.more => self.messages().await?,
+                () = core::future::ready(()), if self.more && self.showing.is_none() => self.message().await?,
+                done = shown(&mut self.showing) => self.seen(done).await?,
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.late().await?,
             }
         }
     }
 
     async fn show(&self, tone: Tone, text: &str) -> Result<(), Ended> {
+        let screen = &self.console.screen;
+        // At the end nobody types any more, and what is said last must be seen.
+        let shown = match self.leaving {
+            Some(_) => screen.end(screen.begin(tone, text).await)?,
+            None => screen.show(tone, text).await?,
+        };
         // Nobody who reads: the end of a pipe, as others end with it.
-        if self.console.screen.show(tone, text).await? { Ok(()) } else { Err(Ended::With(self.code)) }
+        if shown { Ok(()) } else { Err(Ended::With(self.code)) }
     }
 
     /// Says what went wrong, and remembers it for the exit code of a script.
@@ -259,12 +288,29 @@ impl Talk<'_> {
         self.open.insert(self.last, Open { what, deadline, trouble: None, requested });
     }
 
-    async fn messages(&mut self) -> Result<(), Ended> {
-        let waiting = self.access.waiting(self.shown, PAGE).await?;
-        self.more = !waiting.is_empty();
-        for message in waiting {
-            self.show(Tone::Plain, &listen::plain(&message)).await?;
-            self.shown = message.row;
+    /// Begins to show the next message, if there is one.
+    async fn message(&mut self) -> Result<(), Ended> {
+        if self.page.is_empty() {
+            self.page = self.access.waiting(self.shown, PAGE).await?.into();
+        }
+        match self.page.pop_front() {
+            Some(message) => {
+                self.shown = message.row;
+                let done = self.console.screen.begin(Tone::Plain, &listen::plain(&message));
+                self.showing = Some((message, done));
+            }
+            None => self.more = false,
+        }
+        Ok(())
+    }
+
+    /// A message was shown, or nobody is there to see it.
+    async fn seen(&mut self, done: Result<std::io::Result<()>, RecvError>) -> Result<(), Ended> {
+        let message = self.showing.take();
+        if !self.console.screen.end(done)? {
+            return Err(Ended::With(self.code));
+        }
+        if let Some((message, _)) = message {
             self.access.read(&message).await?;
         }
         Ok(())
@@ -337,7 +383,10 @@ impl Talk<'_> {
 
     async fn leave(&mut self) -> Result<(), Ended> {
         let letters = self.open.values().filter(|open| matches!(open.what, Asked::Letter { .. })).count();
+        self.console.finish();
         if self.console.is_terminal() {
+            // What is not shown yet waits for the next time.
+            self.more = false;
             self.leaving = Some(Instant::now() + FAREWELL);
             if letters > 0 {
                 let what = if letters == 1 { "a message".to_owned() } else { format!("{letters} messages") };
@@ -386,7 +435,7 @@ impl Talk<'_> {
 
     async fn notice(&mut self, notice: Notice) -> Result<(), Ended> {
         match notice {
-            Notice::Inbox => self.more = true,
+            Notice::Inbox => self.more = self.leaving.is_none() || !self.console.is_terminal(),
             Notice::Ended(failure) => return Err(Ended::Failed(failure)),
             Notice::KeyChanged { name } => {
                 let remedy = format!(

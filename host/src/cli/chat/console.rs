@@ -1,24 +1,29 @@
 //! The person's side of `chat`: a terminal with a line editor, or plain standard input and output.
 //!
 //! Two threads, since neither a read nor a write of a terminal can be called off: one reads lines, one at a time, the
-//! other writes what is to be shown. While a line is being typed the editor itself shows what comes, above that line.
-//! Whatever passes here is made harmless first.
+//! other writes what is to be shown. While a line is being typed the editor itself shows what comes, above that line, when
+//! it gets to it: not while it searches its history. Nobody but the writing thread waits for that, since the editor waits
+//! for the rest. Whatever passes here is made harmless first.
 
 use core::time::Duration;
+use std::borrow::Cow;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc as sync};
 use std::thread;
+use std::time::Instant;
 
 use rustix::process::{Signal, kill_current_process_group};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
+use rustyline::highlight::{CmdKind, Highlighter};
 use rustyline::history::MemHistory;
 use rustyline::{
-    Cmd, CompletionType, ConditionalEventHandler, Config, Context, Editor, Event, EventContext, EventHandler,
-    ExternalPrinter, Helper, KeyEvent, Movement, RepeatCount,
+    Cmd, ColorMode, CompletionType, ConditionalEventHandler, Config, Context, Editor, Event, EventContext,
+    EventHandler, ExternalPrinter, Helper, KeyEvent, Movement, RepeatCount,
 };
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::harmless;
@@ -29,8 +34,8 @@ use crate::name::Name;
 
 /// Bytes of a line that is read whole: the longest text, and a command and name before it.
 const MAX_LINE_LEN: usize = MAX_TEXT_LEN + 256;
-/// What waits to be shown before whoever has more to show must wait, too.
-const SHOWING: usize = 64;
+/// The editor begins with a line, and shows what waits for it, within this time.
+const SETTLED: Duration = Duration::from_millis(300);
 const BRACKETED_PASTE_OFF: &str = "\u{1b}[?2004l";
 const BRACKETED_PASTE_ON: &str = "\u{1b}[?2004h";
 /// A process that runs on for so long was not stopped.
@@ -85,6 +90,7 @@ pub(super) struct Console {
     input: mpsc::Receiver<Input>,
     typed: mpsc::Sender<Input>,
     editor: Option<Box<Editor<Typing, MemHistory>>>,
+    editing: Arc<Editing>,
     prompts: Option<sync::Sender<String>>,
     terminal: Option<Restored>,
 }
@@ -94,14 +100,16 @@ impl Console {
     pub(super) fn open() -> Self {
         let (typed, input) = mpsc::channel(1);
         let names = Names::default();
-        let (show, showing) = mpsc::channel(SHOWING);
-        let (printer, editor, terminal) = match editor(&typed, &names) {
+        let (show, showing) = mpsc::unbounded_channel();
+        let editing = Arc::new(Editing::default());
+        let (printer, editor, terminal) = match editor(&typed, &names, &editing) {
             Some((editor, printer, terminal)) => (Some(printer), Some(Box::new(editor)), Some(terminal)),
             None => (None, None, None),
         };
         let screen = Screen { show, is_terminal: printer.is_some() };
-        thread::spawn(move || write_all(showing, printer));
-        Self { screen, names, input, typed, editor, prompts: None, terminal }
+        let shared = Arc::clone(&editing);
+        thread::spawn(move || write_all(showing, printer, &shared));
+        Self { screen, names, input, typed, editor, editing, prompts: None, terminal }
     }
 
     /// Whether a person is there.
@@ -114,8 +122,8 @@ impl Console {
         let typed = &self.typed;
         if let Some(editor) = self.editor.take() {
             let (prompts, prompted) = sync::channel();
-            let typed = typed.clone();
-            thread::spawn(move || edit_lines(*editor, &prompted, &typed));
+            let (typed, editing) = (typed.clone(), Arc::clone(&self.editing));
+            thread::spawn(move || edit_lines(*editor, &prompted, &typed, &editing));
             self.prompts = Some(prompts);
         } else if self.prompts.is_none() {
             let (prompts, _) = sync::channel();
@@ -127,6 +135,11 @@ impl Console {
             // Where lines are read plainly, nobody wants to know.
             let _ = prompts.send(prompt.to_owned());
         }
+    }
+
+    /// No further line is wanted.
+    pub(super) fn finish(&mut self) {
+        self.prompts = None;
     }
 
     /// What was typed. Cancel-safe.
@@ -162,7 +175,7 @@ impl Restored {
 /// Where lines are shown; cheap to clone.
 #[derive(Clone)]
 pub(super) struct Screen {
-    show: mpsc::Sender<Line>,
+    show: mpsc::UnboundedSender<Line>,
     is_terminal: bool,
 }
 
@@ -173,18 +186,29 @@ struct Line {
 }
 
 impl Screen {
-    /// Shows a text of one or more lines. False if nobody sees it any more.
-    pub(super) async fn show(&self, tone: Tone, text: &str) -> Result<bool, Failure> {
+    /// Shows a text of one or more lines. Whoever must know waits for the receiver.
+    pub(super) fn begin(&self, tone: Tone, text: &str) -> oneshot::Receiver<io::Result<()>> {
         let (shown, done) = oneshot::channel();
-        if self.show.send(Line { tone, text: plain(text), shown: Some(shown) }).await.is_err() {
-            return Ok(false);
-        }
-        match done.await {
+        let _ = self.show.send(Line { tone, text: plain(text), shown: Some(shown) });
+        done
+    }
+
+    /// What became of it: false if nobody is there to see anything any more.
+    pub(super) fn end(&self, done: Result<io::Result<()>, RecvError>) -> Result<bool, Failure> {
+        match done {
             Ok(Ok(())) => Ok(true),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe || self.is_terminal => Ok(false),
-            Ok(Err(error)) => Err(Failure::refused(format!("cannot write to standard output: {error}"))),
-            Err(_) => Ok(false),
+            Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe && !self.is_terminal => {
+                Err(Failure::refused(format!("cannot write to standard output: {error}")))
+            }
+            Ok(Err(_)) | Err(_) => Ok(false),
         }
+    }
+
+    /// Shows a text; through a pipe, when it has gone through.
+    pub(super) async fn show(&self, tone: Tone, text: &str) -> Result<bool, Failure> {
+        let done = self.begin(tone, text);
+        // The editor may wait for the caller.
+        if self.is_terminal { Ok(true) } else { self.end(done.await) }
     }
 
     /// For the log.
@@ -199,8 +223,7 @@ pub(super) struct LogWriter(Screen);
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let text = plain(String::from_utf8_lossy(bytes).trim_end());
-        // A log that nobody can read fast enough has gaps.
-        let _ = self.0.show.try_send(Line { tone: Tone::Bad, text, shown: None });
+        let _ = self.0.show.send(Line { tone: Tone::Bad, text, shown: None });
         Ok(bytes.len())
     }
 
@@ -213,14 +236,18 @@ fn plain(text: &str) -> String {
     text.split('\n').map(harmless).collect::<Vec<_>>().join("\n")
 }
 
-fn write_all(mut showing: mpsc::Receiver<Line>, mut printer: Option<Box<dyn ExternalPrinter + Send>>) {
+fn write_all(
+    mut showing: mpsc::UnboundedReceiver<Line>,
+    mut printer: Option<Box<dyn ExternalPrinter + Send>>,
+    editing: &Editing,
+) {
     let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     while let Some(Line { tone, text, shown }) = showing.blocking_recv() {
         let written = match &mut printer {
             Some(printer) => {
                 let colour = if colours { tone.colour() } else { "" };
                 let end = if colour.is_empty() { "" } else { "\u{1b}[m" };
-                printer.print(format!("{colour}{text}{end}\n")).map_err(io::Error::other)
+                editing.print(printer.as_mut(), format!("{colour}{text}{end}\n"))
             }
             // What went wrong is no result.
             None if matches!(tone, Tone::Bad | Tone::Alarm) => writeln!(io::stderr().lock(), "{text}"),
@@ -273,16 +300,75 @@ fn unreadable(error: &io::Error) -> String {
 
 type Opened = (Editor<Typing, MemHistory>, Box<dyn ExternalPrinter + Send>, Restored);
 
-fn editor(typed: &mpsc::Sender<Input>, names: &Names) -> Option<Opened> {
+/// What is known of the line being typed, by which a text is known to be shown: the editor only says that it will be.
+#[derive(Default)]
+struct Editing {
+    state: Mutex<State>,
+    change: Condvar,
+}
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    /// Lines begun.
+    lines: u64,
+    /// Whether the editor is at work on one.
+    in_line: bool,
+    /// Whether it shows texts by now, and not the printer by itself.
+    drawn: bool,
+    /// Whether the line is about to be drawn for what was typed.
+    by_key: bool,
+    /// How often it was drawn for something else, which is a text that was shown above it.
+    texts: u64,
+    /// Whether there will be no further line.
+    closed: bool,
+}
+
+impl Editing {
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.change.notify_all();
+    }
+
+    fn print(&self, printer: &mut (dyn ExternalPrinter + Send), text: String) -> io::Result<()> {
+        let before = *self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if before.closed {
+            return printer.print(text).map_err(io::Error::other);
+        }
+        printer.print(text.clone()).map_err(io::Error::other)?;
+        let begun = Instant::now();
+        let mut now = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let is_direct = !before.in_line && now.lines == before.lines;
+            if is_direct || now.texts != before.texts {
+                return Ok(());
+            }
+            if now.closed {
+                // The editor has gone with it, and the terminal is an ordinary one again.
+                drop(now);
+                return printer.print(text).map_err(io::Error::other);
+            }
+            // At the seams between two lines the printer may have shown it by itself; else the next line begins with it.
+            let is_queued = before.drawn && now.in_line && now.lines == before.lines;
+            if !is_queued && now.drawn && begun.elapsed() > SETTLED {
+                return Ok(());
+            }
+            now = self.change.wait_timeout(now, SETTLED).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+fn editor(typed: &mpsc::Sender<Input>, names: &Names, editing: &Arc<Editing>) -> Option<Opened> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         return None;
     }
     let restored = Restored(tcgetattr(io::stdin()).ok()?);
-    let config = Config::builder().completion_type(CompletionType::List).build();
+    // So that the editor asks how to colour each drawing, by which it is watched: it gets no colour.
+    let config = Config::builder().completion_type(CompletionType::List).color_mode(ColorMode::Forced).build();
     let mut editor = Editor::with_history(config, MemHistory::new()).ok()?;
     // Refused by a terminal that cannot move its cursor.
     let printer = editor.create_external_printer().ok()?;
-    editor.set_helper(Some(Typing { typed: typed.clone(), names: Arc::clone(names) }));
+    let typing = Typing { typed: typed.clone(), names: Arc::clone(names), editing: Arc::clone(editing) };
+    editor.set_helper(Some(typing));
     editor.bind_sequence(KeyEvent::ctrl('C'), EventHandler::Conditional(Box::new(DropLine)));
     let suspend = Suspend { ordinary: restored.0.clone(), continued: continued() };
     editor.bind_sequence(KeyEvent::ctrl('Z'), EventHandler::Conditional(Box::new(suspend)));
@@ -305,9 +391,17 @@ fn continued() -> Arc<Continued> {
     continued
 }
 
-fn edit_lines(mut editor: Editor<Typing, MemHistory>, prompts: &sync::Receiver<String>, typed: &mpsc::Sender<Input>) {
+fn edit_lines(
+    mut editor: Editor<Typing, MemHistory>,
+    prompts: &sync::Receiver<String>,
+    typed: &mpsc::Sender<Input>,
+    editing: &Editing,
+) {
     while let Ok(prompt) = prompts.recv() {
-        let input = match editor.readline(&prompt) {
+        editing.change(|state| (state.lines, state.in_line) = (state.lines.wrapping_add(1), true));
+        let read = editor.readline(&prompt);
+        editing.change(|state| (state.in_line, state.drawn) = (false, false));
+        let input = match read {
             Ok(line) => {
                 // A history that is full forgets; nothing else can go wrong with it.
                 let _ = editor.add_history_entry(line.as_str());
@@ -321,9 +415,12 @@ fn edit_lines(mut editor: Editor<Typing, MemHistory>, prompts: &sync::Receiver<S
             Err(_) => Input::End,
         };
         if typed.blocking_send(input).is_err() {
-            return;
+            break;
         }
     }
+    // What the editor has not shown goes with it.
+    drop(editor);
+    editing.change(|state| state.closed = true);
 }
 
 /// Ctrl-C drops the line that is being typed; without one it is what it always is.
@@ -370,11 +467,31 @@ impl ConditionalEventHandler for Suspend {
 struct Typing {
     typed: mpsc::Sender<Input>,
     names: Names,
+    editing: Arc<Editing>,
 }
 
 impl Helper for Typing {}
-impl rustyline::highlight::Highlighter for Typing {}
 impl rustyline::validate::Validator for Typing {}
+
+/// Changes no colour, and learns by the way when and why the line is drawn.
+impl Highlighter for Typing {
+    fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
+        self.editing.change(|state| {
+            state.drawn = true;
+            if !core::mem::take(&mut state.by_key) {
+                state.texts = state.texts.wrapping_add(1);
+            }
+        });
+        Cow::Borrowed(line)
+    }
+
+    /// Asked before each drawing for what was typed, and for no other; the answer makes sure that it is drawn.
+    fn highlight_char(&self, _: &str, _: usize, _: CmdKind) -> bool {
+        self.editing.change(|state| state.by_key = true);
+        true
+    }
+}
+
 impl rustyline::hint::Hinter for Typing {
     type Hint = String;
 }
