@@ -23,6 +23,7 @@
 //! `tests/doors.rs` holds that. `settings` (flags, environment, file, defaults) knows what a server can be told, and no
 //! command line; toml is named there only.
 
+pub mod backup;
 mod channel;
 pub mod cli;
 pub mod control;

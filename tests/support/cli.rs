@@ -249,6 +249,13 @@ impl World {
         self.start_server(&port, &[]);
     }
 
+    /// Starts the server again on the same port, with these options.
+    pub fn restart_server_with(&mut self, options: &[&str]) {
+        let port = self.port();
+        self.stop_server();
+        self.start_server(&port, options);
+    }
+
     /// The server's port, as text.
     pub fn port(&self) -> String {
         self.url.split('#').next().and_then(|address| address.rsplit(':').next()).unwrap_or_default().to_owned()

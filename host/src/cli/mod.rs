@@ -4,6 +4,7 @@
 //! configuration, 3 not reached in time, 130 interrupted. An error is one sentence that says what to do. What others
 //! wrote is made harmless before a person sees it.
 
+pub mod backup;
 pub mod channel;
 pub mod chat;
 pub mod completions;
@@ -74,6 +75,10 @@ pub enum Command {
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Revoke(revoke::Revoke),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
+    Backup(backup::Backup),
+    #[allow(missing_docs, reason = "the command's own documentation is its help")]
+    Restore(backup::Restore),
+    #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Channel(channel::Channel),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Verify(verify::Verify),
@@ -132,6 +137,8 @@ impl Command {
             Self::Who(who) => who.run().await,
             Self::Enroll(enroll) => enroll.run().await,
             Self::Revoke(revoke) => revoke.run().await,
+            Self::Backup(backup) => backup.run().await,
+            Self::Restore(restore) => restore.run().await,
             Self::Channel(channel) => channel.run().await,
             Self::Verify(verify) => verify.run().await,
             Self::Demo(demo) => demo.run().await,

@@ -6,8 +6,8 @@ use std::sync::Weak;
 use std::sync::mpsc::{Sender, channel};
 
 use ossicle_core::{Aead, Error, RustCrypto, Secret, enrolment_statement};
-use rsa::sha2::{Digest, Sha256};
 use rsa::signature::{RandomizedSigner, SignatureEncoding, Verifier};
+use sha2::{Digest, Sha256, Sha512};
 
 use super::*;
 
@@ -281,7 +281,7 @@ fn the_salt_has_32_bytes_and_the_padding_is_pss() {
     let other = rsa::pkcs1v15::SigningKey::<Sha256>::new(oracle(RSA_2048));
     let signature = other.try_sign_with_rng(&mut rng, MESSAGE).unwrap().to_vec();
     assert!(!verify_message(signer.modulus(), MESSAGE, &signature));
-    let other = rsa::pss::SigningKey::<rsa::sha2::Sha512>::new_with_salt_len(oracle(RSA_2048), 32);
+    let other = rsa::pss::SigningKey::<Sha512>::new_with_salt_len(oracle(RSA_2048), 32);
     let signature = other.try_sign_with_rng(&mut rng, MESSAGE).unwrap().to_vec();
     assert!(!verify_message(signer.modulus(), MESSAGE, &signature));
 }

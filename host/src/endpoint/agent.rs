@@ -10,8 +10,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use ossicle_core::{
-    ChannelInfo, Channels, ChannelsResponse, Credentials, ExpireChannels, MAX_RECORD_LEN, Member, Message, PeerStatus,
-    Reason, Rotate, Rotation, SignedBundle, Subject, Successor, SuccessorQuery,
+    Bundle, BundleKeys, ChannelInfo, Channels, ChannelsResponse, Credentials, ExpireChannels, Lookup, MAX_RECORD_LEN,
+    Member, Message, PeerStatus, Reason, Rotate, Rotation, SignedBundle, Subject, Successor, SuccessorQuery,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -26,7 +26,7 @@ use super::peers::{Alarm, Rejected, admit, check_bundle, verification};
 use super::rotation::{self, Walk};
 use super::url::address;
 use super::{Failure, Home, now};
-use crate::crypto::IdentityKey;
+use crate::crypto::{IdentityKey, verify};
 use crate::name::Name;
 use crate::store::home::{HomeStore, HomeStoreError, OwnKeys, Profile, Progress, Waiting};
 
@@ -456,6 +456,9 @@ impl Agent {
     async fn session(&mut self) -> Result<core::convert::Infallible, Ended> {
         let mut link = self.connect().await?;
         let settings = *link.settings();
+        if self.own.restored {
+            self.renew(&mut link).await?;
+        }
         (self.connected, self.trouble) = (Some((now(), link.is_resumed())), None);
         self.tell_reader(Notice::Connected);
         self.care(&mut link)?;
@@ -673,6 +676,49 @@ impl Agent {
         }
     }
 
+    /// After a restore: new keys, one epoch behind the newest bundle that the directory holds and this identity signed
+    /// (PROTOCOL 8.4). Nothing is sent to anybody before.
+    async fn renew(&mut self, link: &mut Link) -> Result<(), Ended> {
+        const REQUEST: u16 = 1;
+        let subject = Subject::Id(self.me.id);
+        link.send(&Message::Lookup(Lookup { request: REQUEST, key: false, bundle: true, subject }))?;
+        let newest = 'answer: loop {
+            while let Some(incoming) = link.next()? {
+                let Incoming::Message(payload) = incoming else {
+                    return Err(LinkError::Broken("the server closed the connection".into()).into());
+                };
+                match Message::decode(&payload) {
+                    Ok(Message::Status { request }) => link.send(&Message::StatusResponse { request })?,
+                    Ok(Message::LookupResponse { request: REQUEST, entry }) => {
+                        let Some(signed) = entry.bundle else { break 'answer None };
+                        let bundle = Bundle::decode(signed.bundle).ok();
+                        let own = bundle.filter(|bundle| {
+                            bundle.member() == self.me
+                                && verify(self.key.modulus(), &bundle.statement(), signed.signature)
+                        });
+                        let forged = "the server's directory shows keys of this identity that it never signed: nothing \
+                                      was sent; ask its operator";
+                        break 'answer Some(own.ok_or_else(|| Failure::refused(forged))?);
+                    }
+                    Ok(Message::Refused { request: REQUEST, reason, .. }) => {
+                        return Err(LinkError::Broken(format!("the directory refused an answer ({reason})")).into());
+                    }
+                    _ => {}
+                }
+            }
+            link.io().await?;
+        };
+        let last = newest.filter(|newest| newest.epoch >= self.own.bundle.epoch).unwrap_or(self.own.bundle);
+        let sick = |_| Failure::refused("no new keys can be made: is there randomness on this system?");
+        let prekey_id = last.prekey_id.max(self.own.bundle.prekey_id).wrapping_add(1);
+        let keys = BundleKeys::generate(prekey_id, &mut getrandom::SysRng).map_err(sick)?;
+        let bundle = keys.bundle(&self.me, last.epoch.saturating_add(1), last.hash());
+        let signature = self.key.sign(&bundle.statement()).map_err(Failure::from)?;
+        self.store.put_keys(&keys, &bundle, &signature, now())?;
+        self.own = self.store.keys()?.ok_or(HomeStoreError::Damaged)?;
+        Ok(())
+    }
+
     /// Publishes the bundle if the server lacks it, and a new one if its prekey is a week old.
     fn publish(&mut self, link: &mut Link, store_epoch: &[u8; 8]) -> Result<(), Ended> {
         // The server takes one epoch after the other, so the present one must have arrived first.
@@ -830,7 +876,7 @@ impl Agent {
                     let given = name.as_str().to_owned();
                     let request = self.requests.open(Pending::Peer { name, replies });
                     let subject = Subject::Name(&given);
-                    let lookup = ossicle_core::Lookup { request, key: true, bundle: true, subject };
+                    let lookup = Lookup { request, key: true, bundle: true, subject };
                     link.send(&Message::Lookup(lookup))?;
                 }
                 Err(error) => {
@@ -849,7 +895,7 @@ impl Agent {
                 let given = name.as_str().to_owned();
                 let request = self.requests.open(Pending::Verify { name, accept, replies });
                 let subject = Subject::Name(&given);
-                link.send(&Message::Lookup(ossicle_core::Lookup { request, key: true, bundle: false, subject }))?;
+                link.send(&Message::Lookup(Lookup { request, key: true, bundle: false, subject }))?;
             }
             // Neither of them waits for a connection.
             Request::Send { .. } | Request::Status => return self.take(request, replies, Some(link)),

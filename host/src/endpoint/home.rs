@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use super::Failure;
 use super::kept::Kept;
+use crate::backup::{self, Restored};
 use crate::crypto::IdentityKey;
 use crate::store::home::{HomeStore, OwnKeys, Profile};
 
@@ -163,6 +164,35 @@ impl Home {
             key = next;
         }
         Ok(Opened { profile, key, own, store, kept: self.kept(), home: self.clone() })
+    }
+
+    /// Writes a backup of this home to `file`.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is no identity, another process uses the home, or the file cannot be written.
+    pub fn back_up(&self, file: &Path) -> Result<(), Failure> {
+        self.profile()?;
+        let _lock = self.lock_alone("backup")?;
+        Ok(backup::back_up_home(&self.directory, file)?)
+    }
+
+    /// Restores this home from `file`; with `replace` in the place of another.
+    ///
+    /// # Errors
+    /// [`Failure`]; nothing has changed then.
+    pub(crate) fn restore(&self, file: &Path, replace: bool) -> Result<Restored, Failure> {
+        let _lock = if self.directory.exists() { Some(self.lock_alone("restore")?) } else { None };
+        Ok(backup::restore_home(file, &self.directory, replace)?)
+    }
+
+    fn lock_alone(&self, command: &str) -> Result<HomeLock, Failure> {
+        self.try_lock(command)?.ok_or_else(|| {
+            let (pid, holder) = self.holder().unwrap_or_else(|| (0, "?".into()));
+            Failure::refused(format!(
+                "`ossicle {holder}` (pid {pid}) uses {}: end it, and try again",
+                self.directory.display()
+            ))
+        })
     }
 
     /// Takes the lock for `command`, unless another process has it.

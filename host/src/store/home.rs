@@ -25,6 +25,9 @@ const PREKEY_AGE: u64 = 30 * 24 * 3600;
 const PREKEYS: i64 = 1 + FORMER as i64;
 /// Chains kept per sender and conversation: the present one and one that messages may still be under way on.
 const KEPT_CHAINS: u32 = 2;
+/// What `bundle.published` says beside 0, not yet.
+const PUBLISHED: i64 = 1;
+const RESTORED: i64 = 2;
 
 /// What each version adds to the one before; a new file goes through all of them.
 const VERSIONS: [&str; 2] = [
@@ -112,6 +115,8 @@ pub struct OwnKeys {
     pub signature: Vec<u8>,
     /// Whether the server has it.
     pub published: bool,
+    /// Whether it was made for a home that was restored: its epoch is not settled with the directory yet.
+    pub restored: bool,
     /// When it was made, in seconds since 1970.
     pub made: u64,
     /// Every prekey that still opens wraps.
@@ -395,7 +400,7 @@ impl HomeStore {
             let (bundle, signature): (Vec<u8>, Vec<u8>) = (row.get(2)?, row.get(3)?);
             let made: i64 = row.get(5)?;
             let (exchange, signing) = (Secret::new(exchange), Secret::new(signing));
-            Ok((exchange, signing, bundle, signature, row.get(4)?, made.unsigned_abs()))
+            Ok((exchange, signing, bundle, signature, row.get::<_, i64>(4)?, made.unsigned_abs()))
         });
         let Some((exchange, signing, bundle, signature, published, made)) = found.optional()? else {
             return Ok(None);
@@ -409,7 +414,8 @@ impl HomeStore {
         }
         let current = prekeys.find(bundle.prekey_id).ok_or(HomeStoreError::Damaged)?.key().clone();
         let keys = BundleKeys::new(ExchangeKey::new(exchange), current, bundle.prekey_id, SigningKey::new(signing));
-        Ok(Some(OwnKeys { keys, bundle, signature, published, made, prekeys }))
+        let (published, restored) = (published == PUBLISHED, published == RESTORED);
+        Ok(Some(OwnKeys { keys, bundle, signature, published, restored, made, prekeys }))
     }
 
     /// Makes the secrets of a new bundle durable, as they must be before it is published, and erases prekeys that have
@@ -511,6 +517,15 @@ impl HomeStore {
     /// What was erased stands in the log until that is written out.
     fn flush_log(&self) -> Result<()> {
         Ok(self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
+    }
+
+    /// Notes that this home was restored and its keys were made for that: the directory knows better which epoch is next.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn restored(&mut self) -> Result<()> {
+        self.db.execute("UPDATE bundle SET published = ?1", [RESTORED])?;
+        self.flush_log()
     }
 
     /// Notes that the server has the present bundle, and its store's epoch.

@@ -136,7 +136,7 @@ fn home_facts(db: &Connection) -> rusqlite::Result<Option<HomeFacts>> {
     let Some(profile) = profile.optional()? else {
         return Ok(None);
     };
-    let bundle = db.query_row("SELECT bundle, made, published FROM bundle", [], |row| {
+    let bundle = db.query_row("SELECT bundle, made, published = 1 FROM bundle", [], |row| {
         Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?, row.get(2)?))
     });
     let bundle = bundle.optional()?.and_then(|(bytes, made, published)| {

@@ -17,6 +17,7 @@ use crate::name::{Name, Pattern};
 mod conformance;
 pub mod home;
 pub mod inspect;
+pub(crate) mod snapshot;
 mod sqlite;
 
 pub use sqlite::SqliteStore;

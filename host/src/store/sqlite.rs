@@ -709,7 +709,7 @@ fn count(rows: usize) -> u64 {
 // The threads.
 
 /// What the two threads and the callers share.
-struct Shared {
+pub(super) struct Shared {
     /// For sentences.
     directory: String,
     /// Set once by a failed write, and the answer to everything from then on.
@@ -912,7 +912,7 @@ fn spoils_all(db: &Connection, error: &rusqlite::Error) -> bool {
 }
 
 impl Shared {
-    fn new(directory: &Path) -> Self {
+    pub(super) fn new(directory: &Path) -> Self {
         Self {
             directory: directory.display().to_string(),
             failed: OnceLock::new(),
@@ -931,7 +931,7 @@ impl Shared {
     }
 
     /// A lock that ends with the process, whatever ends it.
-    fn lock(&self, path: &Path) -> Result<File, StoreError> {
+    pub(super) fn lock(&self, path: &Path) -> Result<File, StoreError> {
         let file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -953,7 +953,7 @@ impl Shared {
         }
     }
 
-    fn classify(&self, error: &rusqlite::Error) -> StoreError {
+    pub(super) fn classify(&self, error: &rusqlite::Error) -> StoreError {
         match error {
             rusqlite::Error::SqliteFailure(failure, _) => match failure.code {
                 ErrorCode::DiskFull => StoreError::Full(self.directory.clone()),
@@ -1001,7 +1001,7 @@ fn make_private(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
 
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     db.busy_timeout(Duration::from_secs(5))?;
     db.set_prepared_statement_cache_capacity(64);
@@ -1016,7 +1016,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// Checks whose file this is, and makes the tables in an empty one, in one transaction. `None` if a newer version did.
-fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
+pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
     let failure = |code, text: &str| rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(text.into()));
     let number = |pragma| db.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
     let is_new = db.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get::<_, bool>(0))?;

@@ -1,0 +1,150 @@
+use super::*;
+
+fn key() -> IdentityKey {
+    IdentityKey::from_pem(include_str!("../crypto/keys/rsa2048.pem")).unwrap()
+}
+
+/// A server's data, backed up.
+fn server(folder: &Path) -> PathBuf {
+    let data = folder.join("data");
+    drop(crate::store::SqliteStore::open(&data).unwrap());
+    key().save(&data.join("server.key")).unwrap();
+    fs::write(data.join("channel.key"), [7; 32]).unwrap();
+    fs::write(data.join(crate::settings::FILE), "port = 1\n").unwrap();
+    let file = folder.join("backup");
+    back_up_server(&data, &file).unwrap();
+    file
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_backup_holds_what_is_named_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = server(folder.path());
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let restored = folder.path().join("restored");
+    assert_eq!(restore_server(&file, &restored, false).unwrap(), Restored::default());
+    assert_eq!(names(&restored), ["ossicle.toml", "server.key", "store.db"]);
+    assert_eq!(fs::metadata(&restored).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(names(folder.path()), ["backup", "data", "restored"], "nothing is left behind");
+    // Others read it as a tar archive, too.
+    let mut archive = tar::Archive::new(File::open(&file).unwrap());
+    let found: Vec<_> =
+        archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
+    assert_eq!(found, ["manifest.json", "server.key", "store.db", "ossicle.toml"]);
+}
+
+#[test]
+fn nothing_is_overwritten_unasked() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = server(folder.path());
+    let before = fs::read(&file).unwrap();
+    let data = folder.path().join("data");
+    assert!(matches!(back_up_server(&data, &file), Err(BackupError::Exists(_))));
+    assert_eq!(fs::read(&file).unwrap(), before);
+    assert!(matches!(restore_server(&file, &data, false), Err(BackupError::InTheWay(_))));
+    assert!(data.join("channel.key").exists());
+    let restored = restore_server(&file, &data, true).unwrap();
+    let former = restored.former.unwrap();
+    assert!(former.join("channel.key").exists() && !data.join("channel.key").exists());
+    // An empty directory is nothing to keep.
+    let empty = folder.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    fs::write(empty.join("lock"), "").unwrap();
+    assert_eq!(restore_server(&file, &empty, false).unwrap().former, None);
+    assert!(empty.join("store.db").exists());
+}
+
+#[test]
+fn every_cut_and_every_flipped_byte_is_noticed_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = server(folder.path());
+    let whole = fs::read(&file).unwrap();
+    let bad = folder.path().join("bad");
+    let place = folder.path().join("place");
+    let refused = |bytes: &[u8], case: &str| {
+        fs::write(&bad, bytes).unwrap();
+        let error = restore_server(&bad, &place, false).unwrap_err();
+        assert!(matches!(error, BackupError::Damaged(_) | BackupError::Foreign(_)), "{case}: {error}");
+        assert!(!place.exists(), "{case}");
+        assert_eq!(names(folder.path()), ["backup", "bad", "data"], "{case}");
+    };
+    let mut cases = 0;
+    for len in (0..whole.len()).step_by(509).chain([1, 2, 511, 512, 513, whole.len() - 33, whole.len() - 1]) {
+        refused(&whole[..len], &format!("{len} bytes"));
+        cases += 1;
+    }
+    for at in (0..whole.len()).step_by(251).chain([0, 100, 124, 148, 156, 257, whole.len() - 1]) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        refused(&bytes, &format!("byte {at}"));
+        cases += 1;
+    }
+    refused(&[&whole[..], &[0]].concat(), "a byte more");
+    assert!(cases > 200, "{cases}");
+    assert!(matches!(restore_server(&folder.path().join("none"), &place, false), Err(BackupError::Io { .. })));
+}
+
+/// A file with a right sum around whatever is in it.
+fn forged(path: &Path, manifest: &str, entries: &[(&str, tar::EntryType, &[u8])]) {
+    let mut tar = tar::Builder::new(Summing { inner: File::create(path).unwrap(), sum: Sha256::new() });
+    append(&mut tar, MANIFEST, manifest.len() as u64, manifest.as_bytes()).unwrap();
+    for (name, kind, bytes) in entries {
+        let mut header = tar::Header::new_ustar();
+        // As somebody would who does not care for what a library allows.
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_entry_type(*kind);
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o4777);
+        header.set_cksum();
+        tar.append(&header, *bytes).unwrap();
+    }
+    let Summing { mut inner, sum } = tar.into_inner().unwrap();
+    inner.write_all(&sum.finalize()).unwrap();
+}
+
+#[test]
+fn what_somebody_else_wrote_goes_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bad, place) = (folder.path().join("bad"), folder.path().join("place"));
+    let manifest = |format: u32, kind: &str| {
+        format!("{{\"format\":{format},\"kind\":\"{kind}\",\"version\":\"9\",\"made\":0,\"parts\":[]}}")
+    };
+    let regular = tar::EntryType::Regular;
+    let pem = key().to_pem().unwrap();
+    let good = ("server.key", regular, pem.as_bytes());
+    let rubbish = ("store.db", regular, &b"SQLite format 3\0 and then nothing"[..]);
+    let long = vec![0; usize::try_from(MAX_SMALL).unwrap() + 1];
+    for (case, entries) in [
+        ("a path that climbs", vec![good, ("../escape", regular, b"x")]),
+        ("an absolute path", vec![good, ("/tmp/escape", regular, b"x")]),
+        ("a name that is not known", vec![good, ("channel.key", regular, b"x")]),
+        ("a link", vec![good, ("store.db", tar::EntryType::Symlink, b"")]),
+        ("a directory", vec![good, ("store.db", tar::EntryType::Directory, b"")]),
+        ("a part twice", vec![good, good]),
+        ("a part that is missing", vec![good]),
+        ("a key as long as a disk", vec![("server.key", regular, &long[..])]),
+        ("a key that is none", vec![("server.key", regular, b"-----BEGIN"), rubbish]),
+        ("a store that is none", vec![good, rubbish]),
+    ] {
+        forged(&bad, &manifest(1, "server"), &entries);
+        let error = restore_server(&bad, &place, false).unwrap_err();
+        assert!(matches!(error, BackupError::Damaged(_)), "{case}: {error}");
+        assert_eq!(names(folder.path()), ["bad"], "{case}");
+    }
+    forged(&bad, &manifest(1, "home"), &[good]);
+    assert!(matches!(restore_server(&bad, &place, false), Err(BackupError::Kind { kind: Kind::Home, .. })));
+    forged(&bad, &manifest(2, "server"), &[good]);
+    assert!(matches!(restore_server(&bad, &place, false), Err(BackupError::Newer(_))));
+    for nonsense in ["", "{}", "[]", "{\"format\":\"1\"}", &manifest(1, "else")] {
+        forged(&bad, nonsense, &[good]);
+        assert!(matches!(restore_server(&bad, &place, false), Err(BackupError::Damaged(_))), "{nonsense}");
+    }
+    assert_eq!(names(folder.path()), ["bad"]);
+}
