@@ -54,7 +54,7 @@ step format
 cargo fmt --all --check
 in_firmware cargo fmt --check
 # rustfmt follows no file that build.rs names.
-in_firmware rustfmt --check --edition 2024 src/board/*.rs
+rustfmt --check --edition 2024 firmware-example/src/board/*.rs
 in_embassy cargo fmt --check
 (cd tests/no-alloc && cargo fmt --check)
 
