@@ -335,7 +335,7 @@ impl SendingChain {
         let receipts = &self.receipts;
         let verifying = self.signing.public();
         // PROTOCOL 9.3: the signature keeps the thief of a prekey from announcing chains in another's name.
-        let announced = announcement(&receipts.context, own.epoch, self.next, &self.key, verifying);
+        let announced = announcement(&receipts.context, own.epoch, self.next, self.key.expose(), verifying);
         let signature = keys.signing_key().sign(&announced);
         let receipt_key = receipts.key_of(&to.id);
         Writer::new(text)
@@ -532,8 +532,9 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         conversation: &Conversation,
         last_seen: Option<(u32, u32)>,
     ) -> Result<Self, AcceptError> {
-        let announced = open_wrap(wrap, prekey, from, from_bundle, conversation, last_seen)?;
-        Ok(Self::new(announced))
+        let mut chain = Self::vacant();
+        chain.take(wrap, prekey, from, from_bundle, conversation, last_seen)?;
+        Ok(chain)
     }
 
     /// A chain that opens nothing, to be replaced by the first one of a sender.
@@ -575,22 +576,37 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         from_bundle: &Bundle,
         conversation: &Conversation,
     ) -> Result<(), AcceptError> {
-        let announced = open_wrap(wrap, prekey, from, from_bundle, conversation, Some(self.epochs()))?;
-        self.context = announced.context;
-        self.chain_id = announced.chain_id;
-        self.bundle_epoch = announced.bundle_epoch;
-        self.chain_epoch = announced.chain_epoch;
-        self.first = announced.first;
-        self.next = announced.first;
-        self.forgotten = NONE_FORGOTTEN;
-        self.signed = announced.signed;
-        self.key = announced.key;
-        self.verifying = announced.verifying;
-        self.receipt_key = announced.receipt_key;
-        self.salts = Salts::new();
-        for skipped in &mut self.skipped {
-            *skipped = Skipped::free();
+        self.take(wrap, prekey, from, from_bundle, conversation, Some(self.epochs()))
+    }
+
+    fn take(
+        &mut self,
+        wrap: &mut [u8],
+        prekey: &Prekey,
+        from: &Member,
+        from_bundle: &Bundle,
+        conversation: &Conversation,
+        last_seen: Option<(u32, u32)>,
+    ) -> Result<(), AcceptError> {
+        let context = open_wrap(wrap, prekey, from, from_bundle, conversation, last_seen)?;
+        if let (Ok(header), Some(text)) = (WrapHeader::decode(wrap), WrapText::read(wrap)) {
+            self.context = context;
+            self.chain_id = header.chain_id;
+            self.bundle_epoch = from_bundle.epoch;
+            self.chain_epoch = header.chain_epoch;
+            self.first = text.first;
+            self.next = text.first;
+            self.forgotten = NONE_FORGOTTEN;
+            self.signed = conversation.signed;
+            self.key = Secret::new(*text.key);
+            self.verifying = *text.verifying;
+            self.receipt_key = Secret::new(*text.receipt_key);
+            self.salts = Salts::new();
+            for skipped in &mut self.skipped {
+                *skipped = Skipped::free();
+            }
         }
+        wrap.fill(0);
         Ok(())
     }
 
@@ -733,19 +749,20 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         let forgotten = (reader.u32()?, reader.u32()?);
         let (key, verifying, receipt_key) =
             (Secret::new(reader.array()?), reader.array()?, Secret::new(reader.array()?));
-        let mut chain = Self::new(Announced {
+        let mut chain = Self {
             context,
             chain_id,
             bundle_epoch,
             chain_epoch,
             first,
+            next,
+            forgotten,
             signed,
             key,
             verifying,
             receipt_key,
-        });
-        chain.next = next;
-        chain.forgotten = forgotten;
+            ..Self::vacant()
+        };
         if first > next || next > MAX_MESSAGES {
             return Err(Error::Decode);
         }
@@ -771,24 +788,6 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         }
         reader.end()?;
         Ok(chain)
-    }
-
-    fn new(announced: Announced) -> Self {
-        Self {
-            context: announced.context,
-            chain_id: announced.chain_id,
-            bundle_epoch: announced.bundle_epoch,
-            chain_epoch: announced.chain_epoch,
-            first: announced.first,
-            next: announced.first,
-            forgotten: NONE_FORGOTTEN,
-            signed: announced.signed,
-            key: announced.key,
-            verifying: announced.verifying,
-            receipt_key: announced.receipt_key,
-            salts: Salts::new(),
-            skipped: [const { Skipped::free() }; SKIP],
-        }
     }
 
     /// Whether the message with this header can be opened at all. Costs no cryptography: a number from the network must
@@ -879,19 +878,6 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
 const SNAPSHOT_FIXED_LEN: usize = 2 + HASH_LEN + CHAIN_ID_LEN + 6 * 4 + 3 * HASH_LEN + 1 + 2;
 const NONE_FORGOTTEN: (u32, u32) = (FREE, 0);
 
-/// What an accepted wrap says.
-struct Announced {
-    context: [u8; HASH_LEN],
-    chain_id: [u8; CHAIN_ID_LEN],
-    bundle_epoch: u32,
-    chain_epoch: u32,
-    first: u32,
-    signed: bool,
-    key: Secret<HASH_LEN>,
-    verifying: [u8; HASH_LEN],
-    receipt_key: Secret<HASH_LEN>,
-}
-
 /// One message key that waits for its message.
 struct Skipped {
     /// [`FREE`] if the place is free.
@@ -979,7 +965,7 @@ fn open_text<A: Aead>(
     tag: &[u8; TAG_LEN],
 ) -> Result<Parts, OpenError> {
     let aad = message_context(context, header.n);
-    let opened = match A::new(key.expose()).open(&header.nonce(), &aad, text, tag) {
+    let opened = match decrypt::<A>(key, header, &aad, text, tag) {
         Ok(()) => parts(&aad, verifying, must_be_signed, text),
         Err(_) => None,
     };
@@ -987,6 +973,18 @@ fn open_text<A: Aead>(
         text.fill(0);
     }
     opened.ok_or(UNREADABLE)
+}
+
+/// Apart, so that the cipher's state has left a device's stack before a signature is verified on it.
+#[inline(never)]
+fn decrypt<A: Aead>(
+    key: &Secret<HASH_LEN>,
+    header: &EnvelopeHeader,
+    aad: &[u8],
+    text: &mut [u8],
+    tag: &[u8; TAG_LEN],
+) -> Result<(), Error> {
+    A::new(key.expose()).open(&header.nonce(), aad, text, tag)
 }
 
 fn parts(aad: &[u8; HASH_LEN + 4], verifying: &[u8; HASH_LEN], must_be_signed: bool, text: &[u8]) -> Option<Parts> {
@@ -999,9 +997,11 @@ fn parts(aad: &[u8; HASH_LEN + 4], verifying: &[u8; HASH_LEN], must_be_signed: b
     Some(Parts { signed: true, kind: kind & MAX_KIND, body_len: body.len() })
 }
 
-/// Opens a wrap and checks everything about it, then erases it. Apart, so that a device's stack does not hold a whole
-/// chain while it computes on curves.
-#[inline(never)]
+/// Opens a wrap in place and checks everything about it. On an error it is erased; else its text is for
+/// [`WrapText::read`], and to be erased then.
+///
+/// In two steps that are each gone when the next one begins: both compute on curves, which is the deepest that a
+/// device's stack goes.
 fn open_wrap(
     wrap: &mut [u8],
     prekey: &Prekey,
@@ -1009,60 +1009,79 @@ fn open_wrap(
     from_bundle: &Bundle,
     conversation: &Conversation,
     last_seen: Option<(u32, u32)>,
-) -> Result<Announced, AcceptError> {
-    let opened = match WrapHeader::decode(wrap) {
-        Ok(header) if last_seen.is_some_and(|seen| (from_bundle.epoch, header.chain_epoch) <= seen) => {
-            Err(AcceptError::Replayed)
+) -> Result<[u8; HASH_LEN], AcceptError> {
+    let opened = decrypt_wrap(wrap, prekey, from, from_bundle, conversation, last_seen).and_then(|context| {
+        match is_announced(&context, from_bundle, wrap) {
+            true => Ok(context),
+            false => Err(AcceptError::Unreadable),
         }
-        Ok(header)
-            if header.sid == conversation.sid && header.prekey_id == prekey.id() && from_bundle.member() == *from =>
-        {
-            open_announced(wrap, &header, prekey, from_bundle, conversation).ok_or(AcceptError::Unreadable)
-        }
-        _ => Err(AcceptError::Unreadable),
-    };
-    wrap.fill(0);
+    });
+    if opened.is_err() {
+        wrap.fill(0);
+    }
     opened
 }
 
-fn open_announced(
+/// Decrypts a wrap in place and returns its `CTX`.
+#[inline(never)]
+fn decrypt_wrap(
     wrap: &mut [u8],
-    header: &WrapHeader,
     prekey: &Prekey,
+    from: &Member,
     from_bundle: &Bundle,
     conversation: &Conversation,
-) -> Option<Announced> {
+    last_seen: Option<(u32, u32)>,
+) -> Result<[u8; HASH_LEN], AcceptError> {
+    let header = WrapHeader::decode(wrap).map_err(|_| AcceptError::Unreadable)?;
+    if last_seen.is_some_and(|seen| (from_bundle.epoch, header.chain_epoch) <= seen) {
+        return Err(AcceptError::Replayed);
+    }
+    if header.sid != conversation.sid || header.prekey_id != prekey.id() || from_bundle.member() != *from {
+        return Err(AcceptError::Unreadable);
+    }
+    let context = context(&from_bundle.member(), conversation, &header.chain_id, header.chain_epoch);
+    let info = wrap_info(&context, &from_bundle.hash(), prekey.bundle(), prekey.id());
+    let (enc, text, tag) = wrap_parts(wrap).ok_or(AcceptError::Unreadable)?;
+    hpke_open(prekey.key(), &from_bundle.exchange, &info, enc, text, tag).map_err(|_| AcceptError::Unreadable)?;
+    Ok(context)
+}
+
+/// Encapsulated key, text and tag of a wrap.
+fn wrap_parts(wrap: &mut [u8]) -> Option<(&mut [u8; HASH_LEN], &mut [u8; WRAP_TEXT_LEN], &mut [u8; TAG_LEN])> {
     let (_, rest) = wrap.split_first_chunk_mut::<WRAP_HEAD_LEN>()?;
     let (enc, rest) = rest.split_first_chunk_mut::<HASH_LEN>()?;
     let (text, rest) = rest.split_first_chunk_mut::<WRAP_TEXT_LEN>()?;
     let (tag, _) = rest.split_first_chunk_mut::<TAG_LEN>()?;
+    Some((enc, text, tag))
+}
 
-    let context = context(&from_bundle.member(), conversation, &header.chain_id, header.chain_epoch);
-    let info = wrap_info(&context, &from_bundle.hash(), prekey.bundle(), prekey.id());
-    hpke_open(prekey.key(), &from_bundle.exchange, &info, enc, text, tag).ok()?;
+/// Whether an opened wrap announces a chain with its sender's signature.
+#[inline(never)]
+fn is_announced(context: &[u8; HASH_LEN], from_bundle: &Bundle, wrap: &[u8]) -> bool {
+    let Some(text) = WrapText::read(wrap) else { return false };
+    let announced = announcement(context, from_bundle.epoch, text.first, text.key, text.verifying);
+    text.first < MAX_MESSAGES && verify(&from_bundle.verifying, &announced, text.signature).is_ok()
+}
 
-    let mut reader = Reader::new(text);
-    let first = reader.u32().ok()?;
-    let key = Secret::new(reader.array().ok()?);
-    let verifying = reader.array().ok()?;
-    let receipt_key = Secret::new(reader.array().ok()?);
-    let signature = reader.array().ok()?;
-    let announced = announcement(&context, from_bundle.epoch, first, &key, &verifying);
-    verify(&from_bundle.verifying, &announced, &signature).ok()?;
-    if first >= MAX_MESSAGES {
-        return None;
+/// What an opened wrap says, in place.
+struct WrapText<'w> {
+    first: u32,
+    key: &'w [u8; HASH_LEN],
+    verifying: &'w [u8; HASH_LEN],
+    receipt_key: &'w [u8; HASH_LEN],
+    signature: &'w [u8; SIGNATURE_LEN],
+}
+
+impl<'w> WrapText<'w> {
+    fn read(wrap: &'w [u8]) -> Option<Self> {
+        let text = wrap.get(WRAP_HEAD_LEN + HASH_LEN..)?;
+        let (first, text) = text.split_first_chunk()?;
+        let (key, text) = text.split_first_chunk()?;
+        let (verifying, text) = text.split_first_chunk()?;
+        let (receipt_key, text) = text.split_first_chunk()?;
+        let signature = text.first_chunk()?;
+        Some(Self { first: u32::from_be_bytes(*first), key, verifying, receipt_key, signature })
     }
-    Some(Announced {
-        context,
-        chain_id: header.chain_id,
-        bundle_epoch: from_bundle.epoch,
-        chain_epoch: header.chain_epoch,
-        first,
-        signed: conversation.signed,
-        key,
-        verifying,
-        receipt_key,
-    })
 }
 
 /// `CTX`: who speaks to whom, where, in which chain. Everything in a chain is bound to it.
@@ -1089,11 +1108,11 @@ fn announcement(
     context: &[u8; HASH_LEN],
     bundle_epoch: u32,
     first: u32,
-    key: &Secret<HASH_LEN>,
+    key: &[u8; HASH_LEN],
     verifying: &[u8; HASH_LEN],
 ) -> [u8; ANNOUNCEMENT_LEN] {
     let (bundle_epoch, first) = (bundle_epoch.to_be_bytes(), first.to_be_bytes());
-    join(&[b"ossicle announce\0", context, &bundle_epoch, &first, &hash(&[key.expose()]), verifying])
+    join(&[b"ossicle announce\0", context, &bundle_epoch, &first, &hash(&[key]), verifying])
 }
 
 fn wrap_info(

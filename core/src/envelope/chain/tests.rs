@@ -180,7 +180,7 @@ fn bytes_are_those_of_the_specification() {
     let context = context(&a, &conversation, &[0x44; 8], 7);
     assert_eq!(context, printed_array("15.3", "CTX"));
     let (key, signing) = (Secret::new([0x11; 32]), SigningKey::new(Secret::new([0x22; 32])));
-    let announced = announcement(&context, 9, 0, &key, signing.public());
+    let announced = announcement(&context, 9, 0, key.expose(), signing.public());
     assert_eq!(announced, printed_array("15.3", "announced"));
     let signature = keys_a.signing_key().sign(&announced);
     assert_eq!(signature, printed_array("15.3", "ann"));
@@ -282,8 +282,8 @@ fn a_wrap_without_the_senders_announcement_is_refused() {
     let thief = SigningKey::new(Secret::new([0x66; 32]));
     let context = context(&pair.a.member, &pair.conversation, &[5; 8], 1);
     let key = Secret::new([1; 32]);
-    let honest = announcement(&context, 3, 0, &key, thief.public());
-    let of_another_key = announcement(&context, 3, 0, &Secret::new([2; 32]), thief.public());
+    let honest = announcement(&context, 3, 0, key.expose(), thief.public());
+    let of_another_key = announcement(&context, 3, 0, &[2; 32], thief.public());
     let forge = |signature: [u8; 64]| {
         let mut text: [u8; WRAP_TEXT_LEN] = join(&[&[0; 4], key.expose(), thief.public(), &[3; 32], &signature]);
         let info = wrap_info(&context, &pair.a.bundle.hash(), &pair.b.bundle.hash(), 200);
@@ -332,7 +332,7 @@ fn an_old_chain_cannot_be_wrapped_again_under_a_newer_bundle() {
     // It is the announcement that stops him: under its own bundle the wrap is whole, and with the sender's word so is
     // the other one.
     assert_eq!(again(stolen, &pair.a.bundle, None), None);
-    let announced = announcement(&context, 4, 0, &pair.sender.key, pair.sender.signing.public());
+    let announced = announcement(&context, 4, 0, pair.sender.key.expose(), pair.sender.signing.public());
     let mut signed_anew = stolen;
     signed_anew[WRAP_TEXT_LEN - SIGNATURE_LEN..].copy_from_slice(&pair.a.keys.signing_key().sign(&announced));
     assert_eq!(again(signed_anew, &newer, Some((3, 0))), None);
