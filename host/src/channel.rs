@@ -15,8 +15,8 @@ use std::io;
 use std::sync::Arc;
 
 use ossicle_core::{
-    Ask, BufferError, ClaimKind, ClientClaim, Connection, EnvelopeHeader, Error, Event, ID_LEN, Lookup, MAX_RECORD_LEN,
-    MIN_RECORD_LIMIT, Message, RECORD_OVERHEAD, Reason, Received, Settings, Statement,
+    Ask, BufferError, ClaimKind, ClientClaim, Connection, Enrol, EnvelopeHeader, Error, Event, ID_LEN, Lookup,
+    MAX_RECORD_LEN, MIN_RECORD_LIMIT, Message, RECORD_OVERHEAD, Reason, Received, Settings, Statement,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -27,8 +27,8 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::crypto::{HostAead, PoolError, dummy_key};
-use crate::directory::{Asker, REQUESTS, answer, enrol_reason, fingerprint, told_reason, unavailable};
+use crate::crypto::{HostAead, PoolError, dummy_key, has_small_factor};
+use crate::directory::{Asker, REQUESTS, Unfinished, answer, enrol_reason, fingerprint, told_reason, unavailable};
 use crate::limits::Admission;
 use crate::mailbox::{Mailbox, Next, Owed, refusal};
 use crate::name::Name;
@@ -171,6 +171,7 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
         id: client.id,
         mailbox: Arc::new(mailbox),
         job: None,
+        unfinished: None,
         rest: buffer,
         out,
         written: 0,
@@ -332,6 +333,9 @@ async fn check(
             if let Some(client) = held.filter(repeats) {
                 return Ok(client);
             }
+            if has_small_factor(key.modulus()) {
+                return Err((Reason::Malformed, 0));
+            }
             let token_id = match server.config.enrol {
                 Policy::Closed => return Err((Reason::Forbidden, 0)),
                 Policy::Open => None,
@@ -443,6 +447,8 @@ struct Peer {
     mailbox: Arc<Mailbox>,
     /// A request that needs the disk or RSA. While it runs nothing is read.
     job: Option<Job>,
+    /// Where its batches of devices are held, if it enrols any.
+    unfinished: Option<Arc<Unfinished>>,
     /// Bytes that were read and not yet opened: a torn record, or what a job keeps waiting.
     rest: Vec<u8>,
     /// Sealed bytes that the socket had no room for, and how many of them it took since.
@@ -683,6 +689,9 @@ impl Peer {
             source: self.address.ip(),
             mailbox: Arc::clone(&self.mailbox),
             exporter: self.connection.exporter()?.clone(),
+            unfinished: payload
+                .starts_with(&Enrol::CODE.to_be_bytes())
+                .then(|| Arc::clone(self.unfinished.get_or_insert_default())),
         };
         self.job = Some(Box::pin(answer(Arc::clone(&self.server), asker, payload.to_vec())));
         Ok(())
@@ -841,6 +850,10 @@ fn refused_for_haste(message: &Message<'_>, wait: u32) -> Option<Owed> {
         let header = EnvelopeHeader::decode(envelope).ok()?;
         return Some(Owed::Receipt(refusal(header.chain_id, header.n, Reason::Rate)));
     }
+    // A batch with a hole would be lost.
+    if matches!(message, Message::Other(body) if body.code() == Enrol::CODE) {
+        return None;
+    }
     request_id(message).map(|request| Owed::Refused { request, reason: Reason::Rate, retry_after: Some(wait) })
 }
 
@@ -849,7 +862,6 @@ fn request_id(message: &Message<'_>) -> Option<u16> {
     match message {
         Message::Lookup(Lookup { request, .. })
         | Message::List { request, .. }
-        | Message::Enrol { request, .. }
         | Message::Revoke { request, .. }
         | Message::Publish { request, .. }
         | Message::Wrap { request, .. } => Some(*request),

@@ -32,6 +32,20 @@ pub const RSA_BITS: [usize; 3] = [2048, 3072, 4096];
 const MAX_FILE_LEN: u64 = 16 * 1024;
 const EXPONENT: [u8; 3] = [1, 0, 1];
 
+/// The prime factors that no admitted key has are below this.
+const MIN_FACTOR: u32 = 4096;
+
+/// Whether a modulus, big endian, has a prime factor below 4,096: a key that was not made, but made up.
+pub(crate) fn has_small_factor(modulus: &[u8]) -> bool {
+    static PRIMES: LazyLock<Vec<u64>> = LazyLock::new(|| {
+        let is_prime = |n: &u32| (2..*n).take_while(|d| d * d <= *n).all(|d| !n.is_multiple_of(d));
+        (2..MIN_FACTOR).filter(is_prime).map(u64::from).collect()
+    });
+    let words: Vec<u64> =
+        modulus.rchunks(4).rev().map(|chunk| chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte))).collect();
+    PRIMES.iter().any(|prime| words.iter().fold(0, |rest, word| (rest << 32 | word) % prime) == 0)
+}
+
 /// An RSA identity key: the private half of what a peer pins. It signs [`Statement`]s and nothing else.
 pub struct IdentityKey {
     /// Always as this crate writes it, whatever was read.

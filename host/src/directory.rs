@@ -9,29 +9,33 @@ use core::num::NonZeroUsize;
 use std::sync::Arc;
 
 use ossicle_core::{
-    Body, Bundle, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, EnvelopeHeader,
-    ExpireChannels, Lookup, MAX_RSA_LEN, MIN_RECORD_LIMIT, Message, PeerStatus, Presence, PublicKey, Reason, Rotate,
-    Rotation, Secret, SignedBundle, Subject, SuccessorQuery, WrapHeader, enrolment_statement,
+    Body, Bundle, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol, EnvelopeHeader,
+    ExpireChannels, Lookup, MAX_RSA_LEN, Message, PeerStatus, Presence, PublicKey, Reason, Rotate, Rotation, Secret,
+    SignedBundle, Subject, SuccessorQuery, WrapHeader,
 };
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::crypto::PoolError;
+use crate::crypto::{PoolError, has_small_factor};
 use crate::limits::Admission;
 use crate::mailbox::{Content, Delivery, Mailbox, Owed, refusal};
 use crate::name::Name;
 use crate::router::Told;
-use crate::server::{Policy, Server, now};
+use crate::server::{Server, now};
 use crate::store::{
-    BundleRecord, ChainError, ClientId, ClientRecord, EnrolError, Enrolment, NewKey, PublishError, RotateError,
-    StoreError,
+    BundleRecord, ChainError, ClientId, ClientRecord, EnrolError, NewKey, PublishError, RotateError, StoreError,
 };
+
+pub(crate) use enrol::Unfinished;
+
+mod enrol;
 
 /// Lines of a directory page that are asked of the store at once.
 const PAGE: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// Codes of the requests that stand apart from the catalogue.
-pub(crate) const REQUESTS: [u16; 4] = [Rotate::CODE, SuccessorQuery::CODE, Channels::CODE, ExpireChannels::CODE];
+pub(crate) const REQUESTS: [u16; 5] =
+    [Enrol::CODE, Rotate::CODE, SuccessorQuery::CODE, Channels::CODE, ExpireChannels::CODE];
 
 /// The authenticated client that asks.
 pub(crate) struct Asker {
@@ -39,6 +43,8 @@ pub(crate) struct Asker {
     pub(crate) source: IpAddr,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) exporter: Secret<32>,
+    /// There if it enrols.
+    pub(crate) unfinished: Option<Arc<Unfinished>>,
 }
 
 /// Does what the decoded `payload` asks for, and owes the answer to the asker.
@@ -78,11 +84,9 @@ pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) 
         Message::Lookup(asked) => (asked.request, lookup(&server, &asker, &asked).await),
         Message::List { request, after } => (request, list(&server, &asker, request, after).await),
         Message::Publish { request, bundle } => (request, publish(&server, &asker, request, &bundle).await),
-        Message::Enrol { request, id, name, modulus, signature } => {
-            (request, enrol(&server, &asker, request, id, name, modulus, signature).await)
-        }
         Message::Revoke { request, subject } => (request, revoke(&server, &asker, request, &subject).await),
         Message::Other(body) => match body.code() {
+            Enrol::CODE => enrol::enrol(&server, &asker, body).await,
             Rotate::CODE => (body.request(), rotate(&server, &asker, body).await),
             SuccessorQuery::CODE => (body.request(), successor(&server, &asker, body).await),
             Channels::CODE => (body.request(), channels(&server, &asker, body).await),
@@ -199,49 +203,6 @@ async fn publish(server: &Server, asker: &Asker, request: u16, signed: &SignedBu
     }
 }
 
-async fn enrol(
-    server: &Server,
-    asker: &Asker,
-    request: u16,
-    id: ClientId,
-    name: &str,
-    modulus: &[u8],
-    signature: &[u8],
-) -> Answered {
-    if server.config.enrol == Policy::Closed {
-        return Err(Reason::Forbidden.into());
-    }
-    admit(server, asker)?;
-    let key = PublicKey::from_modulus(modulus).map_err(|_| Reason::Malformed)?;
-    // Over the name as it was sent: the server's normalisation is none of the device's business.
-    let statement = enrolment_statement(&asker.exporter, &asker.id, &id, name, key);
-    let name = Name::parse(name).map_err(|_| Reason::Malformed)?;
-    if !server.pool.verify(modulus.to_vec(), statement, signature.to_vec()).await? {
-        return Err(Reason::Unauthorised.into());
-    }
-    let enrolment = Enrolment {
-        id,
-        name,
-        modulus: modulus.to_vec(),
-        token_id: None,
-        enrolled_by: Some(asker.id),
-        // It says more when it connects.
-        record_limit: u16::try_from(MIN_RECORD_LIMIT).unwrap_or(u16::MAX),
-        now: now(),
-    };
-    let name = enrolment.name.clone();
-    match server.store.enrol(enrolment).await {
-        Ok(enrolled) => {
-            info!(device = %Uuid::from_bytes(id), %name, by = %Uuid::from_bytes(asker.id), ?enrolled, "enrolled a device");
-            Ok(Some(Owed::Done(request)))
-        }
-        Err(error) => {
-            info!(%name, by = %Uuid::from_bytes(asker.id), %error, "did not enrol a device");
-            Err(enrol_reason(&error).into())
-        }
-    }
-}
-
 /// What a client that was not entered is told.
 pub(crate) fn enrol_reason(error: &EnrolError) -> Reason {
     match error {
@@ -288,6 +249,9 @@ async fn rotate(server: &Server, asker: &Asker, body: Body<'_>) -> Answered {
     let offer = Rotate::decode(body).map_err(|_| Reason::Malformed)?;
     let Rotate { request, key_epoch, modulus, signature, proof, bundle: signed } = offer;
     let next = PublicKey::from_modulus(modulus).map_err(|_| Reason::Malformed)?;
+    if has_small_factor(modulus) {
+        return Err(Reason::Malformed.into());
+    }
     let bundle = Bundle::decode(signed.bundle).map_err(|_| Reason::Malformed)?;
     if bundle.id != asker.id || bundle.key != next.fingerprint() {
         return Err(Reason::Malformed.into());

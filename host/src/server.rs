@@ -69,6 +69,8 @@ pub struct Config {
 /// The longest time between two full handshakes of a client.
 pub const MAX_CHANNEL_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// What channels were issued is written so often.
+/// Entries of unfinished batches that all clients together may have here: less than 16 MiB.
+const MAX_HELD_ENTRIES: usize = 16_384;
 const WRITE_CHANNELS: Duration = Duration::from_secs(1);
 
 impl Default for Config {
@@ -99,6 +101,8 @@ pub struct Server {
     pub(crate) limits: Limits,
     pub(crate) channels: Channels,
     pub(crate) budget: Arc<Budget>,
+    /// Room for the entries of batches that are not complete.
+    pub(crate) held_entries: Arc<Semaphore>,
     connections: AtomicU64,
     revocations: AtomicU64,
     stopping: watch::Sender<bool>,
@@ -122,6 +126,7 @@ impl Server {
             pool,
             router: Router::default(),
             budget: Arc::default(),
+            held_entries: Arc::new(Semaphore::new(MAX_HELD_ENTRIES)),
             connections: AtomicU64::new(0),
             revocations: AtomicU64::new(0),
             stopping: watch::Sender::new(false),

@@ -1,5 +1,5 @@
-//! Messages that only hosts read: about identity keys that follow others (PROTOCOL 8.6), about channels (4.10). Devices carry
-//! none of this. That is why everything is `inline`: it is compiled where it is used, and the catalogue is not any larger
+//! Messages that only hosts read: about devices to be enrolled (PROTOCOL 6.4), identity keys that follow others
+//! (8.6) and channels (4.10). Devices carry none of this. That is why everything is `inline`: it is compiled where it is used, and the catalogue is not any larger
 //! for it.
 
 use serde::{Deserialize, Serialize};
@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::message::{Body, put, take};
 use super::{ID_LEN, Message, SignedBundle};
 use crate::error::Error;
+
+/// The most entries of one batch of [`Enrol`]s.
+pub const MAX_ENROL_BATCH: usize = 1000;
 
 macro_rules! bodies {
     ($($(#[$doc:meta])* $name:ident [$($life:lifetime)?] from [$body:ty] {
@@ -47,6 +50,23 @@ macro_rules! bodies {
 }
 
 bodies! {
+    /// A device to be enrolled on behalf of the connected client, alone or in a batch (PROTOCOL 6.4). Only a whole batch is
+    /// enrolled, and answered once: `Done` to its last entry, or `Refused` to the first one that is refused.
+    Enrol ['d] from [Body<'d>] {
+        /// Which entry of its batch this is, from 0 on.
+        index: u16,
+        /// How many entries the batch has; at most [`MAX_ENROL_BATCH`].
+        count: u16,
+        /// The device.
+        id: [u8; ID_LEN],
+        /// Its name.
+        name: &'d str,
+        /// The modulus of its RSA key.
+        modulus: &'d [u8],
+        /// That key's signature over [`crate::enrolment_statement`].
+        signature: &'d [u8],
+    } = 0x0502
+
     /// A client replaces its identity key.
     Rotate ['d] from [Body<'d>] {
         /// That of the new key: one more than that of the present one.
@@ -131,6 +151,8 @@ mod tests {
         let (modulus, signature, proof) = (&[10; 4][..], &[11; 4][..], &[13; 4][..]);
         let rotate = Rotate { request: 9, key_epoch: 1, modulus, signature, proof, bundle: BUNDLE };
         let mut buffer = [0; 64];
+        let enrol = Enrol { request: 4, index: 0, count: 1, id: [5; 16], name: "s-1", modulus, signature };
+        check(&enrol.encode(&mut buffer).unwrap(), "Enrol", |body| Enrol::decode(body) == Ok(enrol));
         check(&rotate.encode(&mut buffer).unwrap(), "Rotate", |body| Rotate::decode(body) == Ok(rotate));
         let query = SuccessorQuery { request: 10, id: [5; 16], key_epoch: 0 };
         check(&query.encode(&mut buffer).unwrap(), "Successor", |body| SuccessorQuery::decode(body) == Ok(query));

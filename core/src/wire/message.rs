@@ -54,14 +54,6 @@ catalogue! {
     List { request: u16 = "Correlation id.", after: &'d str = "Only names behind this one; empty: from the start." } = 0x0501;
     /// A page of clients in the order of their normalised names.
     ListResponse(DirectoryList<'d>) = 0x0511;
-    /// Enrol a device on behalf of the connected client.
-    Enrol {
-        request: u16 = "Correlation id.",
-        id: [u8; ID_LEN] = "The device's id.",
-        name: &'d str = "The device's name.",
-        modulus: &'d [u8] = "The device's RSA modulus.",
-        signature: &'d [u8] = "The device key's signature over the enrolment statement.",
-    } = 0x0502;
     /// Revoke a client: it may not enter again.
     Revoke { request: u16 = "Correlation id.", subject: Subject<'d> = "Whom." } = 0x0503;
     /// From now on, give me messages.
@@ -415,9 +407,6 @@ impl<'d> Message<'d> {
                 room.copy_from_slice(list.lines);
                 len + list.lines.len()
             }
-            Self::Enrol { request, id, name, modulus, signature } => {
-                put(&(request, id, name, modulus, signature), body)?
-            }
             Self::Revoke { request, subject } => put(&(request, subject), body)?,
             Self::Other(Body { bytes, .. }) => {
                 body.get_mut(..bytes.len()).ok_or(TxFull)?.copy_from_slice(bytes);
@@ -465,10 +454,6 @@ impl<'d> Message<'d> {
             0x0511 => {
                 let ((request, more), lines) = postcard::take_from_bytes(body).map_err(|_| Error::Decode)?;
                 Self::ListResponse(DirectoryList { request, more, lines })
-            }
-            0x0502 => {
-                let (request, id, name, modulus, signature) = take(body)?;
-                Self::Enrol { request, id, name, modulus, signature }
             }
             0x0503 => {
                 let (request, subject) = take(body)?;
@@ -591,7 +576,6 @@ mod tests {
             Message::LookupResponse { request: 1, entry },
             Message::List { request: 2, after: "" },
             Message::ListResponse(DirectoryList::new(2, true, &[])),
-            Message::Enrol { request: 3, id: [1; 16], name: "sensor-01", modulus: &[2; 256], signature: &[3; 256] },
             Message::Revoke { request: 4, subject: Subject::Id([8; 16]) },
             Message::Listening,
             Message::NotListening,
@@ -665,7 +649,6 @@ mod tests {
             ("LookupResponse", Message::LookupResponse { request: 2, entry }),
             ("List", Message::List { request: 3, after: "" }),
             ("ListResponse", Message::ListResponse(DirectoryList::new(3, false, &lines[..len]))),
-            ("Enrol", Message::Enrol { request: 4, id: [5; 16], name: "s-1", modulus: &[10; 4], signature: &[11; 4] }),
             ("Revoke", Message::Revoke { request: 5, subject: Subject::Name("s-1") }),
             ("Settings", Message::Settings(settings)),
             ("Close", Message::Close { reason: Some(Reason::TakenOver) }),

@@ -14,7 +14,9 @@ pub(crate) use hello::Role;
 pub(crate) use hello::{
     CAPABILITIES, ClientAuth, ClientHello, KIND_ENROLL, KIND_KEY, Method, Mode, Offer, ServerAuth, ServerHello,
 };
-pub use hosts::{ChannelInfo, Channels, ChannelsResponse, ExpireChannels, Rotate, Successor, SuccessorQuery};
+pub use hosts::{
+    ChannelInfo, Channels, ChannelsResponse, Enrol, ExpireChannels, MAX_ENROL_BATCH, Rotate, Successor, SuccessorQuery,
+};
 pub(crate) use message::SEND_HEAD_LEN;
 pub use message::{
     Body, DirectoryEntry, DirectoryList, Lookup, Message, PeerStatus, Presence, Receipt, Rung, Rungs, Settings,

@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod enroll;
 pub mod init;
 pub mod listen;
+mod names;
 pub mod revoke;
 pub mod send;
 pub mod serve;
@@ -188,10 +189,15 @@ impl<'h> Asking<'h> {
 
     /// The final answer to `request`.
     async fn ask(&mut self, request: Request) -> Result<Reply, Failure> {
-        // Asking twice who somebody is does no harm; the rest changes something.
+        // Asking twice who somebody is does no harm, nor does a batch whose signatures are for one connection; the rest
+        // changes something.
         let harmless = matches!(
             request,
-            Request::Exporter | Request::Peer { .. } | Request::Verify { accept: false, .. } | Request::Who
+            Request::Enrol(_)
+                | Request::Exporter
+                | Request::Peer { .. }
+                | Request::Verify { accept: false, .. }
+                | Request::Who
         );
         loop {
             let access = match self.access.take() {

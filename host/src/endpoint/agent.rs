@@ -10,8 +10,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use ossicle_core::{
-    Bundle, BundleKeys, ChannelInfo, Channels, ChannelsResponse, Credentials, ExpireChannels, Lookup, MAX_RECORD_LEN,
-    Member, Message, PeerStatus, Reason, Rotate, Rotation, SignedBundle, Subject, Successor, SuccessorQuery,
+    Bundle, BundleKeys, ChannelInfo, Channels, ChannelsResponse, Credentials, Enrol, ExpireChannels, Lookup,
+    MAX_ENROL_BATCH, MAX_RECORD_LEN, Member, Message, PeerStatus, Reason, Rotate, Rotation, SignedBundle, Subject,
+    Successor, SuccessorQuery,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -20,7 +21,7 @@ use super::home::Opened;
 use super::inbox::{Inbox, opened_receipt};
 use super::kept::Kept;
 use super::link::{Incoming, Link, LinkError, Server, Target};
-use super::local::{HeldChannel, PeerKeys, Presence, Reply, Request, Requested, Status};
+use super::local::{HeldChannel, NewDevice, PeerKeys, Presence, Reply, Request, Requested, Status};
 use super::outbox::{Outbox, Replies, member};
 use super::peers::{Alarm, Rejected, admit, check_bundle, verification};
 use super::rotation::{self, Walk};
@@ -207,6 +208,8 @@ pub(super) enum Pending {
     List { lines: Vec<Presence>, replies: Replies },
     /// The channels at the server.
     Channels { replies: Replies },
+    /// One of a batch of devices. One answer is for all of them.
+    Enrol { batch: Arc<()>, index: u16, replies: Replies },
     /// Something that is done or refused.
     Plain { replies: Replies },
     /// A bundle of ours.
@@ -232,6 +235,7 @@ impl Pending {
     fn replies(&self) -> Option<&Replies> {
         match self {
             Self::List { replies, .. }
+            | Self::Enrol { replies, .. }
             | Self::Plain { replies }
             | Self::Channels { replies }
             | Self::Peer { replies, .. }
@@ -418,6 +422,10 @@ impl Agent {
                 }
                 Pending::Channels { replies } => self.asked.push_back((Request::Channels, replies)),
                 Pending::Rotate { replies } => self.asked.push_back((Request::Rotate, replies)),
+                // What was signed is of no use on another connection.
+                Pending::Enrol { replies, .. } => {
+                    let _ = replies.send(Reply::Unanswered);
+                }
                 Pending::Plain { replies } => {
                     let sentence = "the connection broke before the server had answered: do it again";
                     let _ = replies.send(Reply::Failed(Failure::refused(sentence)));
@@ -855,10 +863,7 @@ impl Agent {
                 let request = self.requests.open(Pending::Plain { replies });
                 link.send(&ExpireChannels { request }.encode(&mut [0; 4]).map_err(LinkError::from)?)?;
             }
-            Request::Enrol { id, name, modulus, signature } => {
-                let request = self.requests.open(Pending::Plain { replies });
-                link.send(&Message::Enrol { request, id, name: &name, modulus: &modulus, signature: &signature })?;
-            }
+            Request::Enrol(devices) => return self.enrol(link, &devices, &replies),
             Request::Exporter => {
                 let _ = replies.send(Reply::Exporter(*link.exporter()?.expose()));
             }
@@ -903,6 +908,27 @@ impl Agent {
                 let request = self.requests.open(Pending::List { lines: Vec::new(), replies });
                 link.send(&Message::List { request, after: "" })?;
             }
+        }
+        Ok(())
+    }
+
+    /// Offers the server a batch of devices. The one answer to it names one of the entries.
+    fn enrol(&mut self, link: &mut Link, devices: &[NewDevice], replies: &Replies) -> Result<(), Ended> {
+        let Some(count) =
+            u16::try_from(devices.len()).ok().filter(|count| (1..=MAX_ENROL_BATCH).contains(&(*count).into()))
+        else {
+            let sentence = format!("a batch is 1 to {MAX_ENROL_BATCH} devices");
+            let _ = replies.send(Reply::Failed(Failure::usage(sentence)));
+            return Ok(());
+        };
+        let batch = Arc::new(());
+        let mut buffer = [0; MAX_RECORD_LEN];
+        for (index, device) in (0..count).zip(devices) {
+            let entry = Pending::Enrol { batch: Arc::clone(&batch), index, replies: replies.clone() };
+            let request = self.requests.open(entry);
+            let NewDevice { id, name, modulus, signature } = device;
+            let entry = Enrol { request, index, count, id: *id, name, modulus, signature };
+            link.send(&entry.encode(&mut buffer).map_err(LinkError::from)?)?;
         }
         Ok(())
     }
@@ -1084,6 +1110,16 @@ impl Agent {
                 let reply = match answer {
                     Ok(_) => Reply::Done,
                     Err((reason, _)) => Reply::Refused { reason, detail: None },
+                };
+                let _ = replies.send(reply);
+                Ok(())
+            }
+            Pending::Enrol { batch, index, replies } => {
+                let same = |pending: &Pending| matches!(pending, Pending::Enrol { batch: other, .. } if Arc::ptr_eq(other, &batch));
+                self.requests.open.retain(|_, pending| !same(pending));
+                let reply = match answer {
+                    Ok(_) => Reply::Done,
+                    Err((reason, _)) => Reply::NotEnrolled { index: index.into(), reason },
                 };
                 let _ = replies.send(reply);
                 Ok(())

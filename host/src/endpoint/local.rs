@@ -26,19 +26,8 @@ const VERSION: u32 = 1;
 pub enum Request {
     /// The channels that can be resumed.
     Channels,
-    /// Enrol a device; `signature` is its key's over the enrolment statement.
-    Enrol {
-        /// Its id.
-        id: [u8; 16],
-        /// Its name.
-        name: String,
-        /// The modulus of its key.
-        #[serde(with = "base64_text")]
-        modulus: Vec<u8>,
-        /// Its key's signature.
-        #[serde(with = "base64_text")]
-        signature: Vec<u8>,
-    },
+    /// Enrol these devices, all or none.
+    Enrol(Vec<NewDevice>),
     /// End all channels, here and at the server.
     ExpireChannels,
     /// The secret that binds statements to the present connection.
@@ -96,6 +85,13 @@ pub enum Reply {
         /// Whether it had begun.
         taken: bool,
     },
+    /// None of the devices was enrolled.
+    NotEnrolled {
+        /// The first that was refused, counted from 0.
+        index: usize,
+        /// Why.
+        reason: Reason,
+    },
     /// The keys that were asked for.
     Peer(PeerKeys),
     /// It was refused.
@@ -125,6 +121,8 @@ pub enum Reply {
     Taken,
     /// It takes longer, and why; not final.
     Trouble(String),
+    /// The connection ended before there was an answer: it was done or not. It does no harm to ask again.
+    Unanswered,
     /// What two people compare.
     Verified(Verification),
     /// Everybody, by name.
@@ -136,6 +134,21 @@ impl Reply {
     pub const fn is_final(&self) -> bool {
         !matches!(self, Self::Rung { .. } | Self::Taken | Self::Trouble(_))
     }
+}
+
+/// A device to be enrolled.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewDevice {
+    /// Its id.
+    pub id: [u8; 16],
+    /// Its name.
+    pub name: String,
+    /// The modulus of its key.
+    #[serde(with = "base64_text")]
+    pub modulus: Vec<u8>,
+    /// Its key's signature over the enrolment statement of the present connection.
+    #[serde(with = "base64_text")]
+    pub signature: Vec<u8>,
 }
 
 /// A channel that the server would resume.

@@ -35,7 +35,9 @@ use serde::{Deserialize, Serialize};
 pub use access::Access;
 pub use agent::Notice;
 pub use home::{Home, HomeLock};
-pub use local::{HeldChannel, PeerKeys, PinnedKey, Presence, Reply, Request, Requested, Status, Verification};
+pub use local::{
+    HeldChannel, NewDevice, PeerKeys, PinnedKey, Presence, Reply, Request, Requested, Status, Verification,
+};
 pub(crate) use outbox::message_id;
 pub use probe::{Caller, Obstacle, Probed, probe};
 pub use rotation::prepare_rotation;

@@ -73,6 +73,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`EnrolError`].
     async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, EnrolError>;
 
+    /// Enters all of these clients or none, in one transaction and in their order, each as [`Store::enrol`] would.
+    ///
+    /// # Errors
+    /// [`RefusedEntry`]: the first that cannot be entered.
+    async fn enrol_all(&self, batch: Vec<Enrolment>) -> Result<Vec<Enrolled>, RefusedEntry>;
+
     /// Ends a client for good: its bundle, channels and chain routes go, its id and key are never admitted again, its
     /// name is free for a new key. False if there is no such client or it was revoked before.
     ///
@@ -376,6 +382,22 @@ pub enum EnrolError {
     /// The token does not admit it.
     #[error("the token {0}")]
     Token(TokenRefusal),
+}
+
+/// Why none of a batch was entered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("entry {index}: {error}")]
+pub struct RefusedEntry {
+    /// The entry, counted from 0; if the store failed it is nobody's fault, and this is the first.
+    pub index: usize,
+    /// Why it was not entered.
+    pub error: EnrolError,
+}
+
+impl From<StoreError> for RefusedEntry {
+    fn from(error: StoreError) -> Self {
+        Self { index: 0, error: error.into() }
+    }
 }
 
 /// Why a token does not admit a client.

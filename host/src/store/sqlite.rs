@@ -22,8 +22,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord,
-    ConversationId, EnrolError, Enrolled, Enrolment, MAX_ROUTES, Meta, NewKey, PublishError, RotateError, Store,
-    StoreError, Successor, Token, TokenError, TokenId, TokenRefusal, Tokens,
+    ConversationId, EnrolError, Enrolled, Enrolment, MAX_ROUTES, Meta, NewKey, PublishError, RefusedEntry, RotateError,
+    Store, StoreError, Successor, Token, TokenError, TokenId, TokenRefusal, Tokens,
 };
 use crate::name::{Name, Pattern};
 
@@ -267,6 +267,19 @@ impl Store for SqliteStore {
 
     async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, EnrolError> {
         self.write(move |db| enrol(db, &enrolment)).await?
+    }
+
+    async fn enrol_all(&self, batch: Vec<Enrolment>) -> Result<Vec<Enrolled>, RefusedEntry> {
+        self.write(move |db| {
+            let entered = batch.iter().enumerate().map(|(index, enrolment)| {
+                enrol(db, enrolment).map_err(|fault| match fault {
+                    Fault::Refused(error) => Fault::Refused(RefusedEntry { index, error }),
+                    Fault::Sqlite(error) => Fault::Sqlite(error),
+                })
+            });
+            entered.collect()
+        })
+        .await?
     }
 
     async fn revoke(&self, id: &ClientId, now: u64) -> Result<bool, StoreError> {

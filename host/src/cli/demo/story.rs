@@ -275,13 +275,10 @@ impl Stage<'_> {
         self.story.say("Alice enrols sensors: one page of flash makes a generic image this one device.");
         self.story.say(&format!("  ({HOST} is this machine, as it is seen from the sensors' Ethernet.)"));
         let dials = format!("{HOST}:{}", cast.port);
-        std::fs::create_dir(self.folder.join("pages")).map_err(|error| cannot("make a directory", &error))?;
-        for name in &names {
-            let out = format!("pages/{name}.page");
-            let enroll =
-                ["enroll", "--home", "alice", name, "--report-to", "alice", "--address", &dials, "--out", &out];
-            self.run(&enroll)?;
-        }
+        let fleet = format!("sensor-{{01..{:02}}}", names.len());
+        let enroll =
+            ["enroll", "--home", "alice", &fleet, "--report-to", "alice", "--address", &dials, "--out", "pages"];
+        self.run(&enroll)?;
 
         self.story.say("Both wires are tried with a line that nobody sealed, which the search has to find.");
         say_in_clear(self.network, SocketAddrV4::new(HOST, cast.port), CONTROL)
