@@ -15,7 +15,7 @@ use ossicle::settings::Flags;
 use ossicle::store::Store;
 use ossicle_core::{
     Credentials, DirectoryEntry, ENVELOPE_OVERHEAD, Error, Lookup, Message, PeerError, PeerStatus, Reason, Receipt,
-    Rung, Rungs, Secret, Subject, Token, enrolment_statement,
+    Rung, Rungs, Secret, Subject, Token,
 };
 use ossicle_tests::node::{
     Client, Heard, Node, Published, RECORD_LIMIT, enrolled, envelope, open, refused, within, wrap,
@@ -533,69 +533,6 @@ async fn a_bundle_is_the_clients_own_and_the_next_one() {
         assert_eq!(alice.refusal(&publish(message(&published))).await, reason, "{what}");
     }
     assert_eq!(node.store.bundle(&[ALICE; 16]).await.unwrap().map(|bundle| bundle.epoch), Some(4));
-    node.stop().await;
-}
-
-#[tokio::test]
-async fn a_client_enrols_devices_and_revokes_them_and_itself() {
-    let node = Node::start(Config { enrol: Policy::Token, ..open() }).await;
-    let token = node.token(7, None).await;
-    let key = keys::alice();
-    let mut alice = Client::connect(&node, &enroll(ALICE, "alice", &key, Some(&token)), &key).await.unwrap();
-    let mut bob = Client::connect(&node, &enroll(BOB, "bob", &keys::bob(), Some(&token)), &keys::bob()).await.unwrap();
-    let device = keys::carol();
-    let sign = |client: &Client, name: &str| {
-        let exporter = client.connection.exporter().unwrap();
-        let statement = enrolment_statement(exporter, &client.id, &[CAROL; 16], name, public(&device));
-        device.sign(&statement).unwrap()
-    };
-    let request = |name: &'static str, signature: Vec<u8>| {
-        let (modulus, signature) = (keys::carol().modulus().to_vec().leak(), signature.leak());
-        Message::Enrol { request: 5, id: [CAROL; 16], name, modulus, signature }
-    };
-    let signature = sign(&alice, "sensor");
-    assert_eq!(alice.refusal(&request("sensor2", signature.clone())).await, Reason::Unauthorised, "another name");
-    assert_eq!(bob.refusal(&request("sensor", signature.clone())).await, Reason::Unauthorised, "another connection");
-    let taken = sign(&alice, "bob");
-    assert_eq!(alice.refusal(&request("bob", taken)).await, Reason::NameInUse);
-    let bad = sign(&alice, "a b");
-    assert_eq!(alice.refusal(&request("a b", bad)).await, Reason::Malformed);
-    alice.done(&request("sensor", signature)).await;
-    let mut sensor = node.connect(CAROL, &device).await.expect("the device has its key");
-
-    let revoke = |subject| Message::Revoke { request: 6, subject };
-    assert_eq!(bob.refusal(&revoke(Subject::Name("sensor"))).await, Reason::Forbidden);
-    assert_eq!(bob.refusal(&revoke(Subject::Name("nobody"))).await, Reason::Unknown);
-    alice.done(&revoke(Subject::Name("sensor"))).await;
-    assert_eq!(sensor.hear().await, Heard::Closed(Some(Reason::Unauthorised)));
-    assert_eq!(rejected(node.connect(CAROL, &device).await), refused(Reason::Unauthorised));
-    assert_eq!(alice.refusal(&by_name("sensor")).await, Reason::Unknown);
-
-    alice.done(&revoke(Subject::Id([ALICE; 16]))).await;
-    assert_eq!(alice.hear().await, Heard::Closed(Some(Reason::Unauthorised)));
-    bob.sync().await;
-    node.stop().await;
-}
-
-#[tokio::test]
-async fn a_closed_server_enrols_no_devices() {
-    let node = Node::start(Config { enrol: Policy::Closed, ..open() }).await;
-    let enrolment = ossicle::store::Enrolment {
-        id: [ALICE; 16],
-        name: ossicle::name::Name::parse("alice").unwrap(),
-        modulus: keys::alice().modulus().to_vec(),
-        token_id: None,
-        enrolled_by: None,
-        record_limit: RECORD_LIMIT,
-        now: 1,
-    };
-    node.store.enrol(enrolment).await.unwrap();
-    let mut alice = node.connect(ALICE, &keys::alice()).await.expect("enrolled");
-    let modulus = keys::bob().modulus().to_vec();
-    let request = Message::Enrol { request: 5, id: [BOB; 16], name: "bob", modulus: &modulus, signature: &[0; 256] };
-    assert_eq!(alice.refusal(&request).await, Reason::Forbidden);
-    // The same key, id and name as before is let in: it only missed an answer.
-    Client::connect(&node, &enroll(ALICE, "alice", &keys::alice(), None), &keys::alice()).await.expect("a repeat");
     node.stop().await;
 }
 

@@ -60,6 +60,8 @@ pub struct Config {
     pub channel_age: Duration,
     /// Connections that may be in their handshake at a time.
     pub unauthenticated: usize,
+    /// Devices of unfinished batches that are held for all enrollers together, each less than 1 KiB.
+    pub held_devices: usize,
     /// How much may wait for a client.
     pub mailbox: MailboxLimits,
     /// How fast a client or a source may be.
@@ -69,8 +71,6 @@ pub struct Config {
 /// The longest time between two full handshakes of a client.
 pub const MAX_CHANNEL_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// What channels were issued is written so often.
-/// Entries of unfinished batches that all clients together may have here: less than 16 MiB.
-const MAX_HELD_ENTRIES: usize = 16_384;
 const WRITE_CHANNELS: Duration = Duration::from_secs(1);
 
 impl Default for Config {
@@ -85,6 +85,7 @@ impl Default for Config {
             key_age: Duration::from_secs(60 * 60),
             channel_age: MAX_CHANNEL_AGE,
             unauthenticated: 8192,
+            held_devices: 16_384,
             mailbox: MailboxLimits::default(),
             rates: Rates::default(),
         }
@@ -101,8 +102,8 @@ pub struct Server {
     pub(crate) limits: Limits,
     pub(crate) channels: Channels,
     pub(crate) budget: Arc<Budget>,
-    /// Room for the entries of batches that are not complete.
-    pub(crate) held_entries: Arc<Semaphore>,
+    /// Room for the devices of unfinished batches.
+    pub(crate) held_devices: Arc<Semaphore>,
     connections: AtomicU64,
     revocations: AtomicU64,
     stopping: watch::Sender<bool>,
@@ -120,13 +121,13 @@ impl Server {
         Arc::new(Self {
             channels: Channels::new(channel_key),
             limits: Limits::new(&config.rates),
+            held_devices: Arc::new(Semaphore::new(config.held_devices)),
             config,
             store,
             identity,
             pool,
             router: Router::default(),
             budget: Arc::default(),
-            held_entries: Arc::new(Semaphore::new(MAX_HELD_ENTRIES)),
             connections: AtomicU64::new(0),
             revocations: AtomicU64::new(0),
             stopping: watch::Sender::new(false),

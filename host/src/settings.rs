@@ -273,6 +273,8 @@ impl<'l> Layers<'l> {
             key_age: self.take(&KEY_AGE, usual.key_age),
             channel_age: self.take(&CHANNEL_AGE, usual.channel_age),
             unauthenticated: self.take(&MAX_HANDSHAKES, usual.unauthenticated),
+            // No operator has a reason to choose.
+            held_devices: usual.held_devices,
             mailbox: MailboxLimits {
                 messages: self.take(&MAILBOX_MESSAGES, usual.mailbox.messages),
                 bytes: self.take(&MAILBOX_BYTES, usual.mailbox.bytes),

@@ -103,7 +103,7 @@ impl Batch {
             // A batch that was begun is not lost to haste: nothing is read from this client meanwhile.
             sleep(Duration::from_millis(refusal.retry_after.unwrap_or_default().into())).await;
         }
-        let room = Arc::clone(&server.held_entries).try_acquire_owned().map_err(|_| FULL)?;
+        let room = Arc::clone(&server.held_devices).try_acquire_owned().map_err(|_| FULL)?;
         match &mut self.room {
             Some(rooms) => rooms.merge(room),
             None => self.room = Some(room),

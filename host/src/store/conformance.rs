@@ -24,6 +24,8 @@ macro_rules! conformance {
             tokens_admit_what_they_say
             a_refusal_tells_nothing_to_who_may_not_enrol
             a_token_of_a_refused_enrolment_is_not_used
+            a_batch_is_entered_as_a_whole_or_not_at_all
+            batches_that_share_a_name_are_not_mixed
             a_token_of_one_use_admits_one_of_many_at_once
             one_name_goes_to_one_of_many_at_once
             tokens_are_kept_whole
@@ -279,6 +281,65 @@ pub(crate) async fn a_token_of_a_refused_enrolment_is_not_used(backend: &impl Ba
     }
     assert_eq!(store.enrol(with_token(3, "carol", 1)).await, Ok(Enrolled::New));
     assert_eq!(uses(&store, 1).await, Some(0));
+}
+
+pub(crate) async fn a_batch_is_entered_as_a_whole_or_not_at_all(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    let by_alice = |n, text| Enrolment { enrolled_by: Some(id(1)), ..enrolment(n, text) };
+    let batch = || vec![by_alice(10, "s-1"), by_alice(11, "s-2"), by_alice(12, "s-3")];
+    let spoiled = [
+        (0, Enrolment { name: name("BOB"), ..by_alice(10, "s-1") }, EnrolError::NameInUse),
+        (1, Enrolment { name: name("S-1"), ..by_alice(11, "s-2") }, EnrolError::NameInUse),
+        (2, Enrolment { id: id(10), ..by_alice(12, "s-3") }, EnrolError::IdInUse),
+        (2, Enrolment { modulus: modulus(11), ..by_alice(12, "s-3") }, EnrolError::KeyInUse),
+        (2, Enrolment { modulus: modulus(2), ..by_alice(12, "s-3") }, EnrolError::KeyInUse),
+        (1, Enrolment { enrolled_by: Some(id(99)), ..by_alice(11, "s-2") }, EnrolError::Enroller),
+        (2, with_token(12, "s-3", 9), EnrolError::Token(TokenRefusal::Unknown)),
+    ];
+    for (index, entry, error) in spoiled {
+        let mut batch = batch();
+        batch[index] = entry;
+        assert_eq!(store.enrol_all(batch).await, Err(RefusedEntry { index, error }));
+        assert_eq!(store.clients(None, 10).await.unwrap().len(), 2);
+    }
+    assert_eq!(store.enrol_all(batch()).await, Ok(vec![Enrolled::New; 3]));
+    assert_eq!(store.enrol_all(batch()).await, Ok(vec![Enrolled::Repeat; 3]), "its answer was lost");
+    assert_eq!(store.enrol_all(vec![]).await, Ok(vec![]));
+    drop(store);
+    let store = backend.open().await;
+    assert_eq!(store.clients(None, 10).await.unwrap().len(), 5);
+    assert_eq!(store.client_by_name(&name("s-2")).await.unwrap().unwrap().enrolled_by, Some(id(1)));
+    // Whoever was revoked meanwhile enrols nobody.
+    store.revoke(&id(1), NOW).await.unwrap();
+    let late = store.enrol_all(vec![by_alice(20, "t-1"), by_alice(21, "t-2")]).await;
+    assert_eq!(late, Err(RefusedEntry { index: 0, error: EnrolError::Enroller }));
+}
+
+pub(crate) async fn batches_that_share_a_name_are_not_mixed(backend: &impl Backend) {
+    let store = backend.open().await;
+    let tasks: Vec<_> = (0..20)
+        .map(|n| {
+            let store = Arc::clone(&store);
+            let batch = vec![
+                enrolment(100 + n, &format!("own-{n}-a")),
+                enrolment(200 + n, "shared"),
+                enrolment(300 + n, &format!("own-{n}-b")),
+            ];
+            tokio::spawn(async move { store.enrol_all(batch).await })
+        })
+        .collect();
+    let mut entered = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(all) => {
+                assert_eq!(all, [Enrolled::New; 3]);
+                entered += 1;
+            }
+            other => assert_eq!(other, Err(RefusedEntry { index: 1, error: EnrolError::NameInUse })),
+        }
+    }
+    assert_eq!(entered, 1);
+    assert_eq!(store.clients(None, 100).await.unwrap().len(), 3);
 }
 
 pub(crate) async fn a_token_of_one_use_admits_one_of_many_at_once(backend: &impl Backend) {
