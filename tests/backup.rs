@@ -1,10 +1,22 @@
 //! Backups at work: an identity that is lost and comes back, a server that does, and what neither may bring with it.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+use core::future::Future;
+use core::time::Duration;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
 
-use ossicle_tests::cli::{Done, World};
+use ossicle::endpoint::{Access, Home, ServerUrl, initialise};
+use ossicle::name::Name;
+use ossicle_core::{
+    Bundle, BundleKeys, Conversation, EnvelopeHeader, Member, Message, Reason, Rung, Rungs, RustCrypto, SendingChain,
+    WRAP_LEN,
+};
+use ossicle_tests::cli::{Done, World, binary};
+use ossicle_tests::node::{Client, Node, Published, open, within};
+use ossicle_tests::{Rng, keys};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -129,4 +141,136 @@ fn a_restored_server_knows_its_clients_and_nothing_dangerous() {
     let (address, _) = world.url.rsplit_once('.').unwrap();
     let stale = format!("{address}.{former}");
     world.run("eve", &["init", "--name", "eve", "--rsa", "2048", &stale]).failed(1, "does not take this token");
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn shown(node: &Node, id: [u8; 16]) -> impl Future<Output = Bundle> {
+    let store = Arc::clone(&node.store);
+    async move { Bundle::decode(&store.bundle(&id).await.unwrap().unwrap().bundle).unwrap() }
+}
+
+/// A sender whose every word a server, or a thief, has kept.
+struct Recorded {
+    client: Client,
+    own: BundleKeys,
+    bundle: Bundle,
+    published: Published,
+}
+
+impl Recorded {
+    async fn new(node: &Node) -> Self {
+        let mut client = node.enrol(1, "alice", keys::alice()).await;
+        let member = Member { id: client.id, key: keys::alice().fingerprint() };
+        let own = BundleKeys::generate(1, &mut Rng::new(1)).unwrap();
+        let bundle = own.bundle(&member, 1, [0; 32]);
+        let published = Published::sign(&bundle, &keys::alice());
+        client.done(&Message::Publish { request: 1, bundle: published.signed() }).await;
+        Self { client, own, bundle, published }
+    }
+
+    /// The wrap of a chain of this epoch, and its first message.
+    fn say(&self, to: &Bundle, epoch: u8, text: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        let me = self.bundle.member();
+        let conversation = Conversation::direct(&me, &to.member(), 0);
+        let mut chain = SendingChain::start(&me, &conversation, epoch.into(), &mut Rng::new(10 + epoch)).unwrap();
+        let (mut wrap, mut envelope) = (vec![0; WRAP_LEN], vec![0; 128]);
+        let mut random = Rng::new(20 + epoch);
+        chain.wrap(&self.own, &self.bundle, &to.member(), to, &mut random, &mut wrap).unwrap();
+        let len = chain.seal::<RustCrypto>(true, 0, text, &mut envelope).unwrap().len;
+        envelope.truncate(len);
+        (wrap, envelope)
+    }
+
+    /// Hands both to the server, and returns what the recipient says to each: nothing is a rung.
+    async fn send(&mut self, to: [u8; 16], (wrap, envelope): &(Vec<u8>, Vec<u8>)) -> Vec<(Rung, Option<Reason>)> {
+        let invite = Message::Wrap { request: 2, to, wrap, bundle: self.published.signed() };
+        let mut told = Vec::new();
+        self.client.send(&invite).await;
+        loop {
+            let payload = self.client.message().await;
+            match Message::decode(&payload) {
+                Ok(Message::Done { .. }) => break,
+                // He may not listen yet.
+                Ok(Message::Refused { reason: Reason::Offline, .. }) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    self.client.send(&invite).await;
+                }
+                other => panic!("done, or not yet, and not {other:?}"),
+            }
+        }
+        let wanted = Rungs::NONE.with(Rung::Delivered);
+        self.client.send(&Message::Send { wanted, envelope }).await;
+        let n = EnvelopeHeader::decode(envelope).unwrap();
+        while told.last().is_none_or(|(rung, reason)| *rung == Rung::Refused && *reason == Some(Reason::Unreadable)) {
+            let receipt = self.client.told().await;
+            assert_eq!((receipt.chain, receipt.from), (n.chain_id, 0));
+            told.push((receipt.rung, receipt.reason));
+        }
+        told
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_recorded_opens_nothing_at_a_restored_identity() {
+    let node = Node::start(open()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let home = Home::new(directory.path().join("bob"));
+    let fingerprint = hex(&node.server.fingerprint());
+    let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
+    let id = initialise(&home, &Name::parse("bob").unwrap(), 2048, &url, false).await.unwrap().id;
+    let mut alice = Recorded::new(&node).await;
+    let former = shown(&node, id).await;
+    let heard = [(Rung::Delivered, None)];
+
+    // One command was obeyed before the backup, one since, and a third was never delivered.
+    let access = Access::open_reader(&home, "listen").await.unwrap();
+    let read = async |access: &Access| {
+        let waiting = within(access.waiting(0, 9)).await.unwrap();
+        for message in &waiting {
+            within(access.read(message)).await.unwrap();
+        }
+        waiting.into_iter().map(|waiting| waiting.message.body).collect::<Vec<_>>()
+    };
+    let before = alice.say(&former, 0, b"open the valve");
+    assert_eq!(alice.send(id, &before).await, heard);
+    assert_eq!(read(&access).await, [b"open the valve"]);
+    access.close().await;
+    let file = directory.path().join("bob.backup");
+    home.back_up(&file).unwrap();
+    let access = Access::open_reader(&home, "listen").await.unwrap();
+    let since = alice.say(&former, 1, b"and once more");
+    assert_eq!(alice.send(id, &since).await, heard);
+    assert_eq!(read(&access).await, [b"and once more"]);
+    access.close().await;
+    let kept_back = alice.say(&former, 2, b"and never again");
+
+    let mut restore = Command::new(binary());
+    restore.args(["restore", "--replace", "--home"]).args([home.directory(), &file]);
+    let restored = tokio::task::spawn_blocking(move || restore.output()).await.unwrap().unwrap();
+    assert!(restored.status.success(), "{restored:?}");
+
+    let access = Access::open_reader(&home, "listen").await.unwrap();
+    let refused = [(Rung::Refused, Some(Reason::Unreadable)), (Rung::Refused, Some(Reason::Rekey))];
+    for recorded in [&before, &since, &kept_back] {
+        assert_eq!(alice.send(id, recorded).await, refused);
+    }
+    assert_eq!(read(&access).await, [[0; 0]; 0], "nothing is obeyed a second time");
+    // Nor is it under the keys of another bundle: all of them are new, and so is what says which.
+    let present = shown(&node, id).await;
+    assert!(present.epoch > former.epoch && present.prekey_id > former.prekey_id);
+    assert!(present.exchange != former.exchange && present.prekey != former.prekey);
+    assert_ne!(present.verifying, former.verifying);
+    let anew = alice.say(&present, 3, b"close it");
+    assert_eq!(alice.send(id, &anew).await, heard);
+    assert_eq!(read(&access).await, [b"close it"]);
+    // And from here on the replays are too old as well.
+    for recorded in [&before, &since, &kept_back] {
+        assert_eq!(alice.send(id, recorded).await, refused);
+    }
+    assert_eq!(read(&access).await, [[0; 0]; 0]);
+    access.close().await;
+    node.stop().await;
 }
