@@ -30,6 +30,8 @@ const MAX_MANIFEST: u64 = 64 * 1024;
 /// Everything but a database is small.
 const MAX_SMALL: u64 = 1024 * 1024;
 const SUM_LEN: u64 = 32;
+/// What holds others off, in a home and in a server's data.
+const LOCK: &str = "lock";
 
 /// Whose backup it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -284,7 +286,8 @@ fn unpack(file: &Path, kind: Kind, folder: &Path) -> Result<(), BackupError> {
     source.seek(SeekFrom::Start(0)).map_err(&failed)?;
     let mut archive = tar::Archive::new(BufReader::new(&source).take(end));
     let damaged = |_: io::Error| BackupError::Damaged(name());
-    let mut entries = archive.entries().map_err(damaged)?;
+    // Raw: no entry may rename the next one, or be read into memory as a name.
+    let mut entries = archive.entries().map_err(damaged)?.raw(true);
     let manifest = match entries.next() {
         Some(entry) => {
             let mut text = Vec::new();
@@ -329,19 +332,41 @@ fn unpack(file: &Path, kind: Kind, folder: &Path) -> Result<(), BackupError> {
     if needed.iter().all(|part| found.contains(part)) { Ok(()) } else { Err(BackupError::Damaged(name())) }
 }
 
-/// Holds off every server of this data while it is replaced; nothing if there is none.
+/// Restores into `place` behind its lock. A place that is missing is made first, so that nobody else begins to use it
+/// meanwhile, and is gone again if nothing was restored.
+///
+/// # Errors
+/// [`BackupError`] if it cannot be made, and those of `lock` and `restore`.
+pub(crate) fn restore_behind<L, E: From<BackupError>>(
+    place: &Path,
+    lock: impl FnOnce() -> Result<L, E>,
+    restore: impl FnOnce() -> Result<Restored, E>,
+) -> Result<Restored, E> {
+    let parent = parent(place);
+    DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(io_error("make", parent))?;
+    let made = match DirBuilder::new().mode(0o700).create(place) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(io_error("write", place)(error).into()),
+    };
+    let _lock = lock()?;
+    let restored = restore();
+    if made && restored.is_err() {
+        let _ = fs::remove_file(place.join(LOCK)).and_then(|()| fs::remove_dir(place));
+    }
+    restored
+}
+
+/// Holds off every server of this data while it is replaced.
 ///
 /// # Errors
 /// [`BackupError::Busy`] while a server runs there.
-pub(crate) fn lock_server(data: &Path) -> Result<Option<File>, BackupError> {
-    let path = data.join("lock");
-    let file = match OpenOptions::new().write(true).open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error("open", &path)(error)),
-    };
+pub(crate) fn lock_server(data: &Path) -> Result<File, BackupError> {
+    let path = data.join(LOCK);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.map_err(io_error("open", &path))?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => {
             Err(BackupError::Busy(format!("a server runs on {}: stop it first", data.display())))
         }
@@ -363,6 +388,7 @@ pub(crate) struct Restored {
 /// # Errors
 /// [`BackupError`]; nothing has changed then.
 pub(crate) fn restore_home(file: &Path, home: &Path, replace: bool) -> Result<Restored, BackupError> {
+    let home = &real(home)?;
     let folder = prepare(home, replace)?;
     unpack(file, Kind::Home, folder.path())?;
     let damaged = || BackupError::Damaged(file.display().to_string());
@@ -395,6 +421,7 @@ pub(crate) fn restore_home(file: &Path, home: &Path, replace: bool) -> Result<Re
 /// # Errors
 /// [`BackupError`]; nothing has changed then.
 pub(crate) fn restore_server(file: &Path, data: &Path, replace: bool) -> Result<Restored, BackupError> {
+    let data = &real(data)?;
     let folder = prepare(data, replace)?;
     unpack(file, Kind::Server, folder.path())?;
     let damaged = || BackupError::Damaged(file.display().to_string());
@@ -413,12 +440,21 @@ pub(crate) fn restore_server(file: &Path, data: &Path, replace: bool) -> Result<
     Ok(Restored { former, revoked })
 }
 
+/// The place itself: what is kept beside `DIR/` or a link would else be in it, or on another disk.
+fn real(place: &Path) -> Result<PathBuf, BackupError> {
+    match fs::canonicalize(place) {
+        Ok(place) => Ok(place),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(place.components().collect()),
+        Err(error) => Err(io_error("read", place)(error)),
+    }
+}
+
 /// A directory beside the one to restore to, which may be replaced if it is empty or the caller says so.
 fn prepare(place: &Path, replace: bool) -> Result<tempfile::TempDir, BackupError> {
     match fs::read_dir(place) {
         Ok(mut entries) => {
             // A lock is all that its holder may have made there.
-            let holds = entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lock"));
+            let holds = entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != LOCK));
             if holds && !replace {
                 return Err(BackupError::InTheWay(place.display().to_string()));
             }
@@ -452,7 +488,7 @@ fn swap(folder: tempfile::TempDir, place: &Path) -> Result<Option<PathBuf>, Back
     // From here on the restored one is in its place, whatever becomes of the other.
     let _ = sync();
     let only_lock = fs::read_dir(&new)
-        .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lock")));
+        .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOCK)));
     if only_lock && fs::remove_dir_all(&new).is_ok() {
         return Ok(None);
     }

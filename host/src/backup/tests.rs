@@ -62,6 +62,58 @@ fn nothing_is_overwritten_unasked() {
 }
 
 #[test]
+fn what_was_there_is_kept_beside_it_however_the_place_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = server(folder.path());
+    let data = folder.path().join("data");
+    let linked = folder.path().join("linked");
+    std::os::unix::fs::symlink(&data, &linked).unwrap();
+    for place in [folder.path().join("data/"), folder.path().join("data/."), folder.path().join("./data"), linked] {
+        fs::write(data.join("channel.key"), [7; 32]).unwrap();
+        let former = restore_server(&file, &place, true).unwrap().former.unwrap();
+        assert!(former.join("channel.key").exists(), "{}", place.display());
+        assert_eq!(former.parent(), fs::canonicalize(&data).unwrap().parent(), "{}", place.display());
+        assert_eq!(names(&data), ["ossicle.toml", "server.key", "store.db"], "{}", place.display());
+        fs::remove_dir_all(former).unwrap();
+    }
+    assert_eq!(names(folder.path()), ["backup", "data", "linked"]);
+    assert!(restore_server(&file, &folder.path().join("new/"), false).unwrap().former.is_none());
+}
+
+#[test]
+fn nobody_begins_to_use_a_place_that_is_being_restored() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = server(folder.path());
+    let place = folder.path().join("not/there");
+    let lock = || lock_server(&place);
+    let busy = || matches!(lock_server(&place), Err(BackupError::Busy(_)));
+    let no_server = || crate::store::SqliteStore::open(&place).is_err();
+    let failed = restore_behind(&place, lock, || {
+        assert!(busy() && no_server());
+        restore_server(&folder.path().join("none"), &place, false)
+    });
+    assert!(matches!(failed, Err(BackupError::Io { .. })));
+    assert!(!place.exists());
+    let restored = restore_behind(&place, lock, || {
+        assert!(busy() && no_server());
+        let restored = restore_server(&file, &place, false);
+        assert!(!busy(), "the restored one is for whoever comes first");
+        restored
+    });
+    assert_eq!(restored.unwrap(), Restored::default());
+    assert_eq!(names(&folder.path().join("not")), ["there"]);
+    // What somebody has made meanwhile is his.
+    let theirs = folder.path().join("theirs");
+    fs::create_dir(&theirs).unwrap();
+    let failed = restore_behind(
+        &theirs,
+        || lock_server(&theirs),
+        || restore_server(&folder.path().join("none"), &theirs, false),
+    );
+    assert!(failed.is_err() && theirs.exists());
+}
+
+#[test]
 fn every_cut_and_every_flipped_byte_is_noticed_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let file = server(folder.path());
@@ -138,6 +190,24 @@ fn what_somebody_else_wrote_goes_nowhere() {
         assert!(matches!(error, BackupError::Damaged(_)), "{case}: {error}");
         assert_eq!(names(folder.path()), ["bad"], "{case}");
     }
+    // A part under another name, by an entry that says so of the next one.
+    let store = fs::read({
+        let data = folder.path().join("data");
+        drop(crate::store::SqliteStore::open(&data).unwrap());
+        data.join("store.db")
+    });
+    fs::remove_dir_all(folder.path().join("data")).unwrap();
+    let store = store.unwrap();
+    let renamed = ("x", regular, &store[..]);
+    forged(
+        &bad,
+        &manifest(1, "server"),
+        &[good, ("././@LongLink", tar::EntryType::GNULongName, b"store.db\0"), renamed],
+    );
+    assert!(matches!(restore_server(&bad, &place, false), Err(BackupError::Damaged(_))));
+    forged(&bad, &manifest(1, "server"), &[good, ("store.db", regular, &store)]);
+    restore_server(&bad, &place, false).unwrap();
+    fs::remove_dir_all(&place).unwrap();
     forged(&bad, &manifest(1, "home"), &[good]);
     assert!(matches!(restore_server(&bad, &place, false), Err(BackupError::Kind { kind: Kind::Home, .. })));
     forged(&bad, &manifest(2, "server"), &[good]);

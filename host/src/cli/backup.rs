@@ -89,8 +89,8 @@ impl Restore {
         let restored = if let Some(data) = self.data {
             let restored = finished(
                 tokio::task::spawn_blocking(move || {
-                    let _lock = backup::lock_server(&data)?;
-                    backup::restore_server(&file, &data, replace)
+                    let restore = || backup::restore_server(&file, &data, replace);
+                    backup::restore_behind(&data, || backup::lock_server(&data), restore)
                 })
                 .await,
             )??;

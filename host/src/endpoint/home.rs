@@ -181,8 +181,8 @@ impl Home {
     /// # Errors
     /// [`Failure`]; nothing has changed then.
     pub(crate) fn restore(&self, file: &Path, replace: bool) -> Result<Restored, Failure> {
-        let _lock = if self.directory.exists() { Some(self.lock_alone("restore")?) } else { None };
-        Ok(backup::restore_home(file, &self.directory, replace)?)
+        let restore = || Ok(backup::restore_home(file, &self.directory, replace)?);
+        backup::restore_behind(&self.directory, || self.lock_alone("restore"), restore)
     }
 
     fn lock_alone(&self, command: &str) -> Result<HomeLock, Failure> {
