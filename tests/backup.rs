@@ -8,14 +8,17 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use ossicle::endpoint::{Access, Home, ServerUrl, initialise};
+use ossicle::crypto::IdentityKey;
+use ossicle::endpoint::{Access, Home, Reply, Request, ServerUrl, initialise};
 use ossicle::name::Name;
+use ossicle::store::home::{HomeStore, Profile};
 use ossicle_core::{
     Bundle, BundleKeys, Conversation, EnvelopeHeader, Member, Message, Reason, Rung, Rungs, RustCrypto, SendingChain,
     WRAP_LEN,
 };
 use ossicle_tests::cli::{Done, World, binary};
 use ossicle_tests::node::{Client, Node, Published, open, within};
+use ossicle_tests::script::Script;
 use ossicle_tests::{Rng, keys};
 
 fn text(path: &Path) -> &str {
@@ -273,4 +276,39 @@ async fn what_was_recorded_opens_nothing_at_a_restored_identity() {
     assert_eq!(read(&access).await, [[0; 0]; 0]);
     access.close().await;
     node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_identity_does_not_wait_for_ever_for_what_the_directory_knows() {
+    let node = Node::start(open()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let home = Home::new(directory.path().join("bob"));
+    let fingerprint = hex(&node.server.fingerprint());
+    let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
+    initialise(&home, &Name::parse("bob").unwrap(), 2048, &url, false).await.unwrap();
+    node.stop().await;
+
+    // A server with the same key, which lets him in and has no more to say.
+    let mut script = Script::new(keys::server());
+    let mut store = HomeStore::open(&home.directory().join("home.db")).unwrap();
+    let profile = store.profile().unwrap().unwrap();
+    store.put_profile(&Profile { port: script.address().port(), ..profile }).unwrap();
+    store.restored().unwrap();
+    let key = IdentityKey::load(&home.directory().join("identity.pem")).unwrap();
+    let (asked, is_asked) = tokio::sync::oneshot::channel();
+    let server = tokio::task::spawn_blocking(move || {
+        let mut client = script.accept(&key);
+        let said = client.receive();
+        assert!(matches!(Message::decode(&said), Ok(Message::Lookup(_))), "nothing is said before the directory was");
+        asked.send(()).unwrap();
+        assert!(client.is_ended());
+    });
+    let access = Access::open(&home, "who").await.unwrap();
+    let mut status = access.request(Request::Status);
+    within(is_asked).await.unwrap();
+    // Who asks what this home knows by itself is answered, and who wants it to end is obeyed.
+    assert!(matches!(within(status.next()).await, Reply::Status(_)));
+    within(access.close()).await;
+    within(server).await.unwrap();
+    assert!(store.keys().unwrap().unwrap().restored, "the next connection asks again");
 }

@@ -687,34 +687,20 @@ impl Agent {
     /// After a restore: new keys, one epoch behind the newest bundle that the directory holds and this identity signed
     /// (PROTOCOL 8.4). Nothing is sent to anybody before.
     async fn renew(&mut self, link: &mut Link) -> Result<(), Ended> {
-        const REQUEST: u16 = 1;
-        let subject = Subject::Id(self.me.id);
-        link.send(&Message::Lookup(Lookup { request: REQUEST, key: false, bundle: true, subject }))?;
-        let newest = 'answer: loop {
-            while let Some(incoming) = link.next()? {
-                let Incoming::Message(payload) = incoming else {
-                    return Err(LinkError::Broken("the server closed the connection".into()).into());
-                };
-                match Message::decode(&payload) {
-                    Ok(Message::Status { request }) => link.send(&Message::StatusResponse { request })?,
-                    Ok(Message::LookupResponse { request: REQUEST, entry }) => {
-                        let Some(signed) = entry.bundle else { break 'answer None };
-                        let bundle = Bundle::decode(signed.bundle).ok();
-                        let own = bundle.filter(|bundle| {
-                            bundle.member() == self.me
-                                && verify(self.key.modulus(), &bundle.statement(), signed.signature)
-                        });
-                        let forged = "the server's directory shows keys of this identity that it never signed: nothing \
-                                      was sent; ask its operator";
-                        break 'answer Some(own.ok_or_else(|| Failure::refused(forged))?);
-                    }
-                    Ok(Message::Refused { request: REQUEST, reason, .. }) => {
-                        return Err(LinkError::Broken(format!("the directory refused an answer ({reason})")).into());
-                    }
-                    _ => {}
+        let newest = {
+            let asking = newest_bundle(link, self.me, Arc::clone(&self.key));
+            let late = sleep_until(Instant::now() + SILENCE);
+            tokio::pin!(asking, late);
+            loop {
+                tokio::select! {
+                    newest = &mut asking => break newest?,
+                    command = self.commands.recv() => self.command(command, None)?,
+                    () = &mut late => return Err(LinkError::Broken("the server is silent".into()).into()),
+                }
+                if self.stopping.is_some() {
+                    return Err(Ended::Stopped);
                 }
             }
-            link.io().await?;
         };
         let last = newest.filter(|newest| newest.epoch >= self.own.bundle.epoch).unwrap_or(self.own.bundle);
         let sick = |_| Failure::refused("no new keys can be made: is there randomness on this system?");
@@ -1245,6 +1231,38 @@ impl Agent {
             _ => drop(replies.send(Reply::Who(lines))),
         }
         Ok(())
+    }
+}
+
+/// The bundle of this client that the directory holds, if there is one.
+async fn newest_bundle(link: &mut Link, me: Member, key: Arc<IdentityKey>) -> Result<Option<Bundle>, Ended> {
+    const REQUEST: u16 = 1;
+    let subject = Subject::Id(me.id);
+    link.send(&Message::Lookup(Lookup { request: REQUEST, key: false, bundle: true, subject }))?;
+    loop {
+        while let Some(incoming) = link.next()? {
+            let Incoming::Message(payload) = incoming else {
+                return Err(LinkError::Broken("the server closed the connection".into()).into());
+            };
+            match Message::decode(&payload) {
+                Ok(Message::Status { request }) => link.send(&Message::StatusResponse { request })?,
+                Ok(Message::LookupResponse { request: REQUEST, entry }) => {
+                    let Some(signed) = entry.bundle else { return Ok(None) };
+                    let bundle = Bundle::decode(signed.bundle).ok();
+                    let own = bundle.filter(|bundle| {
+                        bundle.member() == me && verify(key.modulus(), &bundle.statement(), signed.signature)
+                    });
+                    let forged = "the server's directory shows keys of this identity that it never signed: nothing \
+                                  was sent; ask its operator";
+                    return Ok(Some(own.ok_or_else(|| Failure::refused(forged))?));
+                }
+                Ok(Message::Refused { request: REQUEST, reason, .. }) => {
+                    return Err(LinkError::Broken(format!("the directory refused an answer ({reason})")).into());
+                }
+                _ => {}
+            }
+        }
+        link.io().await?;
     }
 }
 
