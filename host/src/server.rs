@@ -147,10 +147,11 @@ impl Server {
         let revoked = self.store.revoke(client, now()).await?;
         // Whoever is entering on what the store said before sees this number change, or is seated and evicted here.
         self.revocations.fetch_add(1, Ordering::SeqCst);
-        self.channels.end(&*self.store, client).await?;
+        // At once, and whatever becomes of the channels: nobody revoked resumes one.
         if self.router.evict(client, Reason::Unauthorised) {
             info!(client = %uuid::Uuid::from_bytes(*client), "revoked while connected");
         }
+        self.channels.end(&*self.store, client).await?;
         Ok(revoked)
     }
 
@@ -180,7 +181,6 @@ impl Server {
         self.store.rotate(key).await?;
         // As for a revocation.
         self.revocations.fetch_add(1, Ordering::SeqCst);
-        self.channels.end(&*self.store, &client).await?;
         if let Some(mailbox) = self.router.mailbox(&client)
             && mailbox.connection() == asker.connection()
         {
@@ -188,6 +188,7 @@ impl Server {
         } else {
             self.router.evict(&client, Reason::Unauthorised);
         }
+        self.channels.end(&*self.store, &client).await?;
         Ok(())
     }
 
