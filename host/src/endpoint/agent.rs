@@ -357,8 +357,8 @@ impl Agent {
             // The server may have taken the new key meanwhile: that is the next to be tried.
             LinkError::Refused { reason: Reason::Unauthorised, .. } if self.successor.is_some() => return None,
             LinkError::Refused { reason: Reason::Unauthorised, .. } => format!(
-                "the server at {server} does not let {} in: the identity is unknown there or was revoked; \
-                 ask its operator",
+                "the server at {server} does not let {} in: the identity is unknown there, was revoked, or has \
+                 another key since (this home was restored, say); ask its operator",
                 self.profile.name
             ),
             LinkError::Refused { reason: Reason::TakenOver, .. } => format!(
