@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{HomeArg, harmless, print, say};
+use super::{HomeArg, about, harmless, print, say};
 use crate::backup::{self, BackupError};
 use crate::endpoint::Failure;
 
@@ -108,7 +108,7 @@ impl Restore {
         if !restored.revoked.is_empty() {
             say("revoked since the backup, and admitted again now; revoke them anew:");
             for name in restored.revoked {
-                say(&format!("  ossicle revoke {} --data DIR", harmless(&name)));
+                say(&format!("  {}", about("ossicle revoke", &harmless(&name), " --data DIR")));
             }
         }
         Ok(())

@@ -288,7 +288,7 @@ fn key_changed_but(name: &str, remedy: &str) -> String {
 
 /// What is said of a peer whose new key the former one signed.
 fn key_followed(name: &str) -> String {
-    key_followed_but(name, &format!("`ossicle verify {name}`"))
+    key_followed_but(name, &format!("`{}`", about("ossicle verify", name, "")))
 }
 
 /// As [`key_followed`], with what shows the number.
@@ -300,10 +300,21 @@ fn key_followed_but(name: &str, verify: &str) -> String {
 }
 
 fn accept(name: &str) -> String {
+    let (verify, accept) = (about("ossicle verify", name, ""), about("ossicle verify", name, " --accept"));
     format!(
-        "ask {name} by another way what happened, compare the safety number of `ossicle verify {name}`, and if it is \
-         right run `ossicle verify {name} --accept`"
+        "ask {name} by another way what happened, compare the safety number of `{verify}`, and if it is right run \
+         `{accept}`"
     )
+}
+
+/// A command about somebody, to be copied into a shell: whoever chose the name must not choose the command.
+fn about(command: &str, name: &str, options: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '+' | ',' | ':' | '%');
+    let word = match name.chars().all(is_plain) {
+        true => name.to_owned(),
+        false => format!("'{}'", name.replace('\'', "'\\''")),
+    };
+    if name.starts_with('-') { format!("{command}{options} -- {word}") } else { format!("{command} {word}{options}") }
 }
 
 /// A line on standard error. Nobody is left to tell where that fails.
@@ -386,6 +397,30 @@ mod tests {
         let line = json(&"a\u{1b}\u{7f}\u{9b}\u{e0041}\n").unwrap();
         assert_eq!(line, "\"a\\u001b\\u007f\\u009b\\udb40\\udc41\\n\"");
         assert_eq!(serde_json::from_str::<String>(&line).unwrap(), "a\u{1b}\u{7f}\u{9b}\u{e0041}\n");
+    }
+
+    #[test]
+    fn names_in_commands_are_words_for_a_shell() {
+        for (name, word) in [
+            ("alice", "verify alice --accept"),
+            ("Zoë.2_b-c", "verify Zoë.2_b-c --accept"),
+            ("$(id)", "verify '$(id)' --accept"),
+            ("`id`;x", "verify '`id`;x' --accept"),
+            ("it's", "verify 'it'\\''s' --accept"),
+            ("~", "verify '~' --accept"),
+            ("--json", "verify --accept -- --json"),
+            ("-$x", "verify --accept -- '-$x'"),
+        ] {
+            assert_eq!(about("verify", name, " --accept"), word);
+        }
+        // As a shell reads it.
+        for name in ["$(id)", "`id`", "a\\'b\"", "*", "!!", "#x", "\u{e9}", ">x", "a|b", "--json"] {
+            let script = about("printf %s", name, "").replace("%s --", "%s");
+            let read = std::process::Command::new("sh").args(["-c", &format!("set -f; {script}")]).output().unwrap();
+            assert_eq!(String::from_utf8(read.stdout).unwrap(), name, "{script}");
+        }
+        assert!(key_changed("$(id)").contains("`ossicle verify '$(id)' --accept`"));
+        assert!(key_followed("$(id)").contains("`ossicle verify '$(id)'`"));
     }
 
     #[test]

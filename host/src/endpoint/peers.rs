@@ -53,7 +53,7 @@ impl Alarm {
             Some(notices) => drop(notices.send(Notice::KeyFollowed { name: name.to_owned() })),
             None => tracing::warn!(
                 "{name} has a new identity key, which the former one signed: the safety number has changed, compare \
-                 it with `ossicle verify {name}`"
+                 it with `ossicle verify`"
             ),
         }
     }
