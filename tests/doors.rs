@@ -190,6 +190,23 @@ fn only_its_own_file_knows_a_board() {
 }
 
 #[test]
+fn the_cores_arithmetic_is_checked_in_release_builds_too() {
+    // And that of whoever compiles its generic parts, where that is ours.
+    for (workspace, package) in [
+        ("", "ossicle-core"),
+        ("", "ossicle"),
+        ("firmware-example", "ossicle-core"),
+        ("firmware-example", "firmware-example"),
+        ("firmware-embassy", "ossicle-core"),
+    ] {
+        let manifest = std::fs::read_to_string(root().join(workspace).join("Cargo.toml")).unwrap();
+        let profile = manifest.split(&format!("[profile.release.package.{package}]\n")).nth(1).unwrap_or_default();
+        let profile = profile.split("\n[").next().unwrap_or_default();
+        assert!(profile.lines().any(|line| line == "overflow-checks = true"), "{package} in {workspace:?}");
+    }
+}
+
+#[test]
 fn nothing_in_core_or_host_is_unsafe_and_the_public_api_names_no_inner_crate() {
     for (path, code) in sources("core/src").into_iter().chain(sources("host/src")) {
         assert!(!code.contains("unsafe {") && !code.contains("unsafe fn"), "{path} holds unsafe code");
