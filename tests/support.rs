@@ -16,6 +16,8 @@ pub mod node;
 
 #[path = "qemu.rs"]
 pub mod qemu;
+#[path = "support/raw.rs"]
+pub mod raw;
 #[path = "support/script.rs"]
 pub mod script;
 #[path = "support/terminal.rs"]
