@@ -408,3 +408,33 @@ fn a_home_restored_from_an_old_copy_comes_back_without_harm() {
     world.run("bob", &["who"]).ok();
     assert_eq!(full(), 5, "bob's channel was never offered");
 }
+
+#[test]
+fn a_home_makes_a_full_handshake_a_week_after_the_last_whatever_a_server_would_resume() {
+    let world = World::new();
+    world.init("alice");
+    let kept = world.path("alice").join("channel");
+    let full = || world.server_log().iter().filter(|line| line.contains("resumed=false")).count();
+    let since = || {
+        let bytes = fs::read(&kept).unwrap();
+        u64::from_be_bytes(bytes[bytes.len() - 8..].try_into().unwrap())
+    };
+    let age = |seconds: u64| {
+        let mut bytes = fs::read(&kept).unwrap();
+        let at = bytes.len() - 8;
+        bytes[at..].copy_from_slice(&(since() - seconds).to_be_bytes());
+        fs::write(&kept, bytes).unwrap();
+    };
+    let begun = since();
+    world.run("alice", &["who"]).ok();
+    assert_eq!((full(), since()), (1, begun), "resumed, and no younger for it");
+    age(6 * 24 * 3600);
+    world.run("alice", &["who"]).ok();
+    assert_eq!((full(), since()), (1, begun - 6 * 24 * 3600));
+    age(24 * 3600 + 1);
+    world.run("alice", &["who"]).ok();
+    assert_eq!(full(), 2, "the server would have resumed it: it counts from another day");
+    assert!(since() >= begun);
+    world.run("alice", &["who"]).ok();
+    assert_eq!(full(), 2);
+}

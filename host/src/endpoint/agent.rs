@@ -593,7 +593,7 @@ impl Agent {
     async fn dial(&mut self, target: &Target, key: Arc<IdentityKey>, key_epoch: u32) -> Result<Link, Ended> {
         let credentials = Credentials::Key { id: self.profile.id, key_epoch, fingerprint: key.fingerprint() };
         // A channel is bound to the key that it came from.
-        let offer = self.kept.offer().filter(|channel| channel.client_key == key.fingerprint());
+        let offer = self.kept.offer(now()).filter(|channel| channel.client_key == key.fingerprint());
         let offered = offer.is_some();
         let connecting = Link::connect(target, &credentials, &key, offer);
         tokio::pin!(connecting);
@@ -624,11 +624,13 @@ impl Agent {
                 return Err(error);
             }
         };
-        match link.take_channel() {
-            Some(channel) => self.kept.keep(&channel),
+        // A resumption leads no further away from the last signature.
+        let since = if link.is_resumed() { self.kept.since() } else { Some(now()) };
+        match (link.take_channel(), since) {
+            (Some(channel), Some(since)) => self.kept.keep(&channel, since),
             // The one that was used is still good, and no other is after a full handshake.
-            None if link.is_resumed() => {}
-            None => drop(self.kept.forget()),
+            (None, _) if link.is_resumed() => {}
+            _ => drop(self.kept.forget()),
         }
         tracing::debug!(resumed = link.is_resumed(), "connected");
         Ok(link)

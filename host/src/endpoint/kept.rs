@@ -1,7 +1,9 @@
 //! The channel that a home keeps: with it the next connection, of this process or another, needs no RSA.
 //!
 //! A file of its own, mode 0600, in no backup and never synced: a lost or damaged one costs one full handshake. Whoever
-//! reads it is this client to the server until the channel expires, as with the identity key beside it.
+//! reads it is this client to the server until the channel expires, as with the identity key beside it; and could pose as
+//! the server to this client, which would never know from what such a server says. So the file says when RSA was last
+//! used, and seven days later the channel is offered to nobody.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -13,9 +15,11 @@ use zeroize::Zeroizing;
 
 /// The name of the file in a home.
 pub(super) const FILE: &str = "channel";
-const VERSION: u8 = 1;
-/// version, broken, id, secret, client, client's key, key epoch, server, server's key
-const LEN: usize = 1 + 1 + 16 + 32 + 16 + 32 + 4 + 16 + 32;
+const VERSION: u8 = 2;
+/// version, broken, id, secret, client, client's key, key epoch, server, server's key, time of the last full handshake
+const LEN: usize = 1 + 1 + 16 + 32 + 16 + 32 + 4 + 16 + 32 + 8;
+/// Seconds from one full handshake to the next.
+const MAX_AGE: u64 = 7 * 24 * 3600;
 /// Resumptions in a row that may break before a full handshake is made.
 const BROKEN: u8 = 2;
 
@@ -27,6 +31,8 @@ pub(super) struct Kept {
 struct Stored {
     channel: Channel,
     broken: u8,
+    /// Seconds since 1970.
+    since: u64,
 }
 
 impl Kept {
@@ -34,9 +40,16 @@ impl Kept {
         Self { path: directory.join(FILE) }
     }
 
-    /// The channel to offer now, if there is one that has not broken twice.
-    pub(super) fn offer(&self) -> Option<Channel> {
-        self.read().filter(|stored| stored.broken < BROKEN).map(|stored| stored.channel)
+    /// The channel to offer now, if there is one that has not broken twice and whose last full handshake was at most seven
+    /// days ago. A clock that has gone back knows nothing of that.
+    pub(super) fn offer(&self, now: u64) -> Option<Channel> {
+        let is_fresh = |since| now.checked_sub(since).is_some_and(|age| age <= MAX_AGE);
+        self.read().filter(|stored| stored.broken < BROKEN && is_fresh(stored.since)).map(|stored| stored.channel)
+    }
+
+    /// When the full handshake was from which the channel comes, over whatever resumptions, in seconds since 1970.
+    pub(super) fn since(&self) -> Option<u64> {
+        self.read().map(|stored| stored.since)
     }
 
     /// The channel, whether it is offered next or not.
@@ -44,9 +57,10 @@ impl Kept {
         self.read().map(|stored| stored.channel)
     }
 
-    /// Keeps a channel in the place of any other. That it cannot is not worth a failure.
-    pub(super) fn keep(&self, channel: &Channel) {
-        self.write(&Stored { channel: channel.clone(), broken: 0 });
+    /// Keeps a channel in the place of any other, with the time of its last full handshake. That it cannot is not worth a
+    /// failure.
+    pub(super) fn keep(&self, channel: &Channel, since: u64) {
+        self.write(&Stored { channel: channel.clone(), broken: 0, since });
     }
 
     /// A resumption broke before the server had answered. The channel stays: whoever breaks connections must not be able
@@ -78,6 +92,7 @@ impl Kept {
         let (client_key, rest) = rest.split_first_chunk()?;
         let (key_epoch, rest) = rest.split_first_chunk()?;
         let (server, rest) = rest.split_first_chunk()?;
+        let (server_key, rest) = rest.split_first_chunk()?;
         let channel = Channel {
             id: *id,
             secret: Secret::new(*secret),
@@ -85,9 +100,10 @@ impl Kept {
             client_key: *client_key,
             key_epoch: u32::from_be_bytes(*key_epoch),
             server: *server,
-            server_key: *rest.first_chunk()?,
+            server_key: *server_key,
         };
-        (*version == VERSION).then_some(Stored { channel, broken: *broken })
+        let since = u64::from_be_bytes(*rest.first_chunk()?);
+        (*version == VERSION).then_some(Stored { channel, broken: *broken, since })
     }
 
     fn write(&self, stored: &Stored) {
@@ -100,7 +116,7 @@ impl Kept {
 
     fn replace(&self, stored: &Stored) -> std::io::Result<()> {
         let channel = &stored.channel;
-        let parts: [&[u8]; 8] = [
+        let parts: [&[u8]; 9] = [
             &[VERSION, stored.broken],
             &channel.id,
             channel.secret.expose(),
@@ -109,6 +125,7 @@ impl Kept {
             &channel.key_epoch.to_be_bytes(),
             &channel.server,
             &channel.server_key,
+            &stored.since.to_be_bytes(),
         ];
         let mut bytes = Zeroizing::new(Vec::with_capacity(LEN));
         parts.iter().for_each(|part| bytes.extend_from_slice(part));
@@ -126,6 +143,8 @@ mod tests {
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
 
+    const NOW: u64 = 1_800_000_000;
+
     fn channel(n: u8) -> Channel {
         Channel {
             id: [n; 16],
@@ -142,17 +161,17 @@ mod tests {
     fn the_newest_channel_is_kept_for_its_owner_alone() {
         let directory = tempfile::tempdir().unwrap();
         let kept = Kept::new(directory.path());
-        assert!(kept.offer().is_none() && !kept.forget());
-        kept.keep(&channel(1));
-        kept.keep(&channel(9));
-        let read = kept.offer().unwrap();
+        assert!(kept.offer(NOW).is_none() && !kept.forget());
+        kept.keep(&channel(1), NOW);
+        kept.keep(&channel(9), NOW);
+        let read = kept.offer(NOW).unwrap();
         assert_eq!((read.id, read.client, read.key_epoch), ([9; 16], [11; 16], 9));
         assert_eq!((read.client_key, read.server, read.server_key), ([12; 32], [13; 16], [14; 32]));
         assert_eq!(read.secret.expose(), &[10; 32]);
         let path = directory.path().join(FILE);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
-        assert!(kept.offer().is_none(), "others could have read it");
+        assert!(kept.offer(NOW).is_none(), "others could have read it");
         assert!(kept.forget());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
@@ -161,28 +180,41 @@ mod tests {
     fn two_broken_resumptions_end_the_offers_and_not_the_channel() {
         let directory = tempfile::tempdir().unwrap();
         let kept = Kept::new(directory.path());
-        kept.keep(&channel(1));
+        kept.keep(&channel(1), NOW);
         kept.broke();
-        assert!(kept.offer().is_some());
+        assert!(kept.offer(NOW).is_some());
         kept.broke();
-        assert!(kept.offer().is_none() && kept.channel().is_some());
-        kept.keep(&channel(2));
-        assert!(kept.offer().is_some());
+        assert!(kept.offer(NOW).is_none() && kept.channel().is_some());
+        kept.keep(&channel(2), NOW);
+        assert!(kept.offer(NOW).is_some());
+    }
+
+    #[test]
+    fn a_channel_ends_seven_days_after_its_full_handshake_whatever_the_server_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = Kept::new(directory.path());
+        kept.keep(&channel(1), NOW);
+        kept.broke();
+        assert_eq!(kept.since(), Some(NOW));
+        assert!(kept.offer(NOW).is_some() && kept.offer(NOW + MAX_AGE).is_some());
+        assert!(kept.offer(NOW + MAX_AGE + 1).is_none() && kept.offer(u64::MAX).is_none());
+        assert!(kept.offer(NOW - 1).is_none(), "the clock was set back");
+        assert!(kept.channel().is_some());
     }
 
     #[test]
     fn a_damaged_file_is_no_channel() {
         let directory = tempfile::tempdir().unwrap();
         let kept = Kept::new(directory.path());
-        kept.keep(&channel(1));
+        kept.keep(&channel(1), NOW);
         let whole = fs::read(directory.path().join(FILE)).unwrap();
         for len in 0..whole.len() {
             fs::write(directory.path().join(FILE), &whole[..len]).unwrap();
-            assert!(kept.offer().is_none(), "{len} bytes");
+            assert!(kept.offer(NOW).is_none(), "{len} bytes");
         }
         fs::write(directory.path().join(FILE), [&whole[..], &[0]].concat()).unwrap();
-        assert!(kept.offer().is_none());
-        fs::write(directory.path().join(FILE), [&[2], &whole[1..]].concat()).unwrap();
-        assert!(kept.offer().is_none(), "another version");
+        assert!(kept.offer(NOW).is_none());
+        fs::write(directory.path().join(FILE), [&[1], &whole[1..]].concat()).unwrap();
+        assert!(kept.offer(NOW).is_none(), "another version");
     }
 }

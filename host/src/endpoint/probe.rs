@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use zeroize::Zeroize;
 
 use super::kept::{self, Kept};
+use super::now;
 use crate::crypto::{HostAead, IdentityKey, verify};
 use crate::store::home::Profile;
 
@@ -178,7 +179,7 @@ async fn talk(
 fn kept(Caller { profile, key, home }: Caller<'_>) -> Option<Channel> {
     // Looked at first: opening a pipe waits for its writer.
     home.join(kept::FILE).metadata().ok().filter(Metadata::is_file)?;
-    let channel = Kept::new(home).offer()?;
+    let channel = Kept::new(home).offer(now())?;
     let same =
         (channel.client, channel.key_epoch, channel.client_key) == (profile.id, profile.key_epoch, key.fingerprint());
     same.then_some(channel)

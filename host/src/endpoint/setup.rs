@@ -94,7 +94,7 @@ pub async fn initialise(
     publish(&mut store, &mut link, &profile, &key).await?;
     let server = fingerprint(&profile.server_key).map_err(|_| HomeStoreError::Damaged)?;
     if let Some(channel) = link.take_channel() {
-        home.kept().keep(&channel);
+        home.kept().keep(&channel, now());
     }
     link.close().await;
     Ok(Initialised { id, fingerprint: key.fingerprint(), server })
