@@ -498,7 +498,11 @@ impl<A: Aead> Connection<A> {
         if !expected.kinds.contains(&header.kind) {
             return Err(PeerError::UnexpectedMessage.into());
         }
-        if len < expected.min || len > expected.max {
+        let (min, max) = match header.kind {
+            RecordType::Refusal => (REFUSAL_RECORD_LEN, REFUSAL_RECORD_LEN),
+            _ => (expected.min, expected.max),
+        };
+        if len < min || len > max {
             return Err(Error::Decode);
         }
         if data.len() < len { Ok(Inspected::Need(len)) } else { Ok(Inspected::Ready(header)) }
@@ -536,7 +540,7 @@ impl<A: Aead> Connection<A> {
         match &mut self.state {
             State::Established(_) => self.open_established(header, record),
             State::ExpectSettings(state) if header.kind == RecordType::Refusal => {
-                if header.sequence != 1 || record.len() != REFUSAL_RECORD_LEN {
+                if header.sequence != 1 {
                     return out_of_order;
                 }
                 Err(state.refused(record))
