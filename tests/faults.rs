@@ -6,7 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ossicle::crypto::IdentityKey;
+use ossicle::endpoint::{Access, Home, Reply, Request, ServerUrl, initialise};
+use ossicle::name::Name;
+use ossicle::store::home::{HomeStore, Profile};
+use ossicle_core::{DirectoryList, Message, PeerStatus, Presence};
 use ossicle_tests::cli::{Piped, Running, World, binary};
+use ossicle_tests::keys;
+use ossicle_tests::node::{Node, open, within};
+use ossicle_tests::script::{Script, Scripted};
 
 #[test]
 fn an_interrupted_server_says_farewell_and_exits_with_130() {
@@ -136,4 +144,55 @@ fn a_full_disk_is_said_and_survived() {
     fs::remove_file(&filler).unwrap();
     world.init("bob").ok();
     assert!(world.run("alice", &["who"]).ok().contains("bob"));
+}
+
+/// Answers a page of a directory that has no end, and returns behind which name it was asked for.
+fn page_without_end(client: &mut Scripted, number: u64) -> String {
+    let asked = client.receive();
+    let Ok(Message::List { request, after }) = Message::decode(&asked) else { panic!("a list is wanted") };
+    let after = after.to_owned();
+    let (mut lines, mut len) = (vec![0; 16_000], 0);
+    for line in 0..700 {
+        let name = format!("n{:012}", number * 700 + line);
+        let line = Presence { id: [7; 16], name: &name, status: PeerStatus::Online };
+        let Some(more) = DirectoryList::append(&line, &mut lines[len..]) else { break };
+        len += more;
+    }
+    client.send(&Message::ListResponse(DirectoryList::new(request, true, &lines[..len])));
+    after
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_without_end_fills_no_memory() {
+    let node = Node::start(open()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let home = Home::new(directory.path().join("bob"));
+    let fingerprint: String = node.server.fingerprint().iter().map(|byte| format!("{byte:02x}")).collect();
+    let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
+    initialise(&home, &Name::parse("bob").unwrap(), 2048, &url, false).await.unwrap();
+    node.stop().await;
+    let mut script = Script::new(keys::server());
+    let store = HomeStore::open(&home.directory().join("home.db")).unwrap();
+    let profile = store.profile().unwrap().unwrap();
+    let store_epoch = Some([0; 8]);
+    store.put_profile(&Profile { port: script.address().port(), store_epoch, ..profile }).unwrap();
+    let key = IdentityKey::load(&home.directory().join("identity.pem")).unwrap();
+    let server = tokio::task::spawn_blocking(move || {
+        let mut client = script.accept(&key);
+        let mut pages = 0;
+        while !page_without_end(&mut client, pages).is_empty() || pages == 0 {
+            pages += 1;
+            assert!(pages < 1000, "it is asked for without end");
+        }
+        // That was the first page of a list for which nobody waits any more: the next one begins anew.
+        assert_eq!(page_without_end(&mut client, 0), "");
+    });
+    let access = Access::open(&home, "who").await.unwrap();
+    let mut endless = access.request(Request::Who);
+    let Reply::Failed(failure) = within(endless.next()).await else { panic!("it fails") };
+    assert!(failure.sentence.contains("lists more than 262144 clients"), "{failure}");
+    drop(access.request(Request::Who));
+    drop(access.request(Request::Who));
+    within(server).await.unwrap();
+    access.close().await;
 }

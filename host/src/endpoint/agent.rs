@@ -45,6 +45,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const KEY_AGE: Duration = Duration::from_secs(3600);
 /// A connection is replaced by a resumed one after so long, for the sake of a fresh key agreement.
 const CONNECTION_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Clients of a server that are listed: a directory without end must not fill this machine's memory.
+const MAX_LISTED: usize = 1 << 18;
 /// The correlation ids of signs of life: ordinary ones, and the one whose answer is the last thing that is waited for.
 const ALIVE: u16 = 1;
 const LAST: u16 = 0;
@@ -1225,6 +1227,12 @@ impl Agent {
         }
         let last = lines.last().map(|line| line.name.clone());
         match last {
+            // Nobody waits for it any more.
+            _ if replies.is_closed() => {}
+            _ if lines.len() > MAX_LISTED => {
+                let endless = format!("the server lists more than {MAX_LISTED} clients: ask its operator");
+                let _ = replies.send(Reply::Failed(Failure::refused(endless)));
+            }
             // A page that brings nothing would be asked for without end.
             Some(last) if list.more() && lines.len() > before => {
                 let request = self.requests.open(Pending::List { lines, replies });
