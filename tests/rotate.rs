@@ -166,26 +166,40 @@ fn a_key_that_the_former_one_did_not_sign_is_not_followed() {
     world.stop_server();
 
     // The server makes a key for bob, and a step to it that looks right but for the signature.
-    let key = keys::bob();
-    tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let store = SqliteStore::open(&world.path("server")).unwrap();
-        let client = store.client_by_name(&Name::parse("bob").unwrap()).await.unwrap().unwrap();
-        let held = store.bundle(&client.id).await.unwrap().unwrap();
-        let mut bundle = Bundle::decode(&held.bundle).unwrap();
-        bundle.key = key.fingerprint();
-        bundle.epoch += 1;
-        let signature = key.sign(&bundle.statement()).unwrap();
-        let bundle = BundleRecord { epoch: bundle.epoch, bundle: bundle.encode().to_vec(), signature };
-        let former = ossicle_core::PublicKey::from_modulus(&client.modulus).unwrap().fingerprint();
-        let step = Rotation { id: client.id, former, next: key.fingerprint(), key_epoch: 1 };
-        let by_itself = key.sign(&step.statement()).unwrap();
-        let modulus = key.modulus().to_vec();
-        store.rotate(NewKey { id: client.id, key_epoch: 1, modulus, signature: by_itself, bundle }).await.unwrap();
-    });
+    let plant = |world: &World, key: &IdentityKey, key_epoch: u32| {
+        let data = world.path("server");
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let store = SqliteStore::open(&data).unwrap();
+            let client = store.client_by_name(&Name::parse("bob").unwrap()).await.unwrap().unwrap();
+            let held = store.bundle(&client.id).await.unwrap().unwrap();
+            let mut bundle = Bundle::decode(&held.bundle).unwrap();
+            bundle.key = key.fingerprint();
+            bundle.epoch += 1;
+            let signature = key.sign(&bundle.statement()).unwrap();
+            let bundle = BundleRecord { epoch: bundle.epoch, bundle: bundle.encode().to_vec(), signature };
+            let former = ossicle_core::PublicKey::from_modulus(&client.modulus).unwrap().fingerprint();
+            let step = Rotation { id: client.id, former, next: key.fingerprint(), key_epoch };
+            let by_itself = key.sign(&step.statement()).unwrap();
+            let modulus = key.modulus().to_vec();
+            store.rotate(NewKey { id: client.id, key_epoch, modulus, signature: by_itself, bundle }).await.unwrap();
+        });
+    };
+    let (key, other) = (keys::bob(), keys::carol());
+    plant(&world, &key, 1);
     world.restart_server();
     let shown = world.run("alice", &["verify", "bob", "--json"]).failed(1, "KEY CHANGED");
     assert_eq!(object(&shown.out)["new_key"], hex(&key.fingerprint()));
     world.run("alice", &["send", "bob", "secret"]).failed(1, "refused(key-changed)");
+
+    // While alice compares what she was shown, it shows another: that one is not what she accepts.
+    world.stop_server();
+    plant(&world, &other, 2);
+    world.restart_server();
+    let said = world.run("alice", &["verify", "bob", "--accept"]).failed(1, "KEY CHANGED");
+    assert!(said.out.contains("NOTHING IS ACCEPTED") && said.out.contains(&hex(&other.fingerprint())), "{said:?}");
+    world.run("alice", &["send", "bob", "secret"]).failed(1, "refused(key-changed)");
+    let accepted = object(&world.run("alice", &["verify", "bob", "--accept", "--json"]).ok());
+    assert_eq!((&accepted["accepted"], &accepted["new_key"]), (&true.into(), &hex(&other.fingerprint()).into()));
 }
 
 fn hex(bytes: &[u8]) -> String {

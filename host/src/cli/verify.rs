@@ -25,7 +25,7 @@ pub struct Verify {
     /// With whom
     #[arg(value_parser = Name::parse)]
     pub name: Name,
-    /// Pin the key that the directory shows now
+    /// Pin the key that the directory shows now; not if it has shown this home another one before
     #[arg(long)]
     pub accept: bool,
     /// One JSON object: `name`, `key`, `safety_number`, `accepted`, and for a changed key `new_key`, `new_safety_number`
@@ -105,6 +105,11 @@ pub(super) fn plain(verified: &Verification, accept: bool) -> String {
             key(&format!("{name}, the key that the server shows now"), shown);
             if verified.accepted {
                 format!("The new key is accepted. Compare the new safety number with {name} by another way.")
+            } else if accept {
+                format!(
+                    "NOTHING IS ACCEPTED: this is not the key that the server has shown here before. Ask {name} by \
+                     another way, compare this safety number, and accept again only if it is right."
+                )
             } else {
                 format!("Ask {name} by another way whether the key was changed, and compare the new safety number.")
             }
@@ -147,6 +152,7 @@ mod tests {
         assert!(changed.contains(&"02".repeat(32)) && changed.contains(&"03".repeat(32)), "{changed}");
         assert!(changed.contains("11111 22222") && changed.contains("99999 22222"), "{changed}");
         assert!(plain(&verification(true, true), true).contains("accepted"));
+        assert!(plain(&verification(true, false), true).contains("NOTHING IS ACCEPTED"));
     }
 
     #[test]

@@ -155,8 +155,9 @@ fn compare(store: &HomeStore, entry: &DirectoryEntry<'_>, asked: Option<&Name>) 
     })
 }
 
-/// What a person compares to know whose key is pinned; with `accept` the key that the directory shows is pinned instead.
-/// Returns the id of the peer that it replaced, too.
+/// What a person compares to know whose key is pinned; with `accept` the key that the directory shows is pinned instead,
+/// unless it has shown the person another one before: that is what was compared, and a directory may change its mind in
+/// between. Returns the id of the peer that it replaced, too.
 pub(super) fn verification(
     store: &mut HomeStore,
     me: &Member,
@@ -182,10 +183,14 @@ pub(super) fn verification(
             Ok((of(&peer, None, false), None))
         }
         Compared::Changed { pinned, shown } => {
-            if accept {
+            let was_shown = store.shown(&pinned.id)?;
+            let accepted = accept && was_shown.is_none_or(|former| former == shown.member());
+            if accepted {
                 store.replace_peer(&pinned.id, &shown)?;
+            } else {
+                store.put_shown(&pinned.id, &shown.member())?;
             }
-            Ok((of(&pinned, Some(&shown), accept), accept.then_some(pinned.id)))
+            Ok((of(&pinned, Some(&shown), accepted), accepted.then_some(pinned.id)))
         }
     }
 }
@@ -219,4 +224,49 @@ pub(super) fn check_bundle(peer: &mut Peer, signed: &SignedBundle<'_>) -> Result
     }
     peer.bundle = Some((view.epoch, view.hash));
     Ok(bundle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ossicle_core::PeerStatus;
+
+    #[test]
+    fn only_the_key_that_was_shown_is_accepted() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = HomeStore::open(&directory.path().join("home.db")).unwrap();
+        let me = Member { id: [9; 16], key: [9; 32] };
+        let name = Name::parse("bob").unwrap();
+        // Moduli as `PublicKey` takes them: 2048 bits, odd.
+        let moduli: Vec<Vec<u8>> = (1..=3).map(|n| [&[0xc0 | n; 255][..], &[1]].concat()).collect();
+        let mut ask = |id: u8, key: usize, accept| {
+            let entry = DirectoryEntry {
+                id: [id; 16],
+                name: "bob",
+                key_epoch: 0,
+                record_limit: 1024,
+                status: PeerStatus::Online,
+                modulus: Some(&moduli[key]),
+                bundle: None,
+            };
+            let Ok((verified, replaced)) = verification(&mut store, &me, &entry, &name, accept) else {
+                panic!("a pin")
+            };
+            assert_eq!(verified.accepted, replaced.is_some());
+            (verified.shown.is_some(), verified.accepted)
+        };
+        assert_eq!(ask(1, 0, false), (false, false), "pinned");
+        // Looked at, and accepted; the next one was never shown.
+        assert_eq!(ask(1, 1, false), (true, false));
+        assert_eq!(ask(1, 1, true), (true, true));
+        assert_eq!(ask(1, 2, true), (true, true));
+        // One key is shown, and compared; then the directory has another.
+        assert_eq!(ask(1, 0, false), (true, false));
+        assert_eq!(ask(1, 1, true), (true, false));
+        assert_eq!(ask(1, 2, true), (false, false), "still the pinned one");
+        // That one was shown now. Under another id the same key is somebody else.
+        assert_eq!(ask(2, 1, true), (true, false));
+        assert_eq!(ask(2, 1, true), (true, true));
+        assert_eq!(ask(2, 1, false), (false, false));
+    }
 }

@@ -30,7 +30,7 @@ const PUBLISHED: i64 = 1;
 const RESTORED: i64 = 2;
 
 /// What each version adds to the one before; a new file goes through all of them.
-const VERSIONS: [&str; 2] = [
+const VERSIONS: [&str; 3] = [
     "
 CREATE TABLE profile (
     one INTEGER PRIMARY KEY CHECK (one = 1), complete INTEGER NOT NULL,
@@ -81,6 +81,10 @@ CREATE TABLE successor (
     bundle BLOB NOT NULL, signature BLOB NOT NULL
 ) STRICT;
 PRAGMA user_version = 2;
+",
+    "
+ALTER TABLE peer ADD COLUMN shown BLOB;
+PRAGMA user_version = 3;
 ",
 ];
 
@@ -597,7 +601,7 @@ impl HomeStore {
         let transaction = self.db.transaction()?;
         if *old == new.id {
             transaction.execute(
-                "UPDATE peer SET modulus = ?2, fingerprint = ?3, key_epoch = ?4 WHERE id = ?1",
+                "UPDATE peer SET modulus = ?2, fingerprint = ?3, key_epoch = ?4, shown = NULL WHERE id = ?1",
                 params![new.id, new.modulus, new.fingerprint, new.key_epoch],
             )?;
         } else {
@@ -608,6 +612,28 @@ impl HomeStore {
         transaction.execute("DELETE FROM chain WHERE peer IN (?1, ?2)", params![old, new.id])?;
         transaction.execute("DELETE FROM inbox WHERE opened = 2 AND chain NOT IN (SELECT id FROM chain)", [])?;
         Ok(transaction.commit()?)
+    }
+
+    /// Who was last shown to a person in the place of this peer, if somebody was since it was pinned.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn shown(&self, peer: &[u8; 16]) -> Result<Option<Member>> {
+        let sql = "SELECT shown FROM peer WHERE id = ?1";
+        let found = self.db.query_row(sql, [peer], |row| row.get::<_, Option<Vec<u8>>>(0)).optional()?.flatten();
+        let Some(found) = found else { return Ok(None) };
+        let (id, key) = found.split_first_chunk().ok_or(HomeStoreError::Damaged)?;
+        Ok(Some(Member { id: *id, key: key.try_into().map_err(|_| HomeStoreError::Damaged)? }))
+    }
+
+    /// Notes who is shown to a person in the place of this peer.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn put_shown(&self, peer: &[u8; 16], shown: &Member) -> Result<()> {
+        let bytes = [shown.id.as_slice(), &shown.key].concat();
+        self.db.execute("UPDATE peer SET shown = ?2 WHERE id = ?1", params![peer, bytes])?;
+        Ok(())
     }
 
     /// Takes the next chain epoch of a conversation: it is used up when this returns.
@@ -1084,7 +1110,12 @@ mod tests {
         store.receive(&[], &[message(0), message(1)], 1_700_000_000).unwrap();
         store.mark(store.waiting(0, 1).unwrap()[0].row, Progress::Told).unwrap();
         let changed = Peer { modulus: vec![1; 256], fingerprint: [1; 32], key_epoch: 3, bundle: None, ..peer(9) };
+        assert_eq!(store.shown(&[9; 16]).unwrap(), None);
+        store.put_shown(&[9; 16], &changed.member()).unwrap();
+        store.put_peer(&peer(9)).unwrap();
+        assert_eq!(store.shown(&[9; 16]).unwrap(), Some(changed.member()));
         store.replace_peer(&[9; 16], &changed).unwrap();
+        assert_eq!(store.shown(&[9; 16]).unwrap(), None);
         assert_eq!(store.peer(&[9; 16]).unwrap(), Some(changed.clone()));
         assert!(store.chain(&[1; 8]).unwrap().is_none());
         assert!(store.remembered(&[1; 8], 0).unwrap().is_none());
