@@ -161,7 +161,10 @@ impl<A: Aead> Connection<A> {
         match &mut self.state {
             State::Start(_) => self.begin(out),
             State::SendFinished(_) => self.finish_resumption(out),
-            State::Established(established) if established.sealing.key.counter() >= UPDATE_AT => {
+            // Behind a close nothing is sent, however old the key is.
+            State::Established(established)
+                if !established.closed && established.sealing.key.counter() >= UPDATE_AT =>
+            {
                 established.update_key(out)
             }
             _ => Ok(0),

@@ -1,5 +1,5 @@
 //! The worked examples of PROTOCOL 15: its formulas, computed here from nothing but the primitives, give the bytes that it
-//! prints, and so does the engine.
+//! prints, and so does the engine. And what the engine does near the end of a key.
 
 use std::vec::Vec;
 
@@ -7,6 +7,7 @@ use super::*;
 use crate::config::Token;
 use crate::crypto::{ExchangeKey, NONCE_LEN, expand, extract, hash, mac};
 use crate::handshake::{enrolment_statement, token_verifier};
+use crate::record::RecordKey;
 use crate::wire::testing::{printed, printed_array};
 
 const SERVER_ID: [u8; 16] = [0x5e; 16];
@@ -351,5 +352,128 @@ fn a_resumption_is_that_of_the_specification() {
         assert_eq!(connection.exporter().unwrap().expose(), exporter.expose());
         let issued = connection.take_channel().unwrap();
         assert_eq!((issued.id, issued.secret.expose()), (settings.channel, next.expose()));
+    }
+}
+
+/// Two ends behind a handshake, the client's direction at this counter.
+fn established_at(counter: u64) -> (Connection, Connection) {
+    let end = |is_client: bool| {
+        let direction = |from_client: bool| {
+            let mut traffic = Traffic::new(Secret::new([from_client.into(); 32]));
+            if from_client {
+                traffic.key = RecordKey::new(&[7; 32], [8; NONCE_LEN], counter);
+            }
+            traffic
+        };
+        let state = State::Established(Established {
+            sealing: direction(is_client),
+            opening: direction(!is_client),
+            exporter: Secret::new([9; 32]),
+            issued: None,
+            resumed: false,
+            send_limit: LIMIT,
+            closed: false,
+            peer_closed: false,
+        });
+        Connection { state, receive_limit: LIMIT, failure: None }
+    };
+    (end(true), end(false))
+}
+
+fn counter(connection: &Connection) -> u64 {
+    let State::Established(established) = &connection.state else { panic!("established") };
+    established.sealing.key.counter()
+}
+
+/// What the peer makes of all the records in `bytes`; the payloads' codes.
+fn codes(receiver: &mut Connection, mut bytes: &mut [u8]) -> Vec<u16> {
+    let mut codes = Vec::new();
+    while !bytes.is_empty() {
+        let Ok(Received::Record { used, event }) = receiver.receive(bytes) else { panic!("a record") };
+        codes.push(match event {
+            Event::Message(payload) => u16::from_be_bytes(*payload.first_chunk().unwrap()),
+            Event::Progress => 0x0822,
+            Event::Closed(_) => 0x0821,
+            _ => panic!("nothing else is said here"),
+        });
+        bytes = &mut bytes[used..];
+    }
+    codes
+}
+
+type Seals = fn(&mut Connection, &mut [u8]) -> Result<usize, Error>;
+
+#[test]
+fn whatever_is_sealed_near_the_end_of_a_key_is_opened_and_the_key_is_replaced_in_time() {
+    // What seals, what it says, and from which counter on.
+    let seals: [(Seals, u16, u64); 5] = [
+        (|sender, out| sender.send(&Message::Listening, out), 0x0700, 0),
+        (|sender, out| sender.send_sealed(Rungs::NONE, 1, out, |_| Ok::<_, Error>(())), 0x0200, 0),
+        (|sender, out| sender.close(None, out), 0x0821, 0),
+        (|sender, out| sender.update_key(out), 0x0822, 0),
+        (|sender, out| sender.transmit(out), 0x0822, UPDATE_AT),
+    ];
+    let mut cases = 0;
+    for at in UPDATE_AT - 4..MAX_RECORDS {
+        for (seal, code, from) in seals {
+            let (mut sender, mut receiver) = established_at(at);
+            let is_last = at == MAX_RECORDS - 1;
+            let expected = match code {
+                _ if at < from => std::vec![],
+                0x0822 => std::vec![0x0822],
+                code if is_last => std::vec![0x0822, code],
+                code => std::vec![code],
+            };
+            // Not a byte less than it needs.
+            let mut out = [0; 128];
+            let len = seal(&mut established_at(at).0, &mut out).unwrap();
+            for room in if is_last { 0..len } else { len.saturating_sub(1)..len } {
+                assert_eq!(seal(&mut sender, &mut out[..room]), Err(BufferError::TxFull.into()), "{at} {room}");
+                assert_eq!(counter(&sender), at, "nothing has changed");
+                cases += 1;
+            }
+            let len = seal(&mut sender, &mut out).unwrap();
+            assert_eq!(codes(&mut receiver, &mut out[..len]), expected, "{at}");
+            assert!(counter(&sender) < MAX_RECORDS, "{at}: no key is ever used up");
+            cases += 1;
+        }
+    }
+    std::println!("{cases} records near the end of a key");
+    assert!(cases >= 5 * 2 * 1_024, "{cases}");
+}
+
+#[test]
+fn nothing_is_owed_behind_a_close_however_old_the_key_is() {
+    for at in [UPDATE_AT, MAX_RECORDS - 2, MAX_RECORDS - 1] {
+        let (mut sender, mut receiver) = established_at(at);
+        let mut out = [0; 128];
+        let len = sender.close(None, &mut out).unwrap();
+        assert_eq!(codes(&mut receiver, &mut out[..len]).pop(), Some(0x0821));
+        assert_eq!(sender.transmit(&mut out), Ok(0), "a close is the last record");
+    }
+}
+
+#[test]
+fn the_last_record_under_a_key_ends_it_or_the_connection() {
+    for (code, expected) in
+        [(0x0821, Ok(())), (0x0822, Ok(())), (0x0700, Err(PeerError::Exhausted)), (0x0f77, Err(PeerError::Exhausted))]
+    {
+        let (mut sender, mut receiver) = established_at(MAX_RECORDS - 1);
+        let mut out = [0; 64];
+        out[8..10].copy_from_slice(&u16::to_be_bytes(code));
+        // A sender that does not keep the rule.
+        let State::Established(established) = &mut sender.state else { panic!("established") };
+        let payload_len = if code == 0x0821 { 3 } else { 2 };
+        let len = established.sealing.key.seal(RecordType::Application, &mut out, payload_len).unwrap();
+        let received = receiver.receive(&mut out[..len]).map(|_| ());
+        assert_eq!(received, expected.map_err(Error::from), "{code:04x}");
+        // One more there never is, on either side.
+        assert_eq!(sender.send(&Message::Listening, &mut out), Err(PeerError::Exhausted.into()));
+    }
+    for at in [MAX_RECORDS, u64::MAX - 1, u64::MAX] {
+        let mut key = RecordKey::<RustCrypto>::new(&[7; 32], [8; NONCE_LEN], at);
+        assert_eq!(key.seal(RecordType::Application, &mut [0; 64], 4), Err(PeerError::Exhausted.into()));
+        assert_eq!(key.open(&mut [0; 64]), Err(PeerError::Exhausted.into()));
+        assert_eq!(key.counter(), at);
     }
 }
