@@ -93,6 +93,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("endpoint", &["connection", "wire", "crypto", "config", "error"]),
     ("client", &["endpoint", "connection", "envelope", "wire", "crypto", "config", "error"]),
     ("driver", &["endpoint", "error"]),
+    // Hands out what fuzzers need of the rooms, and is not built for anybody else.
+    ("fuzzing", &["record", "page", "crypto"]),
 ];
 
 #[test]
@@ -115,6 +117,49 @@ fn rooms_of_the_core_import_downwards_only() {
         }
     }
     assert_eq!(seen.len(), MAY_IMPORT.len(), "a room of the drawing is gone: {seen:?}");
+}
+
+/// The stub of all cryptography is behind `cfg(fuzzing)` wherever it is named, and nothing but the fuzzers' own script sets
+/// that: no feature, no configuration of cargo, no build script.
+#[test]
+fn only_fuzzers_can_stub_cryptography() {
+    let mut hooks = 0;
+    for (path, code) in sources("core/src") {
+        let lines: Vec<_> = code.lines().map(str::trim).collect();
+        assert!(!code.contains("feature = \"fuzz"), "{path} has a feature for fuzzers");
+        if path == "core/src/fuzzing.rs" || path.ends_with("/fuzzing.rs") || path.ends_with("/stub.rs") {
+            continue;
+        }
+        for (index, line) in lines.iter().enumerate() {
+            let names_it =
+                ["mod stub;", "mod fuzzing;", "stub::is_on", "const CODES"].iter().any(|it| line.contains(it));
+            if names_it {
+                hooks += 1;
+                // A comment was cut down to an empty line.
+                let before = lines[..index].iter().rev().find(|line| !line.is_empty());
+                assert_eq!(before, Some(&"#[cfg(fuzzing)]"), "{path}: {line}");
+            } else if line.contains("stub::") {
+                assert!(
+                    line.starts_with("stubbed!(") || line.ends_with("=> Ok((stub::ENCAPSULATED, stub::TAG)),"),
+                    "{path}: {line}"
+                );
+            }
+        }
+    }
+    assert_eq!(hooks, 7, "the rooms with a hook: crypto (2), lib, record, page, wire (2)");
+    let root_file = std::fs::read_to_string(root().join("core/src/lib.rs")).unwrap();
+    assert!(
+        root_file.contains("#[cfg(all(fuzzing, any(target_os = \"none\", not(debug_assertions))))]\ncompile_error!(")
+    );
+
+    for manifest in ["", "core/", "host/", "firmware-example/", "firmware-embassy/", "tests/", "tests/no-alloc/"] {
+        for file in ["Cargo.toml", ".cargo/config.toml", "build.rs"] {
+            let text = std::fs::read_to_string(root().join(manifest).join(file)).unwrap_or_default();
+            // The one line that tells the compiler that the flag exists.
+            let text = text.replace("check-cfg = [\"cfg(fuzzing)\"]", "");
+            assert!(!text.contains("fuzzing"), "{manifest}{file} names the flag of fuzzers");
+        }
+    }
 }
 
 #[test]

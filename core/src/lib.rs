@@ -88,6 +88,11 @@
 #[cfg(test)]
 extern crate std;
 
+// What fuzzers need weakens everything: it cannot be built into an image, nor into a release of anybody who set the flag
+// by accident. Fuzzers themselves are optimised, with debug assertions.
+#[cfg(all(fuzzing, any(target_os = "none", not(debug_assertions))))]
+compile_error!("`--cfg fuzzing` is for fuzzers only: it may not be shipped");
+
 mod client;
 mod config;
 mod connection;
@@ -96,6 +101,8 @@ mod driver;
 mod endpoint;
 mod envelope;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod handshake;
 mod page;
 mod record;

@@ -202,6 +202,9 @@ impl<'d> Reader<'d> {
     }
 }
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
+
 // The longest page: both names and both keys at their limits.
 const _: () = assert!(
     HEAD_LEN

@@ -102,6 +102,9 @@ impl<A: Aead> Traffic<A> {
     }
 }
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -46,7 +46,14 @@ macro_rules! bodies {
                 if body.code() == Self::CODE { take(body.bytes()) } else { Err(Error::Decode) }
             }
         }
-    )*};
+    )*
+
+    impl Body<'_> {
+        /// The code of every message that only hosts read.
+        #[cfg(fuzzing)]
+        pub const CODES: &'static [u16] = &[$($code,)*];
+    }
+    };
 }
 
 bodies! {

@@ -22,6 +22,10 @@ macro_rules! catalogue {
         }
 
         impl Message<'_> {
+            /// The code of every message of this catalogue.
+            #[cfg(fuzzing)]
+            pub const CODES: &'static [u16] = &[$($code,)*];
+
             /// The first two bytes of the payload.
             pub const fn code(&self) -> u16 {
                 match self {

@@ -1,0 +1,212 @@
+//! The message catalogue: what an authenticated peer may put into a record. An input is one payload.
+
+use ossicle_core::{
+    Body, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol, Error, ExpireChannels, Lookup,
+    Message, PeerStatus, Presence, Reason, Receipt, Rotate, Rung, Rungs, Settings, SignedBundle, Subject, Successor,
+    SuccessorQuery,
+};
+
+use crate::{Reached, Target};
+
+/// See the module.
+pub const TARGET: Target = Target { name: "catalogue", run, states, seeds };
+
+/// Every code that there is, as a test sees to.
+const NAMES: &[(u16, &str)] = &[
+    (0x0200, "0200 Send"),
+    (0x0210, "0210 Told"),
+    (0x0220, "0220 Deliver"),
+    (0x0230, "0230 Tell"),
+    (0x0400, "0400 Status"),
+    (0x0410, "0410 StatusResponse"),
+    (0x0500, "0500 Lookup"),
+    (0x0501, "0501 List"),
+    (0x0502, "0502 Enrol"),
+    (0x0503, "0503 Revoke"),
+    (0x0504, "0504 Rotate"),
+    (0x0505, "0505 SuccessorQuery"),
+    (0x0510, "0510 LookupResponse"),
+    (0x0511, "0511 ListResponse"),
+    (0x0515, "0515 Successor"),
+    (0x0700, "0700 Listening"),
+    (0x0701, "0701 NotListening"),
+    (0x0720, "0720 Settings"),
+    (0x0800, "0800 Channels"),
+    (0x0801, "0801 ExpireChannels"),
+    (0x0810, "0810 ChannelsResponse"),
+    (0x0821, "0821 Close"),
+    (0x0822, "0822 KeyUpdate"),
+    (0x0b00, "0B00 Publish"),
+    (0x0b01, "0B01 Wrap"),
+    (0x0b20, "0B20 WrapDelivery"),
+    (0x0f00, "0F00 Done"),
+    (0x0f10, "0F10 Refused"),
+];
+
+fn states() -> Vec<&'static str> {
+    let others = ["a line of a list", "a list with a broken line", "malformed", "unknown code"];
+    NAMES.iter().map(|(_, name)| *name).chain(others).collect()
+}
+
+/// Runs one input.
+pub fn run(data: &[u8], reached: Reached<'_>) {
+    let message = match Message::decode(data) {
+        Ok(message) => message,
+        Err(error) => {
+            assert_eq!(error, Error::Decode);
+            return reached("malformed");
+        }
+    };
+    // The encoding of what was read is no longer than what was read, which may have held integers with leading zeros.
+    let mut again = vec![0; data.len()];
+    let len = message.encode(&mut again).expect("what was read can be written");
+    assert_eq!(Message::decode(&again[..len]).as_ref(), Ok(&message), "what is written can be read");
+    for room in [0, 1, len / 2, len - 1] {
+        assert!(message.encode(&mut vec![0; room]).is_err(), "{len} bytes do not fit into {room}");
+    }
+    match &message {
+        Message::Other(body) => return other(*body, reached),
+        Message::ListResponse(list) => lines(list, reached),
+        Message::Told(receipt) | Message::Tell(receipt) => {
+            assert_eq!(Rung::from_code(receipt.rung.code()), Some(receipt.rung));
+            assert!(receipt.reason.is_none_or(|reason| Reason::from_code(reason.code()) == Some(reason)));
+        }
+        _ => {}
+    }
+    reached(name(message.code()));
+}
+
+fn name(code: u16) -> &'static str {
+    NAMES.iter().find(|(known, _)| *known == code).expect("every code has a name").1
+}
+
+fn lines(list: &DirectoryList<'_>, reached: Reached<'_>) {
+    let mut room = [0; 512];
+    for line in list.lines() {
+        let Ok(line) = line else { return reached("a list with a broken line") };
+        reached("a line of a list");
+        if let Some(len) = DirectoryList::append(&line, &mut room) {
+            let again = DirectoryList::new(list.request(), list.more(), &room[..len]);
+            assert!(again.lines().eq([Ok(line)]), "what is written can be read");
+        }
+    }
+}
+
+/// Reads a body as each of the messages that only hosts read: exactly the one that its code names may succeed.
+fn other(body: Body<'_>, reached: Reached<'_>) {
+    let mut room = vec![0; body.bytes().len()];
+    let mut read = Vec::new();
+    macro_rules! read {
+        ($($kind:ident)*) => {$(
+            if let Ok(message) = $kind::decode(body) {
+                read.push($kind::CODE);
+                assert_eq!(message.request, body.request());
+                let Ok(Message::Other(again)) = message.encode(&mut room) else { panic!("what was read can be written") };
+                assert_eq!($kind::decode(again), Ok(message), "what is written can be read");
+            }
+        )*};
+    }
+    read!(Enrol Rotate SuccessorQuery Successor Channels ExpireChannels ChannelsResponse);
+    match read.as_slice() {
+        [] if Body::CODES.contains(&body.code()) => reached("malformed"),
+        [] => reached("unknown code"),
+        [code] => {
+            assert_eq!(*code, body.code());
+            reached(name(*code));
+        }
+        _ => panic!("one body is two messages: {read:04x?}"),
+    }
+}
+
+fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let (modulus, signature, proof) = (&[10; 256][..], &[11; 256][..], &[13; 256][..]);
+    let bundle = SignedBundle { bundle: &[1; 184], signature };
+    let told = Receipt { rung: Rung::Delivered, reason: None, chain: [3; 8], from: 1, to: 200, tag: Some([4; 16]) };
+    let tell = Receipt { rung: Rung::Refused, reason: Some(Reason::Rekey), from: 7, to: 7, tag: None, ..told };
+    let status = PeerStatus::Offline { last_seen: Some(1_700_000_000) };
+    let entry = DirectoryEntry {
+        id: [5; 16],
+        name: "alice",
+        key_epoch: 0,
+        record_limit: 16_408,
+        status,
+        modulus: Some(modulus),
+        bundle: Some(bundle),
+    };
+    let mut lines = Vec::new();
+    for line in [
+        Presence { id: [5; 16], name: "bob", status: PeerStatus::Online },
+        Presence { id: [6; 16], name: "carol", status },
+    ] {
+        let mut room = [0; 64];
+        let len = DirectoryList::append(&line, &mut room).expect("a line");
+        lines.extend_from_slice(&room[..len]);
+    }
+    let broken = [&lines[..], &[0xff; 3]].concat();
+    let settings = Settings {
+        channel: [2; 16],
+        valid_for: 604_800,
+        time: 1_790_000_000,
+        store_epoch: [1; 8],
+        ..Settings::default()
+    };
+    let enrol = Enrol { request: 4, index: 0, count: 2, id: [5; 16], name: "s-1", modulus, signature };
+    let rotate = Rotate { request: 9, key_epoch: 1, modulus, signature, proof, bundle };
+    let first = Some(ChannelInfo { id: [10; 16], valid_for: 604_800 });
+    let by_name = Lookup { request: 1, key: true, bundle: true, subject: Subject::Name("alice") };
+    let by_id = Lookup { subject: Subject::Id([5; 16]), key: false, ..by_name };
+    let mut rooms = [const { [0; 2048] }; 7];
+    let [a, b, c, d, e, f, g] = &mut rooms;
+    let messages = [
+        ("0200-send", Message::Send { wanted: Rungs::NONE.with(Rung::Delivered), envelope: &[7; 49] }),
+        ("0210-told", Message::Told(told)),
+        ("0220-deliver", Message::Deliver { wanted: Rungs::NONE, envelope: &[7; 49] }),
+        ("0230-tell", Message::Tell(tell)),
+        ("0400-status", Message::Status { request: 300 }),
+        ("0410-status-response", Message::StatusResponse { request: 300 }),
+        ("0500-lookup-by-name", Message::Lookup(by_name)),
+        ("0500-lookup-by-id", Message::Lookup(by_id)),
+        ("0501-list", Message::List { request: 2, after: "bob" }),
+        ("0502-enrol", enrol.encode(a).expect("room")),
+        ("0503-revoke", Message::Revoke { request: 5, subject: Subject::Name("s-1") }),
+        ("0504-rotate", rotate.encode(b).expect("room")),
+        ("0505-successor-query", SuccessorQuery { request: 10, id: [5; 16], key_epoch: 0 }.encode(c).expect("room")),
+        ("0510-lookup-response", Message::LookupResponse { request: 1, entry }),
+        ("0511-list-response", Message::ListResponse(DirectoryList::new(2, true, &lines))),
+        ("0511-broken-line", Message::ListResponse(DirectoryList::new(2, false, &broken))),
+        ("0515-successor", Successor { request: 10, modulus, signature }.encode(d).expect("room")),
+        ("0700-listening", Message::Listening),
+        ("0701-not-listening", Message::NotListening),
+        ("0720-settings", Message::Settings(settings)),
+        ("0800-channels", Channels { request: 9 }.encode(e).expect("room")),
+        ("0801-expire-channels", ExpireChannels { request: 9 }.encode(f).expect("room")),
+        ("0810-channels-response", ChannelsResponse { request: 9, first, second: None }.encode(g).expect("room")),
+        ("0821-close", Message::Close { reason: Some(Reason::TakenOver) }),
+        ("0822-key-update", Message::KeyUpdate),
+        ("0b00-publish", Message::Publish { request: 5, bundle }),
+        ("0b01-wrap", Message::Wrap { request: 6, to: [9; 16], wrap: &[1; 244], bundle }),
+        ("0b20-wrap-delivery", Message::WrapDelivery { from: [9; 16], wrap: &[1; 244], bundle }),
+        ("0f00-done", Message::Done { request: 7 }),
+        ("0f10-refused", Message::Refused { request: 8, reason: Reason::Rate, retry_after: Some(1000) }),
+    ];
+    let mut seeds: Vec<_> = messages
+        .into_iter()
+        .map(|(name, message)| {
+            let mut payload = vec![0; 4096];
+            let len = message.encode(&mut payload).expect("room");
+            (name, payload[..len].to_vec())
+        })
+        .collect();
+    seeds.push(("long-integer", vec![0x04, 0x00, 0x80, 0x80, 0x00]));
+    seeds.push(("malformed", vec![0x04, 0x00]));
+    seeds.push(("unknown-code", vec![0xff, 0xff, 1, 2, 3]));
+    seeds
+}
+
+#[cfg(test)]
+#[test]
+fn every_code_has_a_name() {
+    let mut codes: Vec<_> = Message::CODES.iter().chain(Body::CODES).copied().collect();
+    codes.sort_unstable();
+    assert_eq!(codes, NAMES.iter().map(|(code, _)| *code).collect::<Vec<_>>());
+}
