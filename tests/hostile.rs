@@ -23,6 +23,8 @@ use ossicle_tests::node::{Client, Node, Published, envelope, open, wrap};
 use ossicle_tests::raw::{Auth, RawClient, Wire};
 use tokio::runtime::Runtime;
 
+#[path = "hostile/after.rs"]
+mod after;
 #[path = "hostile/before.rs"]
 mod before;
 #[path = "hostile/within.rs"]
@@ -50,6 +52,16 @@ pub(crate) enum Seen {
     Refusal(Reason),
     /// It was let in.
     In,
+    /// A request with this number was refused.
+    Refused(u16, Reason),
+    /// An envelope was refused.
+    Told(Reason),
+    /// Another message, with this code.
+    Message(u16),
+    /// A sign of life, behind everything that was said.
+    Alive,
+    /// The other side's close.
+    Closed(Option<Reason>),
     /// The end of the stream.
     End,
 }
@@ -240,12 +252,30 @@ fn an_offer_proves_nothing_by_itself() {
     ground.run(within::OFFERS, || RawClient::connect(ground.node.address), within::look);
 }
 
+#[test]
+fn a_client_that_was_let_in_gets_one_answer_to_each_wrong_word() {
+    let ground = Ground::new(patient());
+    ground.run(after::WORDS, || after::enter(&ground), after::look);
+}
+
+#[test]
+fn a_client_that_breaks_the_rules_of_records_is_out() {
+    let ground = Ground::new(patient());
+    ground.run(after::RECORDS, || after::enter(&ground), after::look);
+}
+
 /// The names of all scenarios.
 fn names() -> Vec<&'static str> {
     fn of<P>(scenarios: &'static [Scenario<P>]) -> impl Iterator<Item = &'static str> {
         scenarios.iter().map(|scenario| scenario.name)
     }
-    of(before::FIRST).chain(of(before::SLOW)).chain(of(within::CLAIMS)).chain(of(within::OFFERS)).collect()
+    of(before::FIRST)
+        .chain(of(before::SLOW))
+        .chain(of(within::CLAIMS))
+        .chain(of(within::OFFERS))
+        .chain(of(after::WORDS))
+        .chain(of(after::RECORDS))
+        .collect()
 }
 
 #[test]

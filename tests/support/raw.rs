@@ -176,6 +176,11 @@ impl Schedule {
         (Keys::new(&material, 0), material[44..].to_vec())
     }
 
+    /// What binds statements to the connection.
+    pub fn exporter(&self, t6: &[u8; 32]) -> [u8; 32] {
+        self.x("exp", t6, 32).try_into().expect("32 bytes")
+    }
+
     /// The first keys of the connection: the client's, the server's.
     pub fn application(&self, t6: &[u8; 32]) -> (Keys, Keys) {
         (Keys::traffic(self.x("c ap", t6, 32)), Keys::traffic(self.x("s ap", t6, 32)))
@@ -392,6 +397,8 @@ pub struct RawClient {
     pub t4: [u8; 32],
     /// Its keys and the server's, once it has said `ClientAuth`.
     pub keys: Option<(Keys, Keys)>,
+    /// Its exporter, known since then, too.
+    pub exporter: [u8; 32],
 }
 
 impl RawClient {
@@ -406,6 +413,7 @@ impl RawClient {
             t2: [0; 32],
             t4: [0; 32],
             keys: None,
+            exporter: [0; 32],
         }
     }
 
@@ -463,6 +471,7 @@ impl RawClient {
         let finished = auth.finished.clone().unwrap_or_else(right);
         let t6 = hash(&[&t5, &proof, &signature, &finished]);
         self.keys = Some(schedule.application(&t6));
+        self.exporter = schedule.exporter(&t6);
         keys.seal(CLIENT_AUTH, &[&head, &proof, &signature, &finished, &auth.behind].map(Vec::as_slice).concat())
     }
 
