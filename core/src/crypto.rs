@@ -480,6 +480,9 @@ const fn high_low(len: usize) -> [u8; 2] {
 }
 
 #[cfg(test)]
+mod wycheproof;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -14,7 +14,7 @@ use rsa::traits::SignatureScheme;
 use rsa::{BoxedUint, Pss, RsaPrivateKey, RsaPublicKey};
 use sha2::Sha256;
 
-use crate::crypto::{MAX_RSA_LEN, PublicKey, Statement};
+use crate::crypto::{HASH_LEN, MAX_RSA_LEN, PublicKey, Statement};
 use crate::error::{ApiMisuse, BufferError, Error};
 
 const EXPONENT: u32 = 65_537;
@@ -105,12 +105,17 @@ impl<'k> RsaKey<'k> {
 /// # Errors
 /// [`Error::Crypto`] if he did not.
 pub fn verify(key: PublicKey<'_>, statement: &Statement, signature: &[u8]) -> Result<(), Error> {
+    verify_digest(key, &statement.digest(), signature)
+}
+
+/// The same over the digest of what was signed.
+pub(crate) fn verify_digest(key: PublicKey<'_>, digest: &[u8; HASH_LEN], signature: &[u8]) -> Result<(), Error> {
     if signature.len() != key.signature_len() {
         return Err(Error::Crypto);
     }
     let modulus = number(key.modulus(), key.modulus().len())?;
     let key = RsaPublicKey::new(modulus, BoxedUint::from(EXPONENT)).map_err(|_| Error::Crypto)?;
-    key.verify(Pss::<Sha256>::new(), &statement.digest(), signature).map_err(|_| Error::Crypto)
+    key.verify(Pss::<Sha256>::new(), digest, signature).map_err(|_| Error::Crypto)
 }
 
 /// A big-endian number in `len` bytes of memory.

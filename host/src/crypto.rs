@@ -24,6 +24,8 @@ pub use backend::HostAead;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wycheproof;
 
 /// Sizes of RSA keys that this protocol accepts, in bits.
 pub const RSA_BITS: [usize; 3] = [2048, 3072, 4096];
