@@ -22,6 +22,8 @@ pub mod raw;
 pub mod script;
 #[path = "support/terminal.rs"]
 pub mod terminal;
+#[path = "support/vectors/mod.rs"]
+pub mod vectors;
 
 /// The fixed keys. Made once, public for ever: never enrol one of them anywhere.
 pub mod keys {
