@@ -101,7 +101,7 @@ fn a_backup_of_an_identity_holds_no_key_of_a_conversation() {
 fn a_restored_server_knows_its_clients_and_nothing_dangerous() {
     let mut world = World::with(&["--enroll", "token"]);
     let token_url = world.url.clone();
-    for name in ["alice", "bob", "mallory", "oscar"] {
+    for name in ["alice", "bob", "carol", "mallory", "oscar"] {
         world.init(name);
     }
     let data = world.path("server");
@@ -115,6 +115,13 @@ fn a_restored_server_knows_its_clients_and_nothing_dangerous() {
     operator(&world, &["backup", text(&file)]).ok();
     world.restart_server_with(&["--enroll", "token"]);
     operator(&world, &["revoke", "mallory"]).ok();
+    world.run("carol", &["init", "--rotate", "--rsa", "2048"]).ok();
+    // Whom the backup does not know it admits in no way.
+    for late in ["trudy", "zoe"] {
+        world.init(late);
+        world.run(late, &["init", "--rotate", "--rsa", "2048"]).ok();
+    }
+    operator(&world, &["revoke", "trudy"]).ok();
     operator(&world, &["restore", "--replace", text(&file)]).failed(1, "a server runs on");
     world.run("alice", &["who"]).ok();
     world.end_server();
@@ -126,6 +133,10 @@ fn a_restored_server_knows_its_clients_and_nothing_dangerous() {
     let restored = operator(&world, &["restore", "--replace", text(&file)]);
     assert!(restored.err.contains("revoke them anew") && restored.err.contains("ossicle revoke mallory"));
     assert!(!restored.err.contains("oscar"), "{}", restored.err);
+    let (revoked, rekeyed) = restored.err.split_once("with another key since the backup").unwrap();
+    assert!(revoked.contains("mallory") && !revoked.contains("carol"), "{revoked}");
+    assert!(rekeyed.contains("ossicle revoke carol --data DIR") && !rekeyed.contains("mallory"), "{rekeyed}");
+    assert!(!restored.err.contains("trudy") && !restored.err.contains("zoe"), "{}", restored.err);
     restored.ok();
     assert!(!holds(&data, "channel.key"), "made anew at the next start");
 
@@ -139,6 +150,7 @@ fn a_restored_server_knows_its_clients_and_nothing_dangerous() {
     assert_eq!(full, 2);
     world.run("oscar", &["who"]).failed(1, "does not let oscar in");
     world.run("mallory", &["who"]).ok();
+    world.run("carol", &["who"]).failed(1, "another key since");
     // The token of the URL that was printed before admits nobody any more.
     let former = token_url.rsplit('.').next().unwrap();
     let (address, _) = world.url.rsplit_once('.').unwrap();

@@ -9,6 +9,7 @@
 //! made whole beside its place and then put there in one step. What is restored is another one to its peers: a home makes
 //! new end-to-end keys at its next connection, a server has another store epoch, no tokens and no channels.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -379,8 +380,10 @@ pub(crate) fn lock_server(data: &Path) -> Result<File, BackupError> {
 pub(crate) struct Restored {
     /// Where the former directory lies now.
     pub(crate) former: Option<PathBuf>,
-    /// Clients that were revoked there and are not here.
+    /// Clients that were revoked there and may come in here.
     pub(crate) revoked: Vec<String>,
+    /// Clients that had replaced a key there that counts here again.
+    pub(crate) rekeyed: Vec<String>,
 }
 
 /// Restores a home. Whoever replaces one holds its lock.
@@ -413,7 +416,7 @@ pub(crate) fn restore_home(file: &Path, home: &Path, replace: bool) -> Result<Re
     store.restored()?;
     drop(store);
     let former = swap(folder, home)?;
-    Ok(Restored { former, revoked: Vec::new() })
+    Ok(Restored { former, ..Restored::default() })
 }
 
 /// Restores the data of a server that does not run.
@@ -431,13 +434,21 @@ pub(crate) fn restore_server(file: &Path, data: &Path, replace: bool) -> Result<
         StoreError::Full(_) => error.into(),
         _ => damaged(),
     })?;
-    let known: Vec<_> = snapshot::revoked(folder.path())?.into_iter().map(|(id, _)| id).collect();
+    let restored = snapshot::standing(folder.path())?;
+    let restored: HashMap<_, _> = restored.into_iter().map(|client| (client.id, client)).collect();
     // What the former store says, if it can still say anything.
     let formerly =
-        if data.join("store.db").exists() { snapshot::revoked(data).unwrap_or_default() } else { Vec::new() };
-    let revoked = formerly.into_iter().filter(|(id, _)| !known.contains(id)).map(|(_, name)| name).collect();
+        if data.join("store.db").exists() { snapshot::standing(data).unwrap_or_default() } else { Vec::new() };
+    let (mut revoked, mut rekeyed) = (Vec::new(), Vec::new());
+    for client in formerly {
+        match restored.get(&client.id).filter(|now| !now.revoked) {
+            Some(_) if client.revoked => revoked.push(client.name),
+            Some(now) if now.key_epoch < client.key_epoch => rekeyed.push(client.name),
+            _ => {}
+        }
+    }
     let former = swap(folder, data)?;
-    Ok(Restored { former, revoked })
+    Ok(Restored { former, revoked, rekeyed })
 }
 
 /// The place itself: what is kept beside `DIR/` or a link would else be in it, or on another disk.

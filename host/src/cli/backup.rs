@@ -105,12 +105,20 @@ impl Restore {
         if let Some(former) = restored.former {
             say(&format!("what was there is kept in {}", harmless(&former.display().to_string())));
         }
-        if !restored.revoked.is_empty() {
-            say("revoked since the backup, and admitted again now; revoke them anew:");
-            for name in restored.revoked {
+        let revoke = |names: Vec<String>, why: &str| {
+            if !names.is_empty() {
+                say(why);
+            }
+            for name in names {
                 say(&format!("  {}", about("ossicle revoke", &harmless(&name), " --data DIR")));
             }
-        }
+        };
+        revoke(restored.revoked, "revoked since the backup, and admitted again now; revoke them anew:");
+        revoke(
+            restored.rekeyed,
+            "with another key since the backup: the former one is admitted again, and the present one is not; revoke \
+             them, and let them enrol anew:",
+        );
         Ok(())
     }
 }

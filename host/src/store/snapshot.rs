@@ -69,15 +69,26 @@ pub(crate) fn renew_store(data: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Clients that were revoked, with the names that they had.
+/// Whether a client may come in, and with which key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) id: ClientId,
+    pub(crate) name: String,
+    pub(crate) key_epoch: u32,
+    pub(crate) revoked: bool,
+}
+
+/// How it stands with every client, by name.
 ///
 /// # Errors
 /// [`StoreError`] if there is no store that can be read.
-pub(crate) fn revoked(data: &Path) -> Result<Vec<(ClientId, String)>, StoreError> {
+pub(crate) fn standing(data: &Path) -> Result<Vec<Standing>, StoreError> {
     let read = || -> rusqlite::Result<_> {
         let db = Connection::open_with_flags(data.join("store.db"), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        let mut query = db.prepare("SELECT id, name FROM client WHERE revoked_at IS NOT NULL ORDER BY name")?;
-        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let mut query = db.prepare("SELECT id, name, key_epoch, revoked_at IS NOT NULL FROM client ORDER BY name")?;
+        let rows = query.query_map([], |row| {
+            Ok(Standing { id: row.get(0)?, name: row.get(1)?, key_epoch: row.get(2)?, revoked: row.get(3)? })
+        })?;
         rows.collect()
     };
     read().map_err(|error| Shared::new(data).classify(&error))
