@@ -5,10 +5,14 @@
 
 #[path = "negative/counters.rs"]
 mod counters;
+#[path = "negative/errors.rs"]
+mod errors;
 #[path = "negative/flips.rs"]
 mod flips;
 #[path = "negative/matrix.rs"]
 mod matrix;
+#[path = "negative/mutations.rs"]
+mod mutations;
 #[path = "negative/rules.rs"]
 mod rules;
 #[path = "negative/session.rs"]

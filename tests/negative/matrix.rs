@@ -173,7 +173,7 @@ fn every_exchange_key_of_small_order_ends_the_connection() {
 }
 
 /// One payload of each message that there is, hosts' messages and unknown codes too.
-fn catalogue() -> Vec<Vec<u8>> {
+pub(crate) fn catalogue() -> Vec<Vec<u8>> {
     let bundle = SignedBundle { bundle: &[1; 184], signature: &[2; 256] };
     let receipt = Receipt { rung: Rung::Delivered, reason: None, chain: [3; 8], from: 1, to: 2, tag: Some([4; 16]) };
     let subject = Subject::Name("bob");
@@ -242,7 +242,7 @@ fn catalogue() -> Vec<Vec<u8>> {
     payloads
 }
 
-fn application(payload: &[u8], sequence: u16) -> Vec<u8> {
+pub(crate) fn application(payload: &[u8], sequence: u16) -> Vec<u8> {
     let len = u16::try_from(payload.len() + 24).unwrap();
     let mut bytes = [[1, 0, 3, 0], [0; 4]].concat();
     bytes[4..6].copy_from_slice(&len.to_be_bytes());
@@ -253,7 +253,7 @@ fn application(payload: &[u8], sequence: u16) -> Vec<u8> {
 }
 
 /// What an application payload comes to, sealed as it should be, where application records may come.
-fn said(stage: Stage, payload: &[u8]) -> Verdict {
+pub(crate) fn said(stage: Stage, payload: &[u8]) -> Verdict {
     let decoded = Message::decode(payload);
     let unexpected = Verdict::Fails(PeerError::UnexpectedMessage.into());
     match (stage, payload.first_chunk()) {
