@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 
 use ossicle::crypto::IdentityKey;
-use ossicle::endpoint::{Access, Home, Request, ServerUrl, initialise};
+use ossicle::endpoint::{Access, Home, Reply, Request, ServerUrl, initialise};
 use ossicle::name::Name;
 use ossicle::store::home::{HomeStore, StoredChain};
 use ossicle::store::{BundleRecord, NewKey, SqliteStore, Store};
@@ -600,5 +600,86 @@ async fn keys_of_skipped_messages_are_erased_after_a_week() {
         access.close().await;
         assert_eq!(missing(&store).1, left, "{age} seconds ago");
     }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrap_under_a_key_that_the_directory_does_not_show_changes_nothing() {
+    let node = Node::start(open()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let home = Home::new(directory.path().join("bob"));
+    let fingerprint = hex(&node.server.fingerprint());
+    let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
+    let id = initialise(&home, &Name::parse("bob").unwrap(), 2048, &url, false).await.unwrap().id;
+    let access = Access::open_reader(&home, "listen").await.unwrap();
+    let mut alice = node.enrol(1, "alice", keys::alice()).await;
+    let member = Member { id: alice.id, key: keys::alice().fingerprint() };
+    let own = BundleKeys::generate(1, &mut Rng::new(1)).unwrap();
+    let bundle = own.bundle(&member, 1, [0; 32]);
+    let published = Published::sign(&bundle, &keys::alice());
+    alice.done(&Message::Publish { request: 1, bundle: published.signed() }).await;
+
+    // Before alice is known, and when she is: her id, and a key that signs and is not hers.
+    let made_up = Published::new(1, &keys::carol(), 2);
+    let refused = |reason| (Rung::Refused, Some(reason));
+    let wrapped = wrap(5);
+    let forged = Message::Wrap { request: 2, to: id, wrap: &wrapped, bundle: made_up.signed() };
+    for _ in 0..2 {
+        // He may not listen yet.
+        while matches!(Message::decode(&alice.ask(&forged).await), Ok(Message::Refused { .. })) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let told = alice.told().await;
+        assert_eq!((told.rung, told.reason), refused(Reason::Unreadable));
+    }
+    let mut verify = access.request(Request::Verify { name: "alice".to_owned(), accept: false });
+    let verified = within(async {
+        loop {
+            let reply = verify.next().await;
+            if reply.is_final() {
+                break reply;
+            }
+        }
+    });
+    let Reply::Verified(verified) = verified.await else { panic!("alice is known") };
+    assert_eq!((verified.pinned.fingerprint, verified.shown), (member.key, None));
+
+    // Her own chain is taken.
+    let theirs = Bundle::decode(&node.store.bundle(&id).await.unwrap().unwrap().bundle).unwrap();
+    let conversation = Conversation::direct(&member, &theirs.member(), 0);
+    let mut chain = SendingChain::start(&member, &conversation, 0, &mut Rng::new(2)).unwrap();
+    let mut wrapped = [0; WRAP_LEN];
+    chain.wrap(&own, &bundle, &theirs.member(), &theirs, &mut Rng::new(3), &mut wrapped).unwrap();
+    alice.done(&Message::Wrap { request: 3, to: id, wrap: &wrapped, bundle: published.signed() }).await;
+    let mut envelope = [0; 64];
+    let len = chain.seal::<RustCrypto>(false, 0, b"text", &mut envelope).unwrap().len;
+    let envelope = &envelope[..len];
+    let (delivered, opened) = (Rungs::NONE.with(Rung::Delivered), Rungs::NONE.with(Rung::Opened));
+    let both = delivered.with(Rung::Opened);
+    alice.send(&Message::Send { wanted: both, envelope }).await;
+    assert_eq!(alice.told().await.rung, Rung::Delivered);
+    let waiting = within(access.waiting(0, 9)).await.unwrap();
+    within(access.read(&waiting[0])).await.unwrap();
+    assert_eq!(alice.told().await.rung, Rung::Opened);
+
+    // A repetition is told what it wants, and nothing else.
+    for (wanted, rungs) in [(both, &[Rung::Delivered, Rung::Opened][..]), (opened, &[Rung::Opened]), (Rungs::NONE, &[])]
+    {
+        alice.send(&Message::Send { wanted, envelope }).await;
+        // It comes after them.
+        alice.send(&Message::Wrap { request: 4, to: id, wrap: &wrap(5), bundle: made_up.signed() }).await;
+        let mut told = Vec::new();
+        loop {
+            let payload = alice.message().await;
+            match Message::decode(&payload) {
+                Ok(Message::Told(receipt)) if receipt.rung == Rung::Refused => break,
+                Ok(Message::Told(receipt)) => told.push(receipt.rung),
+                Ok(Message::Done { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(told, rungs);
+    }
+    access.close().await;
     node.stop().await;
 }

@@ -282,7 +282,7 @@ fn key_changed(name: &str) -> String {
 fn key_changed_but(name: &str, remedy: &str) -> String {
     format!(
         "KEY CHANGED: the identity key of {name} is not the one that was pinned. Nothing is sent to {name}, and nothing \
-         taken that says it is {name}: {remedy}"
+         taken that comes with the other key: {remedy}"
     )
 }
 

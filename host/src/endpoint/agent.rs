@@ -63,8 +63,8 @@ pub enum Notice {
     Ended(Failure),
     /// Messages wait for their reader.
     Inbox,
-    /// The identity key of a peer is not the pinned one: nothing is sent to it, and nothing taken from it, until a person
-    /// has accepted the new key.
+    /// The identity key of a peer is not the pinned one: nothing is sent to it, and nothing taken under the new key, until
+    /// a person has accepted that.
     KeyChanged {
         /// The peer's name.
         name: String,

@@ -266,7 +266,9 @@ impl Inbox {
                 if wanted.contains(Rung::Delivered) {
                     self.owed.push(tagged(Rung::Delivered, header.chain_id, n, known.delivered_tag));
                 }
-                if let (Progress::Told, Some(opened)) = (known.progress, known.opened_tag) {
+                if let (true, Progress::Told, Some(opened)) =
+                    (wanted.contains(Rung::Opened), known.progress, known.opened_tag)
+                {
                     self.owed.push(tagged(Rung::Opened, header.chain_id, n, opened));
                 }
                 Ok(())
