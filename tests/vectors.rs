@@ -293,6 +293,145 @@ fn full_handshakes() {
     }
 }
 
+/// What the engine's client cannot say, its server understands.
+#[test]
+fn handshakes_of_later_clients() {
+    for case in list(&file("handshake.json"), "of_later_clients") {
+        let (given, expected) = (&case["given"], &case["gives"]);
+        let (mut server, mut out) = (server_of(given), [0; 4096]);
+        let len = answer(case, &mut server, &mut out);
+        assert_eq!(out[..len], [bytes(expected, "ServerHello"), bytes(expected, "ServerAuth")].concat());
+        let mut auth = bytes(expected, "ClientAuth");
+        let Ok(Received::Record { event: Event::CheckClient(claim), .. }) = server.receive(&mut auth) else {
+            panic!("a claim of the client")
+        };
+        let client = modulus(text(given, "client_key"));
+        let fingerprint = PublicKey::from_modulus(&client).unwrap().fingerprint();
+        let statement = server.bind(&claim, &fingerprint).unwrap();
+        gives(expected, "digest_C", &statement.digest());
+        assert!(verify(&client, &statement, claim.signature()));
+        let len = server.accept(&settings(given), &mut out).unwrap();
+        gives(expected, "Settings", &out[..len]);
+    }
+}
+
+/// The server's end of a case before its first byte.
+fn server_of(given: &Value) -> Connection {
+    let fingerprint = match given["server_key"].as_str() {
+        Some(name) => PublicKey::from_modulus(&modulus(name)).unwrap().fingerprint(),
+        None => array(given, "H(SPKI_S)"),
+    };
+    let config =
+        ServerConfig { id: array(given, "server_id"), fingerprint, record_limit: number(given, "record_limit_S") };
+    Connection::server(config, &array(given, "seed_S"))
+}
+
+/// The server takes the ClientHello of a case and answers into `out`.
+fn answer(case: &Value, server: &mut Connection, out: &mut [u8]) -> usize {
+    let (given, expected) = (&case["given"], &case["gives"]);
+    server.receive(&mut bytes(expected, "ClientHello")).unwrap();
+    match given["server_key"].as_str() {
+        Some(name) => {
+            let modulus = modulus(name);
+            server.sign_server(PublicKey::from_modulus(&modulus).unwrap(), &bytes(expected, "sig_S"), out).unwrap()
+        }
+        None => server.answer_offer(Some(&channel(given)), out).unwrap(),
+    }
+}
+
+/// One side of a case in this state, all by the records of the file.
+fn reach(case: &Value, state: &str) -> Connection {
+    let (given, expected) = (&case["given"], &case["gives"]);
+    let mut out = [0; 4096];
+    let (side, state) = state.split_once(", ").unwrap();
+    if side == "server" {
+        let mut server = server_of(given);
+        if state != "WAIT HELLO" {
+            answer(case, &mut server, &mut out);
+        }
+        if state == "CONNECTED" {
+            let mut auth = bytes(expected, "ClientAuth");
+            let Ok(Received::Record { event: Event::CheckClient(claim), .. }) = server.receive(&mut auth) else {
+                panic!("a claim of the client")
+            };
+            server.bind(&claim, &array(expected, "H(SPKI_C)")).unwrap();
+            server.accept(&settings(given), &mut out).unwrap();
+        }
+        return server;
+    }
+    let resumes = given["server_key"].is_null();
+    let fingerprint = if resumes { array(given, "H(SPKI_S)") } else { array(expected, "H(SPKI_S)") };
+    let config = ClientConfig {
+        server: Some(fingerprint),
+        ask_for_key: !resumes && flag(given, "ask_for_key"),
+        record_limit: number(given, "record_limit_C"),
+    };
+    let seed = array(given, "seed_C");
+    let mut client: Connection = match resumes {
+        true => Connection::resume(config, channel(given), &seed).unwrap(),
+        false => Connection::client(config, &seed),
+    };
+    client.transmit(&mut out).unwrap();
+    if state != "WAIT HELLO" {
+        client.receive(&mut bytes(expected, "ServerHello")).unwrap();
+    }
+    if matches!(state, "WAIT SETTINGS" | "CONNECTED") {
+        client.receive(&mut bytes(expected, "ServerAuth")).unwrap();
+        let who = Client::of(given);
+        let credentials = who.credentials(given);
+        client.verified(&credentials).unwrap();
+        client.sign_client(&credentials, &bytes(expected, "sig_C"), &mut out).unwrap();
+    }
+    if state == "CONNECTED" {
+        client.receive(&mut bytes(expected, "Settings")).unwrap();
+    }
+    client
+}
+
+#[test]
+fn records_that_end_the_connection() {
+    let files = [("handshake.json", file("handshake.json")), ("resumption.json", file("resumption.json"))];
+    let (mut count, mut rights) = (0, 0);
+    for hostile in cases(&file("hostile.json")) {
+        let (state, reached) = (text(hostile, "state"), &hostile["handshake"]);
+        let (_, handshakes) = files.iter().find(|(name, _)| *name == text(reached, "file")).unwrap();
+        let case = case(handshakes, text(reached, "name"));
+        for row in list(hostile, "records") {
+            let about = format!("{state} of {}: {}", text(reached, "name"), text(row, "why"));
+            let mut side = reach(case, state);
+            let mut record = bytes(row, "record");
+            let verdict = match side.receive(&mut record) {
+                Ok(Received::Record { event: Event::CheckServer(claim), .. }) => {
+                    let server = modulus(text(&case["given"], "server_key"));
+                    match verify(&server, &claim.statement, claim.signature) {
+                        true => "goes on",
+                        false => "another server",
+                    }
+                }
+                Ok(Received::Record { event: Event::CheckClient(claim), .. }) => {
+                    let client = modulus(text(&case["given"], "client_key"));
+                    match side.bind(&claim, &array(&case["gives"], "H(SPKI_C)")) {
+                        Ok(statement) if verify(&client, &statement, claim.signature()) => "goes on",
+                        _ => "unauthorised",
+                    }
+                }
+                Ok(_) => "goes on",
+                Err(Error::Peer(PeerError::ServerKey)) => "another server",
+                Err(_) => "ends",
+            };
+            assert_eq!(verdict, text(row, "result"), "{about}");
+            rights += usize::from(verdict == "goes on");
+            if verdict == "ends" {
+                // For good, and without a byte.
+                assert!(side.transmit(&mut [0; 1024]).is_err(), "{about}");
+            }
+            count += 1;
+        }
+    }
+    println!("{count} records in 12 states");
+    assert_eq!((count, rights), (207, 12));
+}
+
 #[test]
 fn resumptions() {
     let file = file("resumption.json");

@@ -1,5 +1,7 @@
 //! PROTOCOL 2 to 4 and 6.4: handshakes, resumptions, records, refusals, the enrolment of devices.
 
+mod hostile;
+
 use super::json::{Fields, Json};
 use super::reference::{Rsa, Signed, aead, array, exchange_public, expand, extract, hash, join, mac, x25519};
 use super::{Keys, head, random, seed};
@@ -167,17 +169,45 @@ struct Handshake<'a> {
     salts: Option<(&'a str, &'a str)>,
     /// What the client offers, in vain.
     offer: Option<Channel>,
+    /// Of a client that says more than version 1.0 knows: versions, suites, cookie, capabilities.
+    later: Option<Later>,
     end: End,
+}
+
+#[derive(Clone, Copy)]
+struct Later {
+    versions: &'static [u16],
+    suites: &'static [u16],
+    cookie: &'static [u8],
+    caps: u16,
 }
 
 /// What outlives a handshake.
 struct Finished {
     fields: Fields,
+    said: Said,
     exporter: [u8; 32],
     channel_secret: [u8; 32],
     client: Traffic,
     server: Traffic,
+}
+
+/// What was said on the way, and under which keys: for what says something else there.
+struct Said {
     server_keys: HandshakeKeys,
+    client_keys: HandshakeKeys,
+    client_hello: Vec<u8>,
+    server_hello: Vec<u8>,
+    t3: [u8; 32],
+    /// Payloads.
+    server_auth: Vec<u8>,
+    client_auth: Vec<u8>,
+}
+
+impl Said {
+    fn t2(&self) -> [u8; 32] {
+        hash(&[&hash(&[&t0(), &self.client_hello]), &self.server_hello])
+    }
 }
 
 fn t0() -> [u8; 32] {
@@ -232,7 +262,7 @@ fn finish(
     (name, about): (&str, &str),
     input: &[u8; 32],
     t6: [u8; 32],
-    server_keys: HandshakeKeys,
+    said: Said,
     end: End,
 ) -> Finished {
     let x = |label: &str| expand(input, &[b"ossicle ", label.as_bytes(), &[0], &t6]);
@@ -253,11 +283,11 @@ fn finish(
         End::Refusal(reason, retry_after) => {
             let payload = refusal(reason, retry_after);
             fields.put_hex("refusal", &payload);
-            fields.put_hex("Refusal", sealed(REFUSAL, &server_keys.key, &server_keys.iv, 1, &payload));
+            fields.put_hex("Refusal", sealed(REFUSAL, &said.server_keys.key, &said.server_keys.iv, 1, &payload));
         }
     }
     let fields = Fields::new().with("name", name).with("about", about).with("given", given).with("gives", fields);
-    Finished { fields, exporter, channel_secret, client, server, server_keys }
+    Finished { fields, said, exporter, channel_secret, client, server }
 }
 
 fn given_end(given: &mut Fields, end: End) {
@@ -311,9 +341,28 @@ impl Handshake<'_> {
         given.put_hex("pss_salt_S", salt_s);
         given.put("offer", self.offer.map(|channel| channel.fields()));
         given_end(&mut given, self.end);
+        if let Some(Later { versions, suites, cookie, caps }) = self.later {
+            let numbers = |list: &[u16]| list.iter().map(|number| format!("{number:04x}")).collect::<Vec<_>>();
+            given.put("versions", numbers(versions));
+            given.put("suites", numbers(suites));
+            given.put_hex("cookie", cookie);
+            given.put_hex("puzzle", [0x99; 8]);
+            given.put("caps", format!("{caps:04x}"));
+        }
 
         let mut fields = Fields::new();
-        let front = hello_front(self.limits.0, self.ask_for_key, &seed_c);
+        let mut front = hello_front(self.limits.0, self.ask_for_key, &seed_c);
+        if let Some(Later { versions, suites, cookie, .. }) = self.later {
+            let list = |list: &[u16]| {
+                let numbers: Vec<u8> = list.iter().flat_map(|number| number.to_be_bytes()).collect();
+                join(&[&[u8::try_from(list.len()).expect("few")], &numbers])
+            };
+            let cookie_len = [u8::try_from(cookie.len()).expect("short")];
+            let puzzle: &[u8] = if cookie.is_empty() { &[] } else { &[0x99; 8] };
+            let behind = front[6..front.len() - 1].to_vec();
+            front = join(&[&list(versions), &list(suites), &behind, &cookie_len, cookie, puzzle]);
+        }
+        let caps = self.later.map_or(0, |later| later.caps).to_be_bytes();
         let (e_c, e_s) = (array(&seed_c[..32]), array(&seed_s[..32]));
         let (public_c, public_s) = (exchange_public(&e_c), exchange_public(&e_s));
         fields.put_hex("H(SPKI_S)", self.server.fingerprint());
@@ -354,25 +403,25 @@ impl Handshake<'_> {
         let fin_s = mac(&keys_s.mac, &[&hash(&[&t3, &signed.signature])]);
         let t4 = hash(&[&t3, &signed.signature, &fin_s]);
         let spki = if self.ask_for_key { self.server.spki() } else { Vec::new() };
-        let payload = join(&[&SERVER_ID, &spki, &signed.signature, &fin_s]);
+        let server_auth = join(&[&SERVER_ID, &spki, &signed.signature, &fin_s]);
         fields.put_hex("T3", t3);
         fields = fields.and(signed.fields("S"));
         fields.put_hex("fin_S", fin_s);
         fields.put_hex("T4", t4);
-        fields.put_hex("server_auth", &payload);
-        fields.put_hex("ServerAuth", sealed(SERVER_AUTH, &keys_s.key, &keys_s.iv, 0, &payload));
+        fields.put_hex("server_auth", &server_auth);
+        fields.put_hex("ServerAuth", sealed(SERVER_AUTH, &keys_s.key, &keys_s.iv, 0, &server_auth));
 
         let (front, t5, proof) = match self.method {
             Method::Key { key_epoch } => {
-                let front = join(&[&[1], &self.client_id, &key_epoch.to_be_bytes(), &[0, 0]]);
+                let front = join(&[&[1], &self.client_id, &key_epoch.to_be_bytes(), &caps]);
                 let fingerprint = self.client.fingerprint();
-                let t5 = hash(&[&t4, &[1], &self.client_id, &fingerprint, &key_epoch.to_be_bytes(), &[0, 0]]);
+                let t5 = hash(&[&t4, &[1], &self.client_id, &fingerprint, &key_epoch.to_be_bytes(), &caps]);
                 (front, t5, Vec::new())
             }
             Method::Enroll { name, token } => {
                 let len = [u8::try_from(name.len()).expect("a short name")];
                 let id = token.map_or([0; 8], |token| token.0);
-                let said = join(&[&[2], &self.client_id, &len, name.as_bytes(), &self.client.spki(), &id, &[0, 0]]);
+                let said = join(&[&[2], &self.client_id, &len, name.as_bytes(), &self.client.spki(), &id, &caps]);
                 let t5 = hash(&[&t4, &said]);
                 let mut proof = [0; 32];
                 if let Some((_, secret)) = token {
@@ -387,7 +436,7 @@ impl Handshake<'_> {
         let signed = self.client.sign("ossicle HS1 client auth", &t5, &salt_c);
         let fin_c = mac(&keys_c.mac, &[&hash(&[&t5, &proof, &signed.signature])]);
         let t6 = hash(&[&t5, &proof, &signed.signature, &fin_c]);
-        let payload = join(&[&front, &proof, &signed.signature, &fin_c]);
+        let client_auth = join(&[&front, &proof, &signed.signature, &fin_c]);
         fields.put_hex("T5", t5);
         if let Method::Enroll { .. } = self.method {
             fields.put_hex("proof", &proof);
@@ -395,9 +444,18 @@ impl Handshake<'_> {
         fields = fields.and(signed.fields("C"));
         fields.put_hex("fin_C", fin_c);
         fields.put_hex("T6", t6);
-        fields.put_hex("client_auth", &payload);
-        fields.put_hex("ClientAuth", sealed(CLIENT_AUTH, &keys_c.key, &keys_c.iv, 0, &payload));
-        finish(fields, given, (self.name, self.about), &input, t6, keys_s, self.end)
+        fields.put_hex("client_auth", &client_auth);
+        fields.put_hex("ClientAuth", sealed(CLIENT_AUTH, &keys_c.key, &keys_c.iv, 0, &client_auth));
+        let said = Said {
+            server_keys: keys_s,
+            client_keys: keys_c,
+            client_hello: hello,
+            server_hello: answer,
+            t3,
+            server_auth,
+            client_auth,
+        };
+        finish(fields, given, (self.name, self.about), &input, t6, said, self.end)
     }
 }
 
@@ -455,7 +513,16 @@ fn resume(name: &str, about: &str, channel: &Channel, seeds: (u8, u8), limits: (
     fields.put_hex("T6", t6);
     fields.put_hex("client_auth", &payload);
     fields.put_hex("ClientAuth", sealed(CLIENT_AUTH, &keys_c.key, &keys_c.iv, 0, &payload));
-    finish(fields, given, (name, about), &input, t6, keys_s, end)
+    let said = Said {
+        server_keys: keys_s,
+        client_keys: keys_c,
+        client_hello: hello,
+        server_hello: answer,
+        t3,
+        server_auth: fin_s.to_vec(),
+        client_auth: payload,
+    };
+    finish(fields, given, (name, about), &input, t6, said, end)
 }
 
 fn first(keys: &Keys) -> Handshake<'_> {
@@ -474,6 +541,7 @@ fn first(keys: &Keys) -> Handshake<'_> {
             "ff3317f3aa49440cd9be08383e40b0ac0fd5e2d42b5c1e426b734764ac4d7e37",
         )),
         offer: None,
+        later: None,
         end: NO_CHANNEL,
     }
 }
@@ -498,6 +566,7 @@ fn enroll(keys: &Keys) -> Handshake<'_> {
 
 pub(super) fn files(keys: &Keys) -> Vec<(&'static str, Fields)> {
     let key = first(keys).run();
+    let (resumption, resumed) = resumption(keys, &key);
     let handshakes = [
         key.fields.clone(),
         Handshake {
@@ -551,13 +620,29 @@ pub(super) fn files(keys: &Keys) -> Vec<(&'static str, Fields)> {
         .run()
         .fields,
     ];
+    let later = Handshake {
+        name: "of a later client",
+        about: "lists with more than version 1.0 knows, a cookie and its puzzle, capabilities: the server ignores them",
+        later: Some(Later {
+            versions: &[0x0200, 0x0101, 0x0100],
+            suites: &[0x0011, 1, 0x0101, 2],
+            cookie: &[7; 40],
+            caps: 0x8001,
+        }),
+        seeds: (21, 22),
+        salts: None,
+        ..first(keys)
+    }
+    .run();
     vec![
         (
             "handshake.json",
             head("Full handshakes: every record and every value between", &["3", "4.3", "4.6", "4.9"])
-                .with("cases", handshakes.to_vec()),
+                .with("cases", handshakes.to_vec())
+                .with("of_later_clients", vec![later.fields]),
         ),
-        ("resumption.json", resumption(keys, &key)),
+        ("resumption.json", resumption),
+        ("hostile.json", hostile::file(keys, &key, &enroll(keys).run(), &resumed)),
         ("records.json", records(&key)),
         ("refusals.json", refusals(keys)),
         ("enrolment.json", enrolment(keys, &key)),
@@ -570,7 +655,7 @@ impl Handshake<'_> {
     }
 }
 
-fn resumption(keys: &Keys, key: &Finished) -> Fields {
+fn resumption(keys: &Keys, key: &Finished) -> (Fields, Finished) {
     let channel = Channel {
         id: [0xa1; 16],
         secret: key.channel_secret,
@@ -617,9 +702,10 @@ fn resumption(keys: &Keys, key: &Finished) -> Fields {
         ..first(keys)
     }
     .run();
-    head("Resumptions: every record and every value between", &["4.10"])
-        .with("cases", vec![accepted.fields, again.fields, refused.fields])
-        .with("full_instead", vec![unknown.fields])
+    let fields = head("Resumptions: every record and every value between", &["4.10"])
+        .with("cases", vec![accepted.fields.clone(), again.fields, refused.fields])
+        .with("full_instead", vec![unknown.fields]);
+    (fields, accepted)
 }
 
 /// Records as they follow each other, one list for both directions.
@@ -726,7 +812,8 @@ fn refusals(keys: &Keys) -> Fields {
         (19, "taken-over"),
         (20, "unavailable"),
     ];
-    let record = |payload: &[u8]| sealed(REFUSAL, &refused.server_keys.key, &refused.server_keys.iv, 1, payload);
+    let record =
+        |payload: &[u8]| sealed(REFUSAL, &refused.said.server_keys.key, &refused.said.server_keys.iv, 1, payload);
     let case = |(code, spelling): (u8, &str)| {
         let retry_after = if matches!(code, 12 | 20) { 30_000 } else { 0 };
         let payload = refusal(code, retry_after);
