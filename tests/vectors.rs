@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ossicle::crypto::verify;
+use ossicle::endpoint::ServerUrl;
 use ossicle_core::*;
 use ossicle_tests::{keys, vectors};
 use serde_json::Value;
@@ -1039,6 +1040,32 @@ fn identity_pages() {
             Err(other) => panic!("{other}"),
         };
         assert_eq!(result, text(case, "result"), "{}", text(case, "why"));
+    }
+}
+
+#[test]
+fn urls() {
+    let file = file("url.json");
+    for case in cases(&file) {
+        let url = ServerUrl::parse(text(case, "url")).unwrap();
+        assert_eq!((url.host.as_str(), url.port), (text(case, "host"), number(case, "port")));
+        assert_eq!(url.fingerprint.map(hex::encode).as_deref(), case["fingerprint"].as_str());
+        assert_eq!(url.token.is_some(), case["token"].is_object());
+        if let Some(token) = url.token {
+            gives(&case["token"], "id", &token.id);
+            gives(&case["token"], "secret", token.secret.expose());
+        }
+    }
+    for case in list(&file, "refused") {
+        assert!(ServerUrl::parse(text(case, "url")).is_err(), "{}", text(case, "why"));
+    }
+}
+
+#[test]
+fn seeds_of_generators() {
+    for case in cases(&file("randomness.json")) {
+        let seed = generator_seed(&bytes(case, "entropy"), &bytes(case, "secret"));
+        gives(case, "seed", seed.expose());
     }
 }
 

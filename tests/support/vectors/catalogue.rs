@@ -1,11 +1,16 @@
-//! PROTOCOL 7 and 12: every message, and the identity page.
+//! PROTOCOL 7 and 12, 1.6 and 8.4: every message, the identity page, the URL, seeds.
 
 use super::json::{Fields, Json};
-use super::reference::{Rsa, crc32, exchange_public, hash, join, signing_public};
+use super::reference::{Rsa, crc32, exchange_public, hash, join, mac, signing_public};
 use super::{Keys, head, random};
 
 pub(super) fn files(keys: &Keys) -> Vec<(&'static str, Fields)> {
-    vec![("messages.json", messages()), ("page.json", page(keys))]
+    vec![
+        ("messages.json", messages()),
+        ("page.json", page(keys)),
+        ("url.json", url(keys)),
+        ("randomness.json", randomness()),
+    ]
 }
 
 /// A payload that grows as its fields are named: PROTOCOL 7.1.
@@ -485,4 +490,69 @@ fn page(keys: &Keys) -> Fields {
     head("Identity pages, and what is none", &["12"])
         .with("cases", vec![small.case("2048 bits"), large.case("the longest name, keys of 3072 bits")])
         .with("refused", refused.to_vec())
+}
+
+/// Base64url without padding (RFC 4648, 5).
+fn base64url(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let digits = |chunk: &[u8]| {
+        let number = (0..3).fold(0, |number, i| number << 8 | u32::from(chunk.get(i).copied().unwrap_or(0)));
+        (0..=chunk.len())
+            .map(move |i| char::from(DIGITS[usize::try_from(number >> (18 - 6 * i) & 63).expect("6 bits")]))
+    };
+    bytes.chunks(3).flat_map(digits).collect()
+}
+
+/// PROTOCOL 1.6.
+fn url(keys: &Keys) -> Fields {
+    let fingerprint = hex::encode(keys.server.fingerprint());
+    let (id, secret) = ([7; 8], [0xfb; 16]);
+    let token = base64url(&join(&[&id, &secret]));
+    let case = |url: String, host: &str, port: u16, fingerprint: Option<&str>, with_token: bool| {
+        Fields::new()
+            .with("url", url)
+            .with("host", host)
+            .with("port", port)
+            .with("fingerprint", fingerprint)
+            .with("token", with_token.then(|| Fields::new().hex("id", id).hex("secret", secret)))
+    };
+    let pinned = Some(fingerprint.as_str());
+    let cases = vec![
+        case(format!("ossicle://chat.example:5150#{fingerprint}.{token}"), "chat.example", 5150, pinned, true),
+        case(format!("ossicle://chat.example#{fingerprint}"), "chat.example", 5150, pinned, false),
+        case(format!("ossicle://192.0.2.1:443#{fingerprint}"), "192.0.2.1", 443, pinned, false),
+        case(format!("ossicle://[2001:db8::1]:65535#{fingerprint}.{token}"), "2001:db8::1", 65_535, pinned, true),
+        case(format!("ossicle://[::1]#{fingerprint}"), "::1", 5150, pinned, false),
+        case("ossicle://localhost:5150".into(), "localhost", 5150, None, false),
+    ];
+    let refused = [
+        ("another scheme", format!("https://chat.example#{fingerprint}")),
+        ("no host", format!("ossicle://:5150#{fingerprint}")),
+        ("port 0", format!("ossicle://chat.example:0#{fingerprint}")),
+        ("port 65,536", format!("ossicle://chat.example:65536#{fingerprint}")),
+        ("a fingerprint of 63 digits", format!("ossicle://chat.example#{}", &fingerprint[1..])),
+        ("a fingerprint of 65 digits", format!("ossicle://chat.example#0{fingerprint}")),
+        ("an empty fingerprint", "ossicle://chat.example#".into()),
+        ("a token of 31 characters", format!("ossicle://chat.example#{fingerprint}.{}", &token[1..])),
+        ("a token with padding", format!("ossicle://chat.example#{fingerprint}.{token}=")),
+        ("a token in another alphabet", format!("ossicle://chat.example#{fingerprint}.{}", token.replace('-', "+"))),
+        ("an empty token", format!("ossicle://chat.example#{fingerprint}.")),
+    ];
+    assert!(token.len() == 32 && token.contains('-'), "the alphabet is seen");
+    let refused = refused.map(|(why, url)| Fields::new().with("why", why).with("url", url));
+    head("A server's URL", &["1.6"]).with("cases", cases).with("refused", refused.to_vec())
+}
+
+/// PROTOCOL 8.4.
+fn randomness() -> Fields {
+    let case = |entropy: &[u8], secret: &[u8]| {
+        let key = hash(&[b"ossicle entropy\0", entropy]);
+        Fields::new()
+            .hex("entropy", entropy)
+            .hex("secret", secret)
+            .hex("key", key)
+            .hex("seed", mac(&key, &[b"ossicle generator\0", secret]))
+    };
+    head("Seeds of a generator from fresh entropy and a stored secret", &["8.4"])
+        .with("cases", vec![case(&[0xe1; 32], &[0x5c; 256]), case(&[], b"stored"), case(b"fresh", &[])])
 }
