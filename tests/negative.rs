@@ -3,6 +3,8 @@
 //! names for it.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+#[path = "negative/chains.rs"]
+mod chains;
 #[path = "negative/counters.rs"]
 mod counters;
 #[path = "negative/errors.rs"]

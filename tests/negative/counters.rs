@@ -29,7 +29,7 @@ thread_local! {
 }
 
 /// A seal that hides nothing, and remembers every key and nonce that it was used with.
-struct Witness([u8; 32]);
+pub(crate) struct Witness([u8; 32]);
 
 impl Aead for Witness {
     fn new(key: &[u8; 32]) -> Self {

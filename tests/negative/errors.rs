@@ -10,7 +10,7 @@ use ossicle_tests::{public, seed};
 use crate::session::{ALICE, Clear, Kind, LIMIT, Name, Real, SERVER, Session, Side, Stage, Verdict, receive};
 
 /// The variants of an enumeration, as its source lists them.
-fn variants(source: &str, name: &str) -> Vec<String> {
+pub(crate) fn variants(source: &str, name: &str) -> Vec<String> {
     let body = source.split(&format!("pub enum {name} {{\n")).nth(1).unwrap().split("\n}\n").next().unwrap();
     let names = body.lines().filter_map(|line| line.strip_prefix("    "));
     names
