@@ -256,7 +256,7 @@ fn the_highest_epochs_are_the_last() {
     // A bundle's.
     let friends = Friends::new(u32::MAX - 1, false);
     let [mut keys, _] = friends.keys;
-    let before = friends.bundles[0].clone();
+    let before = friends.bundles[0];
     let last = keys.bundle(&friends.alice, u32::MAX, before.hash());
     let other = keys.bundle(&friends.alice, u32::MAX, [6; 32]);
     let mut view = BundleView::new(&before);
@@ -281,13 +281,8 @@ fn the_highest_epochs_are_the_last() {
 
 fn page() -> Vec<u8> {
     let friends = Friends::new(3, false);
-    let owner = PageOwner {
-        id: [1; 16],
-        name: "alice",
-        key: public(&ALICE),
-        bundle: friends.bundles[0].clone(),
-        signature: &[5; 256],
-    };
+    let owner =
+        PageOwner { id: [1; 16], name: "alice", key: public(&ALICE), bundle: friends.bundles[0], signature: &[5; 256] };
     let page = IdentityPage {
         id: [9; 16],
         name: "sensor-01",
@@ -361,7 +356,7 @@ fn driven(is_broken: bool) -> DriverError<ErrorKind> {
 #[test]
 fn every_error_of_the_rooms_above_is_reached_by_its_name() {
     let friends = Friends::new(3, false);
-    let other = friends.bundles[1].clone();
+    let other = friends.bundles[1];
     let changed = friends.keys[0].bundle(&Member { key: [8; 32], ..friends.alice }, 4, [0; 32]);
     let older = friends.keys[0].bundle(&friends.alice, 2, [0; 32]);
     let forked = friends.keys[0].bundle(&friends.alice, 3, [7; 32]);
