@@ -48,7 +48,7 @@ check() {
         echo "$log" >&2
         return 1
     fi
-    grep -E ' reach |^test result' <<<"$log"
+    sed -n 's/^\.*\(.* reach .*\)$/\1/p; /^test result/p' <<<"$log"
 }
 
 fuzz() {

@@ -6,11 +6,19 @@
 #[cfg(not(fuzzing))]
 compile_error!("this is built with `--cfg fuzzing`: see run.sh");
 
+pub mod bundle;
 pub mod catalogue;
+pub mod client;
+pub mod connections;
+pub mod envelope;
 pub mod keys;
+pub mod link;
 pub mod page;
+pub mod peers;
 pub mod record;
+pub mod resumption;
 pub mod script;
+pub mod server;
 
 /// Told by the body of a target, by name, what an input came to.
 pub type Reached<'r> = &'r mut dyn FnMut(&'static str);
@@ -28,7 +36,17 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: &[Target] = &[record::TARGET, catalogue::TARGET, page::TARGET];
+pub const TARGETS: &[Target] = &[
+    record::TARGET,
+    server::TARGET,
+    client::TARGET,
+    resumption::TARGET,
+    envelope::TARGET,
+    bundle::TARGET,
+    catalogue::TARGET,
+    page::TARGET,
+    link::TARGET,
+];
 
 /// For fuzzers, which see by themselves where an input leads.
 pub fn ignore(_: &'static str) {}
