@@ -543,6 +543,33 @@ async fn prekeys_are_renewed_while_the_connection_stands_and_are_durable_before_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_prekey_of_a_clock_that_ran_ahead_does_not_stay_for_years() {
+    let node = Node::start(open()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let home = Home::new(directory.path().join("bob"));
+    let fingerprint = hex(&node.server.fingerprint());
+    let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
+    let id = initialise(&home, &Name::parse("bob").unwrap(), 2048, &url, false).await.unwrap().id;
+    let mut store = HomeStore::open(&home.directory().join("home.db")).unwrap();
+    let mut own = store.keys().unwrap().unwrap();
+    own.keys.rotate(&mut Rng::new(9)).unwrap();
+    let ahead = own.keys.bundle(&own.bundle.member(), 2, own.bundle.hash());
+    let key = IdentityKey::load(&home.directory().join("identity.pem")).unwrap();
+    store.put_keys(&own.keys, &ahead, &key.sign(&ahead.statement()).unwrap(), now() + 520 * WEEK).unwrap();
+    // The first connection publishes it, a later one replaces it.
+    for _ in 0..2 {
+        let access = Access::open(&home, "who").await.unwrap();
+        let mut who = access.request(Request::Who);
+        within(async { while !who.next().await.is_final() {} }).await;
+        access.close().await;
+    }
+    let shown = Bundle::decode(&node.store.bundle(&id).await.unwrap().unwrap().bundle).unwrap();
+    assert_eq!((shown.epoch, shown.previous, shown.prekey_id), (3, ahead.hash(), ahead.prekey_id + 1));
+    assert!(store.keys().unwrap().unwrap().made <= now());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_of_skipped_messages_are_erased_after_a_week() {
     let node = Node::start(open()).await;
     let directory = tempfile::tempdir().unwrap();

@@ -722,7 +722,8 @@ impl Agent {
         // The server takes one epoch after the other, so the present one must have arrived first.
         // And a bundle that was offered with a new identity key stays the one that follows.
         let due = self.own.published && self.successor.is_none();
-        if due && now().saturating_sub(self.own.made) > PREKEY_AGE {
+        // What was made by a clock that ran far ahead would else stay until then.
+        if due && now().abs_diff(self.own.made) > PREKEY_AGE {
             let (epoch, previous) = (self.own.bundle.epoch, self.own.bundle.hash());
             let sick = |_| Failure::refused("no new prekey can be made: is there randomness on this system?");
             self.own.keys.rotate(&mut getrandom::SysRng).map_err(sick)?;
