@@ -31,6 +31,8 @@ mod wycheproof;
 pub const RSA_BITS: [usize; 3] = [2048, 3072, 4096];
 
 /// No accepted key takes as much; whatever is longer is not read.
+/// How the name of a key's file begins while it is being written.
+pub(crate) const UNFINISHED: &str = ".key-";
 const MAX_FILE_LEN: u64 = 16 * 1024;
 const EXPONENT: [u8; 3] = [1, 0, 1];
 
@@ -139,7 +141,7 @@ impl IdentityKey {
             _ => Path::new("."),
         };
         let pem = self.to_pem()?;
-        let mut file = tempfile::Builder::new().prefix(".key-").tempfile_in(directory).map_err(failed)?;
+        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(directory).map_err(failed)?;
         file.write_all(pem.as_bytes()).map_err(failed)?;
         file.as_file().sync_all().map_err(failed)?;
         match file.persist_noclobber(path) {

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use super::Failure;
 use super::kept::Kept;
 use crate::backup::{self, Restored};
-use crate::crypto::IdentityKey;
+use crate::crypto::{IdentityKey, UNFINISHED};
 use crate::store::home::{HomeStore, OwnKeys, Profile};
 
 /// The longest path that the address of a unix socket holds, with something to spare.
@@ -82,7 +82,10 @@ impl Home {
             Ok(mut entries) => {
                 let foreign = entries.find_map(|entry| {
                     let name = entry.ok()?.file_name();
-                    (!FILES.iter().any(|file| name == *file)).then_some(name)
+                    // What a process that was killed left of a key that it was writing: nobody's key.
+                    let is_ours =
+                        FILES.iter().any(|file| name == *file) || name.to_string_lossy().starts_with(UNFINISHED);
+                    (!is_ours).then_some(name)
                 });
                 if let Some(name) = foreign {
                     return Err(Failure::usage(format!(
@@ -315,6 +318,8 @@ mod tests {
         // An empty directory is taken over, one with something else in it is not.
         home.prepare().unwrap();
         home.check().unwrap();
+        fs::write(home.directory().join(format!("{UNFINISHED}x7Yz")), "").unwrap();
+        home.prepare().unwrap();
         fs::write(home.directory().join("thesis.tex"), "").unwrap();
         assert!(home.prepare().unwrap_err().sentence.contains("thesis.tex"));
     }
