@@ -2,8 +2,14 @@
 //! not do for whoever recorded, stole, lost or outlived it.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
 use std::time::Instant;
 
 use ossicle::resumption::ChannelKey;
@@ -436,5 +442,73 @@ fn a_home_makes_a_full_handshake_a_week_after_the_last_whatever_a_server_would_r
     assert_eq!(full(), 2, "the server would have resumed it: it counts from another day");
     assert!(since() >= begun);
     world.run("alice", &["who"]).ok();
+    assert_eq!(full(), 2);
+}
+
+/// Between a client and the server: passes everything on, but once it is told to, nothing behind the client's hello before
+/// it is told to go on.
+struct Gate {
+    address: String,
+    armed: Arc<AtomicBool>,
+    held: Receiver<()>,
+    go: Sender<()>,
+}
+
+impl Gate {
+    fn start(server: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (armed, (holds, held), (go, goes)) = (Arc::new(AtomicBool::new(false)), channel(), channel());
+        let is_armed = Arc::clone(&armed);
+        thread::spawn(move || {
+            for mut client in listener.incoming().map_while(Result::ok) {
+                let Ok(mut server) = TcpStream::connect(&server) else { continue };
+                let (mut says, mut hears) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                let answers = thread::spawn(move || {
+                    let _ = std::io::copy(&mut says, &mut hears);
+                    let _ = hears.shutdown(Shutdown::Write);
+                });
+                let mut hello = [0; 512];
+                let len = client.read(&mut hello).unwrap_or_default();
+                let _ = server.write_all(&hello[..len]);
+                if is_armed.swap(false, Ordering::SeqCst) {
+                    holds.send(()).unwrap();
+                    goes.recv().unwrap();
+                }
+                let _ = std::io::copy(&mut client, &mut server);
+                let _ = server.shutdown(Shutdown::Write);
+                answers.join().unwrap();
+            }
+        });
+        Self { address, armed, held, go }
+    }
+}
+
+#[test]
+fn a_channel_that_ends_while_it_is_resumed_costs_its_home_no_more_than_a_full_handshake() {
+    let world = World::new();
+    let (server, secrets) = world.url.trim_start_matches("ossicle://").split_once('#').unwrap();
+    let gate = Gate::start(server.to_owned());
+    let url = format!("ossicle://{}#{secrets}", gate.address);
+    world.run("alice", &["init", "--name", "alice", "--rsa", "2048", &url]).ok();
+    let full = || world.server_log().iter().filter(|line| line.contains("resumed=false")).count();
+    let data = world.path("server").display().to_string();
+    world.run("alice", &["who"]).ok();
+    assert_eq!(full(), 1);
+    gate.armed.store(true, Ordering::SeqCst);
+    let who = world.spawn("alice", &["who"]);
+    gate.held.recv_timeout(DEADLINE).unwrap();
+    world.run("alice", &["channel", "expire", "alice", "--data", &data]).ok();
+    gate.go.send(()).unwrap();
+    assert!(who.wait().ok().contains("alice"));
+    assert_eq!(full(), 2);
+
+    // Whoever was revoked meanwhile is told so.
+    gate.armed.store(true, Ordering::SeqCst);
+    let who = world.spawn("alice", &["who"]);
+    gate.held.recv_timeout(DEADLINE).unwrap();
+    world.run("alice", &["revoke", "alice", "--data", &data]).ok();
+    gate.go.send(()).unwrap();
+    who.wait().failed(1, "does not let alice in");
     assert_eq!(full(), 2);
 }

@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use ossicle_core::{
-    Bundle, BundleKeys, ChannelInfo, Channels, ChannelsResponse, Credentials, Enrol, ExpireChannels, Lookup,
+    Bundle, BundleKeys, Channel, ChannelInfo, Channels, ChannelsResponse, Credentials, Enrol, ExpireChannels, Lookup,
     MAX_ENROL_BATCH, MAX_RECORD_LEN, Member, Message, PeerStatus, Reason, Rotate, Rotation, SignedBundle, Subject,
     Successor, SuccessorQuery,
 };
@@ -597,7 +597,24 @@ impl Agent {
         // A channel is bound to the key that it came from.
         let offer = self.kept.offer(now()).filter(|channel| channel.client_key == key.fingerprint());
         let offered = offer.is_some();
-        let connecting = Link::connect(target, &credentials, &key, offer);
+        match self.dial_with(target, &credentials, &key, offer).await {
+            // The channel may have ended while it was resumed: only a full handshake says whether the client has, too.
+            Err(Ended::Link(LinkError::Refused { reason: Reason::Unauthorised, .. })) if offered => {
+                self.dial_with(target, &credentials, &key, None).await
+            }
+            dialled => dialled,
+        }
+    }
+
+    async fn dial_with(
+        &mut self,
+        target: &Target,
+        credentials: &Credentials<'_>,
+        key: &Arc<IdentityKey>,
+        offer: Option<Channel>,
+    ) -> Result<Link, Ended> {
+        let offered = offer.is_some();
+        let connecting = Link::connect(target, credentials, key, offer);
         tokio::pin!(connecting);
         loop {
             let until = self.stopping.as_ref().map(|(_, until)| *until);
