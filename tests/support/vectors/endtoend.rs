@@ -678,8 +678,19 @@ fn chain() -> Fields {
         recipient.opens("signed", &group, 3, true, 0, b"three");
         recipient.opens("the next", &group, 4, true, 5, b"");
     });
+    let last = 65_535;
+    let end = sequence("at its end", "the last number that a chain has", &printed, last, |recipient| {
+        recipient.refuses(
+            "beyond the last number",
+            &printed.seal(last + 1, false, 0, b"beyond").envelope,
+            "unreadable",
+        );
+        let envelope = recipient.opens("the last", &printed, last, false, 0, b"the last");
+        recipient.refuses("the last again", &envelope, "duplicate");
+        recipient.refuses("beyond it", &printed.seal(last + 1, false, 0, b"beyond").envelope, "unreadable");
+    });
     head("Messages of a chain, and what a recipient with S places for skipped keys makes of them", &["9.4", "9.6"])
-        .with("cases", vec![plain, skips, groups])
+        .with("cases", vec![plain, skips, groups, end])
 }
 
 fn receipt() -> Fields {

@@ -692,6 +692,16 @@ fn resumption(keys: &Keys, key: &Finished) -> (Fields, Finished) {
         End::Refusal(3, 0),
     );
     let elsewhere = Channel { id: [0xa9; 16], secret: [0x77; 32], ..channel };
+    let bound = Handshake {
+        name: "offered with another secret",
+        about: "the server holds the channel of the case \"accepted\", and the binder is wrong: mode 2",
+        seeds: (23, 24),
+        salts: None,
+        offer: Some(Channel { secret: [0x78; 32], ..channel }),
+        end: End::Settings { channel: [0xab; 16], valid_for: 604_800 },
+        ..first(keys)
+    }
+    .run();
     let unknown = Handshake {
         name: "unknown to the server",
         about: "mode 2: the offer is not taken, and the full handshake goes on",
@@ -704,7 +714,7 @@ fn resumption(keys: &Keys, key: &Finished) -> (Fields, Finished) {
     .run();
     let fields = head("Resumptions: every record and every value between", &["4.10"])
         .with("cases", vec![accepted.fields.clone(), again.fields, refused.fields])
-        .with("full_instead", vec![unknown.fields]);
+        .with("full_instead", vec![unknown.fields, bound.fields]);
     (fields, accepted)
 }
 
