@@ -155,7 +155,8 @@ impl<A: Aead> Connection<A> {
     /// of a resumption, and a key update shortly before a key has sealed all it may.
     ///
     /// # Errors
-    /// [`BufferError::TxFull`] if `out` has no room: nothing has changed.
+    /// [`BufferError::TxFull`] if `out` has no room, [`ApiMisuse::InvalidArgument`] if a client neither knows its server's
+    /// key nor asks for it: nothing has changed.
     pub fn transmit(&mut self, out: &mut [u8]) -> Result<usize, Error> {
         self.check()?;
         match &mut self.state {

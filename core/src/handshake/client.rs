@@ -43,6 +43,10 @@ impl Start {
 
     /// -> ClientHello
     pub(crate) fn hello(&self, out: &mut [u8]) -> Result<(ExpectServerHello, usize), Error> {
+        // Neither a fingerprint nor a key: nobody could be verified.
+        if self.config.server.is_none() && !self.config.ask_for_key {
+            return Err(ApiMisuse::InvalidArgument.into());
+        }
         let (key, random) = ephemeral(&self.seed);
         let hello = ClientHello {
             record_limit: self.config.record_limit,
