@@ -1,13 +1,15 @@
 //! Every bit of every handshake record, flipped, at the side that receives it: once under the seal that is shipped, and once
 //! behind it, where only a peer with the keys gets.
 
+use ossicle::crypto::{IdentityKey, verify};
 use ossicle_core::{
-    Aead, ApiMisuse, Connection, Error, Event, Message, PeerError, Reason, Received, RustCrypto, Settings,
+    Aead, ApiMisuse, Ask, ClientConfig, Connection, Error, Event, Message, PeerError, Reason, Received, Settings,
+    Statement, verify_rsa,
 };
-use ossicle_tests::public;
+use ossicle_tests::{public, seed};
 
 use crate::session::{
-    ALICE, Clear, Kind, NAME, Name, Real, Said, Session, Side, Stage, Verdict, assert_dead, receive, refused,
+    ALICE, Clear, Kind, LIMIT, NAME, Name, Real, SERVER, Said, Session, Stage, Verdict, assert_dead, receive, refused,
 };
 
 const DECODE: Verdict = Verdict::Fails(Error::Decode);
@@ -328,67 +330,112 @@ fn every_bit_that_a_peer_with_the_keys_flips_ends_in_its_error() {
 }
 
 /// Every bit of both signatures, by a peer that has everything but the key: its record opens, its Finished is right, and
-/// RSA says no. The real verification, in software for both sides too.
+/// RSA says no. The real signatures, and the real verification, in software for both sides too.
 #[test]
 fn every_flipped_bit_of_a_signature_is_found_by_its_verification() {
     let mut cases = 0;
     for kind in [Kind::Key, Kind::Asked, Kind::Enroll, Kind::Unauthorised] {
         let session = Real::new(kind, (1, 2));
+        let by_server = SERVER.sign(&asked(&session.at(Stage::SignServer))).unwrap();
+        let by_client = ALICE.sign(&asked(&session.at(Stage::SignClient))).unwrap();
         let step = if kind == Kind::Key { 1 } else { 67 };
-        for bit in (0..2_048).step_by(step) {
+        for bit in (0..2_048).step_by(step).map(Some).chain([None]) {
+            let forged = |signature: &[u8]| {
+                let mut signature = signature.to_vec();
+                if let Some(bit) = bit {
+                    signature[bit / 8] ^= 1 << (bit % 8);
+                }
+                signature
+            };
+            server_signs(&session, &forged(&by_server), bit);
+            client_signs(&session, &forged(&by_client), bit);
             cases += 2;
-            signatures(&session, Some(bit), bit % 64 == 0);
         }
-        signatures(&session, None, true);
     }
-    println!("{cases} flipped bits of signatures");
-    assert!(cases >= 2 * 2_048 + 2 * 3 * 2_048 / 67, "{cases}");
+    println!("{cases} signatures, with each bit flipped and with none");
+    assert!(cases >= 2 * (2_049 + 3 * (2_048 / 67 + 1)), "{cases}");
 }
 
-fn signatures(session: &Session<RustCrypto>, bit: Option<usize>, in_software: bool) {
-    use crate::session::{SERVER, signed};
-    use ossicle::crypto::verify;
-    use ossicle_core::{Ask, verify_rsa};
+fn asked(connection: &Connection) -> Statement {
+    let Some(Ask::Sign(statement)) = connection.ask() else { panic!("a signature is due") };
+    statement
+}
 
+/// What those who are asked say of a signature, of which this bit is wrong.
+fn judge(key: &'static IdentityKey, statement: &Statement, signature: &[u8], bit: Option<usize>) {
+    assert_eq!(verify(key.modulus(), statement, signature), bit.is_none(), "{bit:?}");
+    if bit.is_none_or(|bit| bit % 64 == 0) {
+        let verdict = verify_rsa(public(key), statement, signature);
+        assert_eq!(verdict, if bit.is_none() { Ok(()) } else { Err(Error::Crypto) }, "{bit:?}");
+    }
+}
+
+fn server_signs(session: &Real, signature: &[u8], bit: Option<usize>) {
     let mut out = [0; 2048];
-    let forged = |mut signature: Vec<u8>| {
-        if let Some(bit) = bit {
-            signature[bit / 8] ^= 1 << (bit % 8);
-        }
-        signature
-    };
-    let judge = |key: &'static ossicle::crypto::IdentityKey, statement: &_, signature: &[u8]| {
-        assert_eq!(verify(key.modulus(), statement, signature), bit.is_none(), "{bit:?}");
-        if in_software {
-            let verdict = verify_rsa(public(key), statement, signature);
-            assert_eq!(verdict, if bit.is_none() { Ok(()) } else { Err(Error::Crypto) }, "{bit:?}");
-        }
-    };
-    let mut server = session.at(Stage::SignServer);
-    let Some(Ask::Sign(statement)) = server.ask() else { panic!("a signature is due") };
-    let len = server.sign_server(public(&SERVER), &forged(signed(&SERVER, &statement)), &mut out).unwrap();
+    let len = session.at(Stage::SignServer).sign_server(public(&SERVER), signature, &mut out).unwrap();
     let mut client = session.at(Stage::AwaitServerHello);
     assert_eq!(receive(&mut client, &mut out[..79]), PROGRESS);
     let Ok(Received::Record { event: Event::CheckServer(claim), .. }) = client.receive(&mut out[79..len]) else {
         panic!("a claim")
     };
-    judge(&SERVER, &claim.statement, claim.signature);
-    // The client has said nothing, and says nothing.
-    assert_eq!(client.transmit(&mut [0; 64]), Ok(0));
-    assert_eq!(client.ask(), None);
+    judge(&SERVER, &claim.statement, claim.signature, bit);
+    // Until its user has said that the signature is right, the client says nothing of itself.
+    assert_eq!((client.transmit(&mut [0; 64]), client.ask()), (Ok(0), None));
+}
 
+fn client_signs(session: &Real, signature: &[u8], bit: Option<usize>) {
+    let mut out = [0; 2048];
     let mut client = session.at(Stage::SignClient);
-    let Some(Ask::Sign(statement)) = client.ask() else { panic!("a signature is due") };
-    let len = client.sign_client(&session.credentials(), &forged(signed(&ALICE, &statement)), &mut out).unwrap();
+    let len = client.sign_client(&session.credentials(), signature, &mut out).unwrap();
     let mut server = session.at(Stage::AwaitClientAuth);
     let Ok(Received::Record { event: Event::CheckClient(claim), .. }) = server.receive(&mut out[..len]) else {
         panic!("a claim")
     };
     let statement = server.bind(&claim, &public(&ALICE).fingerprint()).unwrap();
-    judge(&ALICE, &statement, claim.signature());
+    judge(&ALICE, &statement, claim.signature(), bit);
     let mut refusal = [0; 64];
     let len = server.refuse(Reason::Unauthorised, 0x0102_0304, &mut refusal).unwrap();
     assert_eq!(receive(&mut client, &mut refusal[..len]), Verdict::Fails(refused()));
     assert_dead(&mut server, ApiMisuse::Closed.into(), &bit);
-    assert_eq!(Stage::Refused(Side::Server).ended(), Some(ApiMisuse::Closed.into()));
+}
+
+/// A client that trusts whoever answers: the server's key is what came, and every bit of the record is under its Finished.
+#[test]
+fn every_bit_of_a_key_that_is_trusted_on_first_use_is_under_the_finished() {
+    let session = Session::<Clear>::new(Kind::Asked, (1, 2));
+    let config = ClientConfig { server: None, ask_for_key: true, record_limit: LIMIT };
+    let record = session.record(Name::ServerAuth);
+    let mut cases = 0;
+    let client = || {
+        let mut client: Connection<Clear> = Connection::client(config, &seed(1));
+        client.transmit(&mut [0; 128]).unwrap();
+        assert_eq!(receive(&mut client, &mut session.record(Name::ServerHello).to_vec()), PROGRESS);
+        client
+    };
+    for bit in 8 * 8..(record.len() - 16) * 8 {
+        let mut bytes = record.to_vec();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let expected = behind_the_seal(Kind::Asked, Name::ServerAuth, record, bit);
+        let mut victim = client();
+        assert_eq!(receive(&mut victim, &mut bytes), expected, "{} {}", bit / 8, bit % 8);
+        let Verdict::Fails(error) = expected else { panic!("an end") };
+        assert_dead(&mut victim, error, &bit);
+        cases += 1;
+    }
+    let mut bytes = record.to_vec();
+    let Ok(Received::Record { event: Event::CheckServer(claim), .. }) = client().receive(&mut bytes) else {
+        panic!("a claim")
+    };
+    assert_eq!((claim.fingerprint, claim.key), (public(&SERVER).fingerprint(), Some(public(&SERVER))));
+    println!("{cases} flipped bits of a key that is trusted on first use");
+    assert!(cases >= (record.len() - 24) * 8);
+
+    // Who neither knows the server nor asks for its key can verify nobody: said before a byte is sent, and not final.
+    let config = ClientConfig { ask_for_key: false, ..config };
+    let mut client: Connection = Connection::client(config, &seed(1));
+    for _ in 0..2 {
+        let mut out = [0; 128];
+        assert_eq!(client.transmit(&mut out), Err(ApiMisuse::InvalidArgument.into()));
+        assert_eq!(out, [0; 128]);
+    }
 }
