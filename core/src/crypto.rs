@@ -479,7 +479,8 @@ const fn high_low(len: usize) -> [u8; 2] {
     [(len >> 8) as u8, (len & 0xff) as u8]
 }
 
-#[cfg(test)]
+// An interpreter would take hours for the curves and RSA, and looks for what other tests reach as well.
+#[cfg(all(test, not(miri)))]
 mod wycheproof;
 
 #[cfg(test)]
