@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use ossicle_core::{
     Ask, BufferError, ClaimKind, ClientClaim, Connection, Enrol, EnvelopeHeader, Error, Event, ID_LEN, Lookup,
-    MAX_RECORD_LEN, MIN_RECORD_LIMIT, Message, RECORD_OVERHEAD, Reason, Received, Settings, Statement,
+    MAX_RECORD_LEN, MIN_RECORD_LIMIT, Message, PublicKey, RECORD_OVERHEAD, Reason, Received, Settings, Statement,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -309,7 +309,8 @@ async fn check(
     match claim.kind() {
         ClaimKind::Key { key_epoch } => {
             let client = held.filter(|client| !client.revoked && client.key_epoch == key_epoch);
-            let key = client.as_ref().and_then(fingerprint);
+            let modulus = client.as_ref().map_or_else(|| dummy_key(), |client| client.modulus.as_slice());
+            let key = PublicKey::from_modulus(modulus).map(|key| key.fingerprint());
             let bound = connection.bind(claim, &key.unwrap_or_default());
             let (modulus, statement) = match (&client, bound) {
                 (Some(client), Ok(statement)) => (client.modulus.clone(), statement),

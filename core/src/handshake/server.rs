@@ -244,7 +244,10 @@ impl ExpectClientAuth {
         // A claim that holds its own key shows at once whether its Finished is right. The others show it when their key
         // was looked up, and a wrong one must then look like an unknown id.
         if let Method::Enroll { .. } = claim.auth.method {
-            next.transcripts(&claim, &[0; HASH_LEN])?;
+            let (_, _, right) = next.transcripts(&claim, &[0; HASH_LEN]);
+            if !right {
+                return Err(Error::Crypto);
+            }
         }
         Ok((next, claim))
     }
@@ -263,23 +266,19 @@ pub(crate) struct CheckClient {
 }
 
 impl CheckClient {
-    fn transcripts(
-        &self,
-        claim: &ClientClaim<'_>,
-        fingerprint: &[u8; HASH_LEN],
-    ) -> Result<(Transcript, Transcript), Error> {
+    /// `T5`, `T6`, and whether the claim's Finished is that of this key. The time does not depend on whether it is.
+    fn transcripts(&self, claim: &ClientClaim<'_>, fingerprint: &[u8; HASH_LEN]) -> (Transcript, Transcript, bool) {
         let method = &claim.auth.method;
         let t5 = client_identified(&self.t4, method, fingerprint, claim.caps);
         let finished = mac(self.finished_key.expose(), &[&client_signed(&t5, method, claim.auth.signature)]);
-        if !equal(&finished, &claim.auth.finished) {
-            return Err(Error::Crypto);
-        }
-        Ok((t5, client_finished(&t5, method, claim.auth.signature, &claim.auth.finished)))
+        let t6 = client_finished(&t5, method, claim.auth.signature, &claim.auth.finished);
+        (t5, t6, equal(&finished, &claim.auth.finished))
     }
 
     /// Binds the claim to the key with this fingerprint: from here on its signature decides.
     pub(crate) fn bind(&mut self, claim: &ClientClaim<'_>, fingerprint: &[u8; HASH_LEN]) -> Result<Statement, Error> {
-        let (t5, t6) = self.transcripts(claim, fingerprint)?;
+        let (t5, t6, right) = self.transcripts(claim, fingerprint);
+        let statement = client_statement(t5);
         let key_epoch = match claim.auth.method {
             Method::Key { key_epoch, .. } => key_epoch,
             Method::Enroll { .. } => 0,
@@ -291,8 +290,11 @@ impl CheckClient {
             server: self.config.id,
             server_key: self.config.fingerprint,
         };
+        if !right {
+            return Err(Error::Crypto);
+        }
         self.bound = Some((t5, t6, ends));
-        Ok(client_statement(t5))
+        Ok(statement)
     }
 
     /// Whether the claim proves the token with this verifier.
