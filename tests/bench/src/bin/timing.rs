@@ -11,11 +11,9 @@ use std::time::Instant;
 use ossicle::crypto::{HostAead, IdentityKey};
 use ossicle::limits::{Rate, Rates};
 use ossicle::server::Config;
-use ossicle_core::{
-    Aead, Ask, ClientConfig, Connection, Credentials, Event, PublicKey, Received, RustCrypto, ServerConfig,
-};
+use ossicle_core::{Aead, RustCrypto};
+use ossicle_tests::keys;
 use ossicle_tests::node::{Client, Node, RECORD_LIMIT, enrolled, open};
-use ossicle_tests::{SERVER_ID, keys, public};
 
 type Failure = Box<dyn core::error::Error>;
 
@@ -29,8 +27,8 @@ fn main() -> Result<(), Failure> {
         Some(samples) => samples.parse().map_err(|_| "usage: timing [SAMPLES], a number")?,
         None => 1_000_000,
     };
-    // Each takes as long as a tag does in thousands: fewer of them are as sure, as more is to be seen.
-    let (handshakes, refusals) = (samples / 10, samples / 100);
+    // A handshake takes as long as thousands of tags.
+    let refusals = samples / 50;
     let mut failed = Vec::new();
     let mut campaign = |name: &str, samples: usize, told_apart: bool, t: f64| {
         println!("{name:58} {samples:>9} samples  max |t| {t:6.2}");
@@ -42,8 +40,11 @@ fn main() -> Result<(), Failure> {
     campaign("a comparison that stops early (must be told apart)", samples, true, early_exit(samples)?);
     campaign("tag, first or last byte wrong, AES-GCM of hosts", samples, false, tag::<HostAead>(samples)?);
     campaign("tag, first or last byte wrong, AES-GCM of devices", samples, false, tag::<RustCrypto>(samples)?);
-    campaign("Finished of the right key or of another", handshakes, false, finished(handshakes)?);
-    campaign("unknown id or wrong signature, at the server", refusals, false, refusal(refusals)?);
+    // Whose id is claimed, and whose key.
+    let (right, unknown, other) = ((1, keys::alice()), (2, keys::alice()), (1, keys::bob()));
+    let t = refusal(refusals, [(1, keys::alice()), unknown])?;
+    campaign("wrong signature or unknown id, at the server", refusals, false, t);
+    campaign("wrong signature or another key, at the server", refusals, false, refusal(refusals, [right, other])?);
     if failed.is_empty() {
         return Ok(());
     }
@@ -136,46 +137,8 @@ fn tag<A: Aead>(samples: usize) -> Result<f64, Failure> {
     Ok(timed.t())
 }
 
-fn finished(samples: usize) -> Result<f64, Failure> {
-    let (mut timed, mut coin) = (Samples::new(samples), Coin::new());
-    let (server_key, client_key) = (keys::server(), keys::alice());
-    let (right, other) = (public(&client_key).fingerprint(), public(&keys::bob()).fingerprint());
-    let credentials = Credentials::Key { id: [1; 16], key_epoch: 0, fingerprint: right };
-    for _ in 0..samples {
-        let class = coin.flip()?;
-        let (mut up, mut down) = ([0; 4096], [0; 4096]);
-        let (mut client, mut server) = pair(&server_key)?;
-        let len = client.transmit(&mut up)?;
-        server.receive(&mut up[..len])?;
-        // Nobody looks at signatures here: it is the Finished beside them that is compared.
-        let len = server.sign_server(PublicKey::from_modulus(server_key.modulus())?, &[0; 256], &mut down)?;
-        let Received::Record { used, .. } = client.receive(&mut down[..len])? else { return Err("a record".into()) };
-        client.receive(&mut down[used..len])?;
-        client.verified(&credentials)?;
-        let Some(Ask::Sign(_)) = client.ask() else { return Err("the client must sign".into()) };
-        let len = client.sign_client(&credentials, &[0; 256], &mut up)?;
-        let Received::Record { event: Event::CheckClient(claim), .. } = server.receive(&mut up[..len])? else {
-            return Err("a claim".into());
-        };
-        let fingerprint = if class == 0 { &right } else { &other };
-        timed.time(class, || server.bind(&claim, black_box(fingerprint)).is_ok());
-    }
-    Ok(timed.t())
-}
-
-fn pair(server_key: &IdentityKey) -> Result<(Connection<HostAead>, Connection<HostAead>), Failure> {
-    let mut seed = [0; 64];
-    getrandom::fill(&mut seed)?;
-    let fingerprint = public(server_key).fingerprint();
-    let config = ClientConfig { server: Some(fingerprint), ask_for_key: false, record_limit: RECORD_LIMIT };
-    let client = Connection::client(config, &seed);
-    getrandom::fill(&mut seed)?;
-    let config = ServerConfig { id: SERVER_ID, fingerprint, record_limit: RECORD_LIMIT };
-    Ok((client, Connection::server(config, &seed)))
-}
-
-/// From {ClientAuth} to the refusal, over loopback.
-fn refusal(samples: usize) -> Result<f64, Failure> {
+/// From {ClientAuth} to the refusal, over loopback, of two claims that alice's key did not sign.
+fn refusal(samples: usize, claims: [(u8, IdentityKey); 2]) -> Result<f64, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (mut timed, mut coin) = (Samples::new(samples), Coin::new());
     let plenty = Rate { per_second: u32::MAX, burst: u32::MAX };
@@ -185,8 +148,6 @@ fn refusal(samples: usize) -> Result<f64, Failure> {
         node
     });
     let thief = keys::bob();
-    // Both sign with a key that is not alice's; one says to be her, the other to be somebody whom nobody knows.
-    let claims = [(1, keys::alice()), (2, keys::alice())];
     for _ in 0..samples {
         let class = coin.flip()?;
         let (id, key) = &claims[class];
