@@ -51,7 +51,7 @@ pub fn run(bits: u8, script: &mut Script<'_>, peer: impl FnOnce() -> Peer, reach
 }
 
 /// The stream of records that these payloads make.
-fn framed(script: &mut Script<'_>) -> Vec<u8> {
+pub fn framed(script: &mut Script<'_>) -> Vec<u8> {
     let (mut stream, mut counter) = (Vec::new(), 0_u16);
     while let (Some(kind), Some(payload)) = (script.u8(), script.long()) {
         let (code, is_sealed) = KINDS[usize::from(kind) % KINDS.len()];

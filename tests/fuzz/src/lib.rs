@@ -10,6 +10,7 @@ pub mod bundle;
 pub mod catalogue;
 pub mod client;
 pub mod connections;
+pub mod device;
 pub mod envelope;
 pub mod keys;
 pub mod link;
@@ -41,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     server::TARGET,
     client::TARGET,
     resumption::TARGET,
+    device::TARGET,
     envelope::TARGET,
     bundle::TARGET,
     catalogue::TARGET,
