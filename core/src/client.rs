@@ -123,7 +123,8 @@ pub enum ClientEvent<'e> {
     },
     /// The server changed the settings.
     Settings(Settings),
-    /// The server has closed the connection.
+    /// The server has closed the connection. Nothing comes behind it, and nothing is left to wait for: leave the loop, and
+    /// [`reconnect`](Client::reconnect).
     Closed(Option<Reason>),
 }
 

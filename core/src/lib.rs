@@ -72,6 +72,7 @@
 //!             client.send(owner, Rungs::NONE, false, 0, b"21.50C led=0")?;
 //!         }
 //!         ClientStep::Event(ClientEvent::Message { signed: true, body, .. }) => println!("the owner says {body:?}"),
+//!         ClientStep::Event(ClientEvent::Closed(_)) => return Ok(()), // nothing comes any more: `reconnect`
 //!         _ => {}
 //!     }
 //! }
