@@ -224,9 +224,9 @@ fn mutate_payloads(seed: u64, cases: usize) -> BTreeMap<String, usize> {
 #[test]
 fn one_million_mutated_records_end_as_the_rules_say() {
     const HELLOS: usize = 400_000;
-    const HANDSHAKES: usize = 90_000;
-    const ESTABLISHED: usize = 10_000;
-    const PAYLOADS: usize = 500_000;
+    const HANDSHAKES: usize = 60_000;
+    const ESTABLISHED: usize = 6_000;
+    const PAYLOADS: usize = 534_000;
     const { assert!(HELLOS + HANDSHAKES + ESTABLISHED + PAYLOADS >= 1_000_000) };
     let sessions: Vec<Real> =
         Kind::ALL.into_iter().zip(0..).map(|(kind, index)| Real::new(kind, (2 * index + 1, 2 * index + 2))).collect();
