@@ -7,7 +7,7 @@
 
 use core::time::Duration;
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ossicle_core::{
     Bundle, BundleKeys, Channel, ChannelInfo, Channels, ChannelsResponse, Credentials, Enrol, ExpireChannels, Lookup,
@@ -80,6 +80,8 @@ pub enum Notice {
 #[derive(Clone)]
 pub(super) struct Handle {
     commands: mpsc::UnboundedSender<Command>,
+    /// Why there is no agent any more, where trying again would not cure that.
+    failed: Arc<OnceLock<Failure>>,
 }
 
 enum Command {
@@ -96,7 +98,9 @@ impl Handle {
         if let Err(unsent) = self.commands.send(Command::Request(request, replies))
             && let Command::Request(_, replies) = unsent.0
         {
-            let _ = replies.send(Reply::Gone { taken: false });
+            // Whoever comes too late for a failure learns of it like those who came in time, and does not begin anew.
+            let gone = Reply::Gone { taken: false };
+            let _ = replies.send(self.failed.get().map_or(gone, |failure| Reply::Failed(failure.clone())));
         }
         Requested(requested)
     }
@@ -132,7 +136,9 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
     let me = member(opened.profile.id, key.fingerprint());
     let inbox = Inbox::new(opened.store.backlog()?);
     let alarm = Alarm::new(listening.then(|| notices.clone()));
+    let failed = Arc::<OnceLock<Failure>>::default();
     let agent = Agent {
+        failed: Arc::clone(&failed),
         profile: opened.profile,
         me,
         key,
@@ -155,7 +161,7 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
         trouble: None,
     };
     tokio::spawn(agent.run());
-    Ok((Handle { commands }, notified))
+    Ok((Handle { commands, failed }, notified))
 }
 
 /// What outbox and inbox work with.
@@ -264,6 +270,8 @@ impl Requests {
 }
 
 struct Agent {
+    /// See [`Handle`].
+    failed: Arc<OnceLock<Failure>>,
     profile: Profile,
     me: Member,
     key: Arc<IdentityKey>,
@@ -375,6 +383,7 @@ impl Agent {
     }
 
     fn fail(&mut self, failure: &Failure) {
+        let _ = self.failed.set(failure.clone());
         self.tell_everybody(&Reply::Failed(failure.clone()));
         let _ = self.notices.send(Notice::Ended(failure.clone()));
         // Whoever still asks learns it too; the channel closes when the last one has gone.
@@ -494,21 +503,14 @@ impl Agent {
         let mut fresh_key = Instant::now();
         let mut care = Instant::now() + self.until_care();
         let connected = Instant::now();
+        // What came together with the settings: the server may have said its last with it.
+        self.take_in(&mut link)?;
         loop {
             let held = self.outbox.held_until();
             tokio::select! {
                 progress = link.io() => {
                     progress?;
-                    let mut came = false;
-                    while let Some(incoming) = link.next()? {
-                        came = true;
-                        self.handle(&mut link, incoming)?;
-                    }
-                    self.with_desk(&mut link, |_, inbox, desk| inbox.commit(desk))?;
-                    if self.inbox.take_news() {
-                        let _ = self.notices.send(Notice::Inbox);
-                    }
-                    if came {
+                    if self.take_in(&mut link)? {
                         heard = Instant::now();
                     }
                 }
@@ -547,6 +549,20 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Does what was received asks for, and says whether there was anything.
+    fn take_in(&mut self, link: &mut Link) -> Result<bool, Ended> {
+        let mut came = false;
+        while let Some(incoming) = link.next()? {
+            came = true;
+            self.handle(link, incoming)?;
+        }
+        self.with_desk(link, |_, inbox, desk| inbox.commit(desk))?;
+        if self.inbox.take_news() {
+            let _ = self.notices.send(Notice::Inbox);
+        }
+        Ok(came)
     }
 
     /// Takes no more messages, and keeps those that are already on their way.
