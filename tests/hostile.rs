@@ -27,6 +27,8 @@ use tokio::runtime::Runtime;
 mod after;
 #[path = "hostile/before.rs"]
 mod before;
+#[path = "hostile/clients.rs"]
+mod clients;
 #[path = "hostile/within.rs"]
 mod within;
 
@@ -99,12 +101,12 @@ pub(crate) fn patient() -> Config {
 
 thread_local! {
     /// Whether this thread is one of the hostile side, whose panics are failed assertions.
-    static OURS: Cell<bool> = const { Cell::new(false) };
+    pub(crate) static OURS: Cell<bool> = const { Cell::new(false) };
 }
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 /// Counts the panics of everybody but the tests.
-fn watch_panics() {
+pub(crate) fn watch_panics() {
     static WATCHING: Once = Once::new();
     WATCHING.call_once(|| {
         let hook = std::panic::take_hook();
@@ -264,6 +266,11 @@ fn a_client_that_breaks_the_rules_of_records_is_out() {
     ground.run(after::RECORDS, || after::enter(&ground), after::look);
 }
 
+#[test]
+fn a_command_survives_every_server() {
+    clients::run(clients::ROWS);
+}
+
 /// The names of all scenarios.
 fn names() -> Vec<&'static str> {
     fn of<P>(scenarios: &'static [Scenario<P>]) -> impl Iterator<Item = &'static str> {
@@ -275,6 +282,7 @@ fn names() -> Vec<&'static str> {
         .chain(of(within::OFFERS))
         .chain(of(after::WORDS))
         .chain(of(after::RECORDS))
+        .chain(clients::ROWS.iter().map(|row| row.name))
         .collect()
 }
 

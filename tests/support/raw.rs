@@ -552,3 +552,169 @@ pub fn payload(message: &Message<'_>) -> Vec<u8> {
     out.truncate(len);
     out
 }
+
+/// What a [`RawServer`] says of itself in ServerHello and ServerAuth.
+#[derive(Clone)]
+pub struct Proof {
+    /// Mode.
+    pub mode: u8,
+    /// Version and suite.
+    pub chosen: [u8; 4],
+    /// Longest record that is taken.
+    pub record_limit: u16,
+    /// `E_S`; `None` is the right one.
+    pub exchange: Option<[u8; 32]>,
+    /// Its id.
+    pub id: [u8; 16],
+    /// What stands where its key belongs; `None` is its key if that was asked for.
+    pub spki: Option<Vec<u8>>,
+    /// The fingerprint that it proves to have.
+    pub fingerprint: [u8; 32],
+    /// The signature; `None` makes a right one.
+    pub signature: Option<Vec<u8>>,
+    /// `fin_S`; `None` makes a right one.
+    pub finished: Option<Vec<u8>>,
+}
+
+impl Proof {
+    /// A right one.
+    pub fn new(key: &IdentityKey) -> Self {
+        Self {
+            mode: 0,
+            chosen: [1, 0, 0, 1],
+            record_limit: 16_408,
+            exchange: None,
+            id: [0x5e; 16],
+            spki: None,
+            fingerprint: key.fingerprint(),
+            signature: None,
+            finished: None,
+        }
+    }
+}
+
+/// A server of the raw kind, as far as it has come with one client.
+pub struct RawServer {
+    /// Its socket.
+    pub wire: Wire,
+    /// The client's hello, once it has come.
+    pub hello: Vec<u8>,
+    /// Known once it has answered.
+    pub schedule: Option<Schedule>,
+    /// `T2`.
+    pub t2: [u8; 32],
+    /// `T4`.
+    pub t4: [u8; 32],
+    /// The client's keys and its own, once the client has said who it is.
+    pub keys: Option<(Keys, Keys)>,
+}
+
+impl RawServer {
+    /// A server that has heard nothing.
+    pub fn new(stream: TcpStream) -> Self {
+        Self { wire: Wire::new(stream), hello: Vec::new(), schedule: None, t2: [0; 32], t4: [0; 32], keys: None }
+    }
+
+    /// Hears the client's hello.
+    ///
+    /// # Panics
+    /// If none comes.
+    pub fn hear_hello(&mut self) {
+        self.hello = self.wire.record().expect("a client says hello");
+    }
+
+    /// Whether the client offers a channel.
+    pub fn is_offered(&self) -> bool {
+        self.hello[83] == 1
+    }
+
+    /// The records of this proof, by this key.
+    pub fn proof(&mut self, proof: &Proof, key: &IdentityKey) -> (Vec<u8>, Vec<u8>) {
+        let ephemeral = random();
+        let right = x25519_dalek::x25519(ephemeral, x25519_dalek::X25519_BASEPOINT_BYTES);
+        let Proof { mode, chosen, record_limit, exchange, id, spki, fingerprint, signature, finished } = proof;
+        let exchange = exchange.unwrap_or(right);
+        let body = [&[*mode][..], chosen, &record_limit.to_be_bytes(), &random(), &exchange].concat();
+        let hello = clear(SERVER_HELLO, &body);
+        let theirs: [u8; 32] = self.hello[50..82].try_into().expect("a hello without a cookie");
+        let schedule = Schedule::full(&x25519_dalek::x25519(ephemeral, theirs));
+        self.t2 = hash(&[&hash(&[&hash(&[b"ossicle HS1\0"]), &self.hello]), &hello]);
+        let t3 = hash(&[&self.t2, id, fingerprint]);
+        let signature = signature.clone().unwrap_or_else(|| sign(key, "ossicle HS1 server auth", &t3));
+        let (mut keys, fin_key) = schedule.server(&self.t2, 0);
+        let finished = finished.clone().unwrap_or_else(|| mac(&fin_key, &hash(&[&t3, &signature])).to_vec());
+        let asked = self.hello[17] == 1;
+        let spki = spki.clone().unwrap_or_else(|| if asked { self::spki(key) } else { Vec::new() });
+        self.t4 = hash(&[&t3, &signature, &finished]);
+        self.schedule = Some(schedule);
+        (hello, keys.seal(SERVER_AUTH, &[&id[..], &spki, &signature, &finished].concat()))
+    }
+
+    /// Says this proof.
+    pub fn prove(&mut self, proof: &Proof, key: &IdentityKey) {
+        let (hello, auth) = self.proof(proof, key);
+        self.wire.say(&[hello, auth].concat());
+    }
+
+    /// Hears the claim of the client with this fingerprint, and believes it. False if it has gone instead.
+    pub fn hear_claim(&mut self, client: &[u8; 32]) -> bool {
+        let Some(record) = self.wire.record() else { return false };
+        let schedule = self.schedule.clone().expect("the server has answered");
+        let body = schedule.client(&self.t2).0.open(&record).expect("the claim opens");
+        let (t5, behind) = if body[0] == 1 {
+            (hash(&[&self.t4, &[1], &body[1..17], client, &body[17..23]]), 23)
+        } else {
+            let key = 18 + usize::from(body[17]);
+            let len = usize::from(u16::from_be_bytes([body[key + 2], body[key + 3]])) + 4;
+            let end = key + len + 8 + 2;
+            (hash(&[&self.t4, &body[..end]]), end)
+        };
+        self.keys = Some(schedule.application(&hash(&[&t5, &body[behind..]])));
+        true
+    }
+
+    /// A refusal with this reason, which may be none.
+    pub fn refuse(&mut self, reason: u8, retry_after: u32) {
+        let (mut keys, _) = self.schedule.as_ref().expect("the server has answered").server(&self.t2, 1);
+        let record = keys.seal(REFUSAL, &[&[reason][..], &retry_after.to_be_bytes()].concat());
+        self.wire.say(&record);
+    }
+
+    /// A record of the established connection.
+    pub fn sealed(&mut self, payload: &[u8]) -> Vec<u8> {
+        self.keys.as_mut().expect("there are keys").1.seal(APPLICATION, payload)
+    }
+
+    /// Says a payload.
+    pub fn say(&mut self, payload: &[u8]) {
+        let record = self.sealed(payload);
+        self.wire.say(&record);
+    }
+
+    /// Says a message.
+    pub fn say_message(&mut self, message: &Message<'_>) {
+        self.say(&payload(message));
+    }
+
+    /// Replaces its key, as the protocol has it.
+    pub fn update_key(&mut self) {
+        self.say(&[8, 0x22]);
+        self.keys.as_mut().expect("there are keys").1.update();
+    }
+
+    /// The client's next payload; `None` at the end. Key updates pass unnoticed.
+    ///
+    /// # Panics
+    /// If a record does not open.
+    pub fn hear(&mut self) -> Option<Vec<u8>> {
+        loop {
+            let record = self.wire.record()?;
+            let (keys, _) = self.keys.as_mut().expect("there are keys");
+            let payload = keys.open(&record).expect("the client's record opens");
+            if payload != [8, 0x22] {
+                return Some(payload);
+            }
+            keys.update();
+        }
+    }
+}
