@@ -53,6 +53,7 @@ check() {
 
 fuzz() {
     local target=$1 seconds=$2 corpus=$3 binary=$4 log=$5
+    : >"$log"
     mkdir -p "$corpus/$target" artifacts/"$target"
     # New inputs go to the first folder; the committed seeds stay what they are.
     "$binary" "$corpus/$target" "seeds/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
@@ -91,7 +92,7 @@ run() {
     [ ${#failed[@]} -eq 0 ] && return
     for name in "${failed[@]}"; do
         echo "== $name failed:" >&2
-        tail -40 "$logs/$name" >&2
+        grep -A 3 'panicked at' "$logs/$name" >&2 || tail -20 "$logs/$name" >&2
         local artefact
         artefact=$(sed -n 's/.*Test unit written to //p' "$logs/$name" | tail -1)
         artefact=${artefact:+$PWD/$artefact}
