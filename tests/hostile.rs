@@ -15,11 +15,14 @@ use std::sync::Once;
 use std::time::Instant;
 
 use ossicle::crypto::IdentityKey;
+use ossicle::device::Device;
+use ossicle::ethernet::Network;
 use ossicle::limits::{Rate, Rates};
 use ossicle::server::Config;
 use ossicle_core::{Channel, Message, Reason, Rungs};
 use ossicle_tests::keys;
 use ossicle_tests::node::{Client, Node, Published, envelope, open, wrap};
+use ossicle_tests::qemu::{self, Qemu};
 use ossicle_tests::raw::{Auth, RawClient, Wire};
 use tokio::runtime::Runtime;
 
@@ -29,6 +32,8 @@ mod after;
 mod before;
 #[path = "hostile/clients.rs"]
 mod clients;
+#[path = "hostile/devices.rs"]
+mod devices;
 #[path = "hostile/within.rs"]
 mod within;
 
@@ -224,7 +229,7 @@ impl Ground {
 }
 
 /// So that one failed assertion does not hide what becomes of the other scenarios.
-fn acted<T>(act: impl FnOnce() -> T) -> Result<T, ()> {
+pub(crate) fn acted<T>(act: impl FnOnce() -> T) -> Result<T, ()> {
     catch_unwind(AssertUnwindSafe(act)).map_err(drop)
 }
 
@@ -271,6 +276,31 @@ fn a_command_survives_every_server() {
     clients::run(clients::ROWS);
 }
 
+fn in_thread(page: Vec<u8>) -> Box<dyn core::any::Any> {
+    let network = Network::start(None).unwrap();
+    let device = Device::start(&network, page, |_| {}).unwrap();
+    Box::new((device, network))
+}
+
+fn in_qemu(page: Vec<u8>) -> Box<dyn core::any::Any> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("page");
+    std::fs::write(&path, page).unwrap();
+    let qemu = Qemu::start(&ossicle_tests::firmware_image(), Some(&path), &qemu::Options::default());
+    Box::new((qemu, folder))
+}
+
+#[test]
+fn a_device_survives_every_server() {
+    devices::run(in_thread, 4);
+}
+
+#[test]
+#[ignore = "needs qemu-system-arm"]
+fn the_image_survives_every_server() {
+    devices::run(in_qemu, 4);
+}
+
 /// The names of all scenarios.
 fn names() -> Vec<&'static str> {
     fn of<P>(scenarios: &'static [Scenario<P>]) -> impl Iterator<Item = &'static str> {
@@ -283,6 +313,7 @@ fn names() -> Vec<&'static str> {
         .chain(of(after::WORDS))
         .chain(of(after::RECORDS))
         .chain(clients::ROWS.iter().map(|row| row.name))
+        .chain(devices::ROWS.iter().map(|row| row.name))
         .collect()
 }
 
