@@ -57,6 +57,7 @@ in_firmware cargo fmt --check
 rustfmt --check --edition 2024 firmware-example/src/board/*.rs
 in_embassy cargo fmt --check
 (cd tests/no-alloc && cargo fmt --check)
+(cd tests/fuzz && cargo fmt --check)
 
 step lints
 cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -114,6 +115,14 @@ if [ "$mode" = full ]; then
     step "the same tests with cryptography in pure Rust"
     cargo test -p ossicle -p ossicle-tests --no-default-features --locked 2>&1 | tee "$log"
     run_ignored "$log" cargo test -p ossicle -p ossicle-tests --no-default-features --locked
+
+    step "fuzz targets, 30 s each"
+    if command -v cargo-fuzz >/dev/null && command -v c++ >/dev/null && rustup run nightly rustc --version >/dev/null 2>&1; then
+        (cd tests/fuzz && RUSTFLAGS="--cfg fuzzing" cargo clippy --all-targets --locked -- -D warnings)
+        tests/fuzz/run.sh 30
+    else
+        skipped+=("fuzz targets (need cargo-fuzz, a C++ compiler and a nightly toolchain)")
+    fi
 
     step "the story, told by the binary as it is shipped"
     cargo run --release --locked -p ossicle -- demo --for 5s

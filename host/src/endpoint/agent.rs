@@ -1310,7 +1310,7 @@ async fn newest_bundle(link: &mut Link, me: Member, key: Arc<IdentityKey>) -> Re
     }
 }
 
-fn describe(error: &LinkError) -> String {
+pub(super) fn describe(error: &LinkError) -> String {
     match error {
         LinkError::Unreachable(what) | LinkError::Broken(what) | LinkError::Failed(what) => what.clone(),
         LinkError::Refused { reason, .. } => format!("the server refused the connection: {reason}"),

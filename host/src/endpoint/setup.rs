@@ -9,6 +9,7 @@ use std::sync::Arc;
 use getrandom::SysRng;
 use ossicle_core::{BundleKeys, Credentials, Message, PublicKey, Reason, SignedBundle};
 
+use super::agent::describe;
 use super::link::{Incoming, Link, LinkError, Server, Target, fingerprint};
 use super::outbox::member;
 use super::{Failure, Home, ServerUrl, now};
@@ -148,7 +149,7 @@ async fn publish(
     let bundle = own.bundle.encode();
     let bundle = SignedBundle { bundle: &bundle, signature: &own.signature };
     let again = "run the same `ossicle init` again";
-    let broken = |error: LinkError| Failure::unreached(format!("the connection broke ({error:?}): {again}"));
+    let broken = |error: LinkError| Failure::unreached(format!("{}: {again}", describe(&error)));
     link.send(&Message::Publish { request: 1, bundle }).map_err(broken)?;
     let answered = tokio::time::timeout(core::time::Duration::from_secs(30), async {
         loop {
