@@ -218,8 +218,18 @@ async fn revoke(server: &Server, asker: &Asker, request: u16, subject: &Subject<
     if client.id != asker.id && client.enrolled_by != Some(asker.id) {
         return Err(Reason::Forbidden.into());
     }
-    server.revoke(&client.id).await?;
-    info!(client = %Uuid::from_bytes(client.id), by = %Uuid::from_bytes(asker.id), "revoked");
+    let itself = client.id == asker.id;
+    let tell = || {
+        info!(client = %Uuid::from_bytes(client.id), by = %Uuid::from_bytes(asker.id), "revoked");
+        if itself {
+            asker.mailbox.owe(Owed::Done(request));
+        }
+    };
+    let revoked = server.revoke_telling(&client.id, tell).await;
+    if itself && revoked.is_ok() {
+        return Ok(None);
+    }
+    revoked?;
     Ok(Some(Owed::Done(request)))
 }
 

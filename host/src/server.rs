@@ -144,7 +144,17 @@ impl Server {
     /// # Errors
     /// Those of the store; the client may still enter then.
     pub async fn revoke(&self, client: &ClientId) -> Result<bool, StoreError> {
+        self.revoke_telling(client, || ()).await
+    }
+
+    /// Calls `tell` between the two: whoever revokes itself hears that it is done before its connection ends.
+    pub(crate) async fn revoke_telling(
+        &self,
+        client: &ClientId,
+        tell: impl FnOnce() + Send,
+    ) -> Result<bool, StoreError> {
         let revoked = self.store.revoke(client, now()).await?;
+        tell();
         // Whoever is entering on what the store said before sees this number change, or is seated and evicted here.
         self.revocations.fetch_add(1, Ordering::SeqCst);
         // At once, and whatever becomes of the channels: nobody revoked resumes one.
