@@ -164,6 +164,17 @@ pub struct Client<'b, 'c, const PEERS: usize, A: Aead = RustCrypto> {
     held: Option<(core::ops::Range<usize>, Verdict)>,
     /// `opened` that is owed for the message that the application was just given.
     opened: Option<(usize, u32)>,
+    waited: Waited,
+}
+
+/// What waited at the server and is not acknowledged yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waited {
+    Nothing,
+    /// The next delivery has this number.
+    Announced(u64),
+    /// It was handled, but whoever polls may be handling it still.
+    Handled(u64),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -277,6 +288,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
             verifying: Verifying::Nothing,
             held: None,
             opened: None,
+            waited: Waited::Nothing,
         })
     }
 
@@ -300,6 +312,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
         self.verifying = Verifying::Nothing;
         self.held = None;
         self.opened = None;
+        self.waited = Waited::Nothing;
         for peer in &mut self.peers {
             // What was under way has no answer any more.
             match peer.start {
@@ -351,6 +364,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
             request: &mut self.request,
             verifying: &mut self.verifying,
             opened: &mut self.opened,
+            waited: &mut self.waited,
         };
         if let Some((range, verdict)) = self.held.take() {
             let payload = data.get_mut(range).unwrap_or_default();
@@ -488,10 +502,11 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
     /// Whether there is something to send or to ask for that the next poll takes up.
     fn owes(&self) -> bool {
         let starts = || self.peers.iter().any(|peer| peer.start == Start::Wanted);
+        let answers = self.opened.is_some() || matches!(self.waited, Waited::Handled(_));
         match self.stage {
             Stage::Ask | Stage::SignBundle | Stage::Publish => true,
-            Stage::Ready => self.opened.is_some() || starts(),
-            Stage::Handshake | Stage::Asked(_) | Stage::Published(_) | Stage::Closed => self.opened.is_some(),
+            Stage::Ready => answers || starts(),
+            Stage::Handshake | Stage::Asked(_) | Stage::Published(_) | Stage::Closed => answers,
         }
     }
 
@@ -505,6 +520,10 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
                 out.send(&Message::Tell(receipt))?;
             }
             self.opened = None;
+        }
+        if let Waited::Handled(seq) = self.waited {
+            out.send(&Message::Acknowledge { seq })?;
+            self.waited = Waited::Nothing;
         }
         match self.stage {
             Stage::Ask => {
@@ -580,6 +599,7 @@ struct Handling<'h, 'c, const PEERS: usize> {
     request: &'h mut u16,
     verifying: &'h mut Verifying,
     opened: &'h mut Option<(usize, u32)>,
+    waited: &'h mut Waited,
 }
 
 impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
@@ -633,6 +653,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         rng: &mut R,
     ) -> Result<ClientStep<'e, 'c>, Error> {
         if let Ok(Message::Deliver { .. }) = Message::decode(payload) {
+            self.handled();
             return self.deliver(payload, out);
         }
         // What this version does not know may be known to the next one: it is ignored.
@@ -648,10 +669,30 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
             Message::LookupResponse { request, entry } => self.looked_up(request, entry, verdict, out, rng),
             Message::Done { request } => self.done(request, out),
             Message::Refused { request, reason, .. } => self.refused(request, reason),
-            Message::WrapDelivery { from, wrap, bundle } => self.wrapped(from, wrap, bundle, verdict, out),
-            Message::Told(receipt) => Ok(self.told(receipt)),
+            Message::WrapDelivery { from, wrap, bundle } => {
+                let step = self.wrapped(from, wrap, bundle, verdict, out)?;
+                if *self.verifying == Verifying::Nothing {
+                    self.handled();
+                }
+                Ok(step)
+            }
+            Message::Told(receipt) => {
+                self.handled();
+                Ok(self.told(receipt))
+            }
+            Message::Waited { seq, .. } => {
+                *self.waited = Waited::Announced(seq);
+                Ok(ClientStep::Io)
+            }
             // Of the rest nothing was asked for and nothing is owed.
             _ => Ok(ClientStep::Io),
+        }
+    }
+
+    /// What was announced has come: it is acknowledged at the next poll, when the application has had it.
+    fn handled(&mut self) {
+        if let Waited::Announced(seq) = *self.waited {
+            *self.waited = Waited::Handled(seq);
         }
     }
 

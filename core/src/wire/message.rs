@@ -44,8 +44,12 @@ catalogue! {
     Told(Receipt) = 0x0210;
     /// A sealed message on its way to its recipient.
     Deliver { wanted: Rungs = "The receipts that the sender wants.", envelope: &'d [u8] = "The envelope, to the end of the record." } = 0x0220;
+    /// The next [`Message::Deliver`], [`Message::WrapDelivery`] or [`Message::Told`] waited in the server's store.
+    Waited { seq: u64 = "Its number in the client's queue.", at: u64 = "When the server accepted it, in seconds since 1970. The server's word." } = 0x0221;
     /// What became of messages, told by their recipient.
     Tell(Receipt) = 0x0230;
+    /// Everything that waited and was delivered on this connection, up to this one, need not be kept any longer.
+    Acknowledge { seq: u64 = "The number that stood in [`Message::Waited`]." } = 0x0231;
     /// Are you there? Either side may ask at any time.
     Status { request: u16 = "Correlation id." } = 0x0400;
     /// I am.
@@ -401,6 +405,8 @@ impl<'d> Message<'d> {
                 1 + envelope.len()
             }
             Self::Told(receipt) | Self::Tell(receipt) => put(receipt, body)?,
+            Self::Waited { seq, at } => put(&(seq, at), body)?,
+            Self::Acknowledge { seq } => put(seq, body)?,
             Self::Status { request } | Self::StatusResponse { request } | Self::Done { request } => put(request, body)?,
             Self::Lookup(lookup) => put(lookup, body)?,
             Self::LookupResponse { request, entry } => put(&(request, entry), body)?,
@@ -443,7 +449,12 @@ impl<'d> Message<'d> {
                 let (wanted, envelope) = tail(body)?;
                 Self::Deliver { wanted, envelope }
             }
+            0x0221 => {
+                let (seq, at) = take(body)?;
+                Self::Waited { seq, at }
+            }
             0x0230 => Self::Tell(take(body)?),
+            0x0231 => Self::Acknowledge { seq: take(body)? },
             0x0400 => Self::Status { request: take(body)? },
             0x0410 => Self::StatusResponse { request: take(body)? },
             0x0500 => Self::Lookup(take(body)?),
@@ -573,7 +584,9 @@ mod tests {
             Message::Send { wanted: Rungs::NONE.with(Rung::Delivered), envelope: &[7; 49] },
             Message::Told(receipt),
             Message::Deliver { wanted: Rungs::NONE, envelope: &[7; 49] },
+            Message::Waited { seq: 300, at: 1_790_000_000 },
             Message::Tell(refusal),
+            Message::Acknowledge { seq: u64::MAX },
             Message::Status { request: 300 },
             Message::StatusResponse { request: 300 },
             Message::Lookup(Lookup { request: 1, key: true, bundle: true, subject: Subject::Name("alice") }),
@@ -646,7 +659,9 @@ mod tests {
         for (name, message) in [
             ("Send", Message::Send { wanted: Rungs::NONE.with(Rung::Delivered), envelope: &[7; 37] }),
             ("Told", Message::Told(told)),
+            ("Waited", Message::Waited { seq: 300, at: 1_790_000_000 }),
             ("Tell", Message::Tell(refused)),
+            ("Acknowledge", Message::Acknowledge { seq: 300 }),
             ("Status", Message::Status { request: 300 }),
             ("Lookup", Message::Lookup(by_name)),
             ("Lookup-id", Message::Lookup(by_id)),

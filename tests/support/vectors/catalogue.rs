@@ -183,8 +183,11 @@ fn messages() -> Fields {
         w("Told", 0x0210).receipt(1, None, [3; 8], (0, 0), None).end("Told, accepted"),
         w("Told", 0x0210).receipt(5, Some(8), [3; 8], (65_535, 65_535), None).end("Told, refused by the server"),
         w("Deliver", 0x0220).byte("wanted", 0).array("envelope", &[7; 37]).end("Deliver"),
+        w("Waited", 0x0221).number("seq", 300).number("at", 1_790_000_000).end("Waited"),
         w("Tell", 0x0230).receipt(5, Some(13), [3; 8], (7, 7), None).end("Tell"),
         w("Tell", 0x0230).receipt(4, None, [3; 8], (0, 65_535), Some([4; 16])).end("Tell, opened"),
+        w("Acknowledge", 0x0231).number("seq", 300).end("Acknowledge"),
+        w("Acknowledge", 0x0231).number("seq", u64::MAX).end("Acknowledge, the highest number"),
         w("Status", 0x0400).number("request", 300).end("Status"),
         w("StatusResponse", 0x0410).number("request", 65_535).end("StatusResponse"),
         w("Lookup", 0x0500)
