@@ -697,7 +697,7 @@ impl<A: Aead> Established<A> {
             // Encode into no more than the peer takes; if that is what was too little, waiting would not help.
             let room = payload.len();
             match message.encode(payload.get_mut(..max.min(room)).unwrap_or_default()) {
-                Err(Error::Buffer(_)) if room > max => Err(BufferError::MessageTooLong { max }.into()),
+                Err(Error::Buffer(_)) if room >= max => Err(BufferError::MessageTooLong { max }.into()),
                 result => result,
             }
         })

@@ -477,3 +477,139 @@ fn the_last_record_under_a_key_ends_it_or_the_connection() {
         assert_eq!(key.counter(), at);
     }
 }
+
+#[test]
+fn a_record_is_as_long_as_the_peer_takes_it_and_no_longer() {
+    let max = usize::from(LIMIT) - RECORD_OVERHEAD;
+    let too_long = Err(BufferError::MessageTooLong { max }.into());
+    let text = std::vec![7; max];
+    let message = |len: usize| Message::Send { wanted: Rungs::NONE, envelope: &text[..len - SEND_HEAD_LEN] };
+    let (mut sender, mut receiver) = established_at(0);
+    // With room for exactly the longest record, and with more.
+    for room in [usize::from(LIMIT), usize::from(LIMIT) + 1, 2 * usize::from(LIMIT)] {
+        let mut out = std::vec![0; room];
+        for longer in [1, 2, SEND_HEAD_LEN] {
+            assert_eq!(sender.send(&message(max + longer), &mut out), too_long, "{room}");
+            let sealed =
+                sender.send_sealed(Rungs::NONE, max - SEND_HEAD_LEN + longer, &mut out, |_| -> Result<(), Error> {
+                    panic!("it is too long")
+                });
+            assert_eq!(sealed, too_long, "{room}");
+        }
+        assert_eq!(sender.send(&message(max), &mut out), Ok(LIMIT.into()));
+        assert_eq!(codes(&mut receiver, &mut out[..LIMIT.into()]), [0x0200]);
+        let seal = |envelope: &mut [u8]| {
+            assert_eq!(envelope.len(), max - SEND_HEAD_LEN);
+            Ok::<_, Error>(())
+        };
+        assert_eq!(sender.send_sealed(Rungs::NONE, max - SEND_HEAD_LEN, &mut out, seal), Ok(LIMIT.into()));
+        assert_eq!(codes(&mut receiver, &mut out[..LIMIT.into()]), [0x0200]);
+    }
+    // With less room only the buffer is to blame, for as long as it is the shorter of the two.
+    let mut out = std::vec![0; usize::from(LIMIT) - 1];
+    assert_eq!(sender.send(&message(max), &mut out), Err(BufferError::TxFull.into()));
+    assert_eq!(sender.send(&message(max - 1), &mut out), Ok(usize::from(LIMIT) - 1));
+}
+
+/// What the header of a record with this type, length and number comes to where it is received.
+fn header(connection: &mut Connection, kind: RecordType, len: usize, sequence: u16) -> Result<usize, Error> {
+    let len = u16::try_from(len).unwrap();
+    match connection.receive(&mut Header { kind, len, sequence }.encode())? {
+        Received::Need(len) => Ok(len),
+        _ => panic!("a header alone is no record"),
+    }
+}
+
+#[test]
+fn the_length_of_a_record_is_judged_by_its_header() {
+    let fingerprint = [7; HASH_LEN];
+    let config = ClientConfig { server: Some(fingerprint), ask_for_key: false, record_limit: LIMIT };
+    let started = || {
+        let mut client: Connection = Connection::client(config, &seed(1));
+        client.transmit(&mut [0; 256]).unwrap();
+        client
+    };
+    let listening = || Connection::server(ServerConfig { id: SERVER_ID, fingerprint, record_limit: LIMIT }, &seed(2));
+    let authenticating = || {
+        let modulus = printed("15.1", "modulus_S");
+        let mut server = listening();
+        server.receive(&mut printed("15.1", "ClientHello")).unwrap();
+        server.sign_server(PublicKey::from_modulus(&modulus).unwrap(), &[0; 256], &mut [0; 1024]).unwrap();
+        server
+    };
+    let identified = || {
+        let mut client = started();
+        client.receive(&mut printed("15.1", "ServerHello")).unwrap();
+        client
+    };
+    type Makes<'m> = &'m dyn Fn() -> Connection;
+    let waiting: [(Makes<'_>, RecordType, usize, usize); 5] = [
+        (&listening, RecordType::ClientHello, 8, 256),
+        (&started, RecordType::ServerHello, 8, 2048),
+        (&identified, RecordType::ServerAuth, 24, 2048),
+        (&authenticating, RecordType::ClientAuth, 24, 1536),
+        (&|| established_at(0).0, RecordType::Application, 24, LIMIT.into()),
+    ];
+    for (make, kind, min, max) in waiting {
+        for (len, fits) in [(min - 1, false), (min, true), (min + 9, true), (max, true), (max + 1, false)] {
+            // A header that is a whole record is not waited for.
+            if len == HEADER_LEN {
+                continue;
+            }
+            let expected = if fits { Ok(len) } else { Err(Error::Decode) };
+            assert_eq!(header(&mut make(), kind, len, 0), expected, "{kind:?} of {len} bytes");
+        }
+        for other in [RecordType::ClientHello, RecordType::ServerAuth, RecordType::Refusal, RecordType::Application] {
+            if other != kind {
+                assert_eq!(header(&mut make(), other, 29, 0), Err(PeerError::UnexpectedMessage.into()), "{other:?}");
+            }
+        }
+        // Nothing is judged before its header is there, and nothing twice: a failure is final.
+        let mut connection = make();
+        assert!(matches!(connection.receive(&mut [0; HEADER_LEN - 1]), Ok(Received::Need(HEADER_LEN))));
+        assert_eq!(header(&mut connection, kind, max + 1, 0), Err(Error::Decode));
+        assert_eq!(header(&mut connection, kind, max, 0), Err(Error::Decode));
+    }
+}
+
+#[test]
+fn a_record_of_the_handshake_is_number_zero() {
+    let fingerprint = [7; HASH_LEN];
+    let mut server: Connection =
+        Connection::server(ServerConfig { id: SERVER_ID, fingerprint, record_limit: LIMIT }, &seed(2));
+    let mut hello = printed("15.1", "ClientHello");
+    hello[7] = 1;
+    assert_eq!(server.receive(&mut hello).err(), Some(PeerError::UnexpectedMessage.into()));
+}
+
+#[test]
+fn what_a_close_or_an_update_says_is_read_to_its_end() {
+    for (payload, expected) in [
+        (&[0x08, 0x21, 0][..], Ok(())),
+        (&[0x08, 0x21, 1, 20], Ok(())),
+        (&[0x08, 0x22], Ok(())),
+        (&[0x08, 0x21], Err(Error::Decode)),
+        (&[0x08, 0x21, 0, 0], Err(Error::Decode)),
+        (&[0x08, 0x21, 1, 99], Err(Error::Decode)),
+        (&[0x08, 0x22, 0], Err(Error::Decode)),
+    ] {
+        let (mut sender, mut receiver) = established_at(0);
+        let mut out = [0; 64];
+        out[8..][..payload.len()].copy_from_slice(payload);
+        let State::Established(established) = &mut sender.state else { panic!("established") };
+        let len = established.sealing.key.seal(RecordType::Application, &mut out, payload.len()).unwrap();
+        assert_eq!(receiver.receive(&mut out[..len]).map(|_| ()), expected, "{payload:02x?}");
+    }
+    // Neither is sent as a message of somebody's.
+    let (mut sender, _) = established_at(0);
+    for message in [Message::Close { reason: None }, Message::KeyUpdate] {
+        assert_eq!(sender.send(&message, &mut [0; 64]), Err(ApiMisuse::InvalidArgument.into()));
+    }
+    // Behind a close there is nothing.
+    sender.close(None, &mut [0; 64]).unwrap();
+    let closed = Err(ApiMisuse::Closed.into());
+    assert_eq!(sender.send(&Message::Listening, &mut [0; 64]), closed);
+    assert_eq!(sender.send_sealed(Rungs::NONE, 1, &mut [0; 64], |_| Ok::<_, Error>(())), closed);
+    assert_eq!(sender.update_key(&mut [0; 64]), closed);
+    assert_eq!(sender.close(None, &mut [0; 64]), closed);
+}

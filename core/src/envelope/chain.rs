@@ -589,22 +589,25 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         last_seen: Option<(u32, u32)>,
     ) -> Result<(), AcceptError> {
         let context = open_wrap(wrap, prekey, from, from_bundle, conversation, last_seen)?;
-        if let (Ok(header), Some(text)) = (WrapHeader::decode(wrap), WrapText::read(wrap)) {
-            self.context = context;
-            self.chain_id = header.chain_id;
-            self.bundle_epoch = from_bundle.epoch;
-            self.chain_epoch = header.chain_epoch;
-            self.first = text.first;
-            self.next = text.first;
-            self.forgotten = NONE_FORGOTTEN;
-            self.signed = conversation.signed;
-            self.key = Secret::new(*text.key);
-            self.verifying = *text.verifying;
-            self.receipt_key = Secret::new(*text.receipt_key);
-            self.salts = Salts::new();
-            for skipped in &mut self.skipped {
-                *skipped = Skipped::free();
-            }
+        // Both were readable when it was opened. If ever not, nothing must pass for a chain that was taken.
+        let (Ok(header), Some(text)) = (WrapHeader::decode(wrap), WrapText::read(wrap)) else {
+            wrap.fill(0);
+            return Err(AcceptError::Unreadable);
+        };
+        self.context = context;
+        self.chain_id = header.chain_id;
+        self.bundle_epoch = from_bundle.epoch;
+        self.chain_epoch = header.chain_epoch;
+        self.first = text.first;
+        self.next = text.first;
+        self.forgotten = NONE_FORGOTTEN;
+        self.signed = conversation.signed;
+        self.key = Secret::new(*text.key);
+        self.verifying = *text.verifying;
+        self.receipt_key = Secret::new(*text.receipt_key);
+        self.salts = Salts::new();
+        for skipped in &mut self.skipped {
+            *skipped = Skipped::free();
         }
         wrap.fill(0);
         Ok(())

@@ -224,3 +224,6 @@ pub fn enrolment_statement(
 }
 
 const CLIENT_CAPABILITIES: u16 = CAPABILITIES;
+
+#[cfg(test)]
+mod tests;
