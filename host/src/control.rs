@@ -12,12 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
+use ossicle_core::Reason;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::mailbox::refuse_waiting;
 use crate::name::Name;
 use crate::server::{Server, now};
 use crate::store::{ChannelId, ClientId, ClientRecord, SharedStore, SqliteStore, StoreError};
@@ -293,7 +295,8 @@ pub async fn revoke(data: &Path, name: &str) -> anyhow::Result<()> {
         Door::Server(data) => ask(&data, &Command::Revoke(name.to_owned())).await.map(|_| ()),
         Door::Store(store) => {
             let id = find(&store, name).await?;
-            store.revoke(&id, now()).await?;
+            let at = now();
+            store.revoke(&id, at, refuse_waiting(Reason::Unknown, at)).await?;
             Ok(())
         }
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ossicle_core::{Message, RECORD_OVERHEAD, Reason, Receipt, Rung, Rungs};
 use tokio::sync::Notify;
 
-use crate::store::{ChainId, ClientId};
+use crate::store::{ChainId, ClientId, ItemKind, NewItem, Refuse};
 
 /// Bytes of answers and receipts beyond which a client is not listened to until it has read some.
 const MAX_OWED_BYTES: usize = 256 * 1024;
@@ -184,6 +184,26 @@ impl Delivery {
 /// The receipt of a message that went no further.
 pub const fn refusal(chain: ChainId, n: u32, reason: Reason) -> Receipt {
     Receipt { rung: Rung::Refused, reason: Some(reason), chain, from: n, to: n, tag: None }
+}
+
+/// Tells the senders of messages that were removed from the store why, from `at` on. Who sent a wrap needs no receipt:
+/// the messages of its chain are told of.
+pub fn refuse_waiting(reason: Reason, at: u64) -> Refuse {
+    Refuse::new(move |recipient, item| {
+        let told = Message::Told(refusal(item.chain, item.n, reason));
+        let mut bytes = [0; 64];
+        let len = told.encode(&mut bytes).ok()?;
+        (item.kind == ItemKind::Envelope).then(|| NewItem {
+            recipient: item.sender,
+            sender: *recipient,
+            kind: ItemKind::Receipt,
+            chain: item.chain,
+            n: item.n,
+            wanted: 0,
+            bytes: bytes.get(..len).unwrap_or_default().into(),
+            at,
+        })
+    })
 }
 
 /// What a channel seals next.

@@ -23,7 +23,7 @@ use tracing::{debug, error, info, warn};
 use crate::channel;
 use crate::crypto::{CryptoPool, IdentityKey};
 use crate::limits::{Limits, Rates};
-use crate::mailbox::{Budget, Mailbox, MailboxLimits};
+use crate::mailbox::{Budget, Mailbox, MailboxLimits, refuse_waiting};
 use crate::resumption::{ChannelKey, Channels};
 use crate::router::Router;
 use crate::store::{ChainId, ChainRoute, ChannelId, ClientId, NewKey, RotateError, SharedStore, StoreError};
@@ -153,7 +153,8 @@ impl Server {
         client: &ClientId,
         tell: impl FnOnce() + Send,
     ) -> Result<bool, StoreError> {
-        let revoked = self.store.revoke(client, now()).await?;
+        let at = now();
+        let revoked = self.store.revoke(client, at, refuse_waiting(Reason::Unknown, at)).await?.is_some();
         tell();
         // Whoever is entering on what the store said before sees this number change, or is seated and evicted here.
         self.revocations.fetch_add(1, Ordering::SeqCst);

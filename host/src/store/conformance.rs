@@ -5,10 +5,19 @@ use std::sync::Arc;
 
 use super::*;
 
+mod queue;
+
+pub(crate) use queue::*;
+
 /// How the cases get at a store.
 pub(crate) trait Backend {
     /// Opens the store of this test, the same one each time. What was opened before has been dropped by then.
-    async fn open(&self) -> SharedStore;
+    async fn open_with(&self, limits: QueueLimits) -> SharedStore;
+
+    /// [`Backend::open_with`], with the usual bounds.
+    async fn open(&self) -> SharedStore {
+        self.open_with(QueueLimits::default()).await
+    }
 }
 
 /// Makes a test of each case; the argument makes a [`Backend`] with a store of its own.
@@ -47,6 +56,20 @@ macro_rules! conformance {
             times_and_sizes_at_their_ends
             many_at_once_are_all_durable
             a_dropped_call_harms_nothing
+            what_waits_is_kept_whole_and_in_order
+            queues_are_read_in_pieces
+            only_what_was_acknowledged_goes
+            nothing_waits_twice
+            of_wraps_the_latest_waits
+            full_queues_refuse_and_take_again
+            the_oldest_receipts_go
+            each_item_is_decided_by_itself
+            what_is_too_old_is_refused_to_its_sender
+            the_queue_of_a_revoked_client_is_refused_to_its_senders
+            a_replaced_key_leaves_the_queue
+            numbers_are_never_given_twice
+            many_senders_at_once_keep_their_order
+            who_reads_while_others_write_misses_nothing
         }
     };
     ($backend:expr; $($case:ident)*) => {
@@ -310,7 +333,7 @@ pub(crate) async fn a_batch_is_entered_as_a_whole_or_not_at_all(backend: &impl B
     assert_eq!(store.clients(None, 10).await.unwrap().len(), 5);
     assert_eq!(store.client_by_name(&name("s-2")).await.unwrap().unwrap().enrolled_by, Some(id(1)));
     // Whoever was revoked meanwhile enrols nobody.
-    store.revoke(&id(1), NOW).await.unwrap();
+    store.revoke(&id(1), NOW, Refuse::silently()).await.unwrap();
     let late = store.enrol_all(vec![by_alice(20, "t-1"), by_alice(21, "t-2")]).await;
     assert_eq!(late, Err(RefusedEntry { index: 0, error: EnrolError::Enroller }));
 }
@@ -421,7 +444,7 @@ pub(crate) async fn devices_are_listed_under_their_owner(backend: &impl Backend)
     let device = Enrolment { enrolled_by: Some(id(1)), ..enrolment(3, "sensor") };
     assert_eq!(store.enrol(device).await, Ok(Enrolled::New));
     assert_eq!(store.client(&id(3)).await.unwrap().unwrap().enrolled_by, Some(id(1)));
-    store.revoke(&id(1), NOW).await.unwrap();
+    store.revoke(&id(1), NOW, Refuse::silently()).await.unwrap();
     let device = Enrolment { enrolled_by: Some(id(1)), ..enrolment(4, "sensor-2") };
     assert_eq!(store.enrol(device).await, Err(EnrolError::Enroller));
     assert!(!store.client(&id(3)).await.unwrap().unwrap().revoked, "a device stays when its owner goes");
@@ -435,7 +458,7 @@ pub(crate) async fn a_revoked_client_loses_all_but_its_id_and_key(backend: &impl
     store.register_chain(&[1; 8], &id(1), &[9; 16], &id(2)).await.unwrap();
     store.register_chain(&[2; 8], &id(2), &[9; 16], &id(1)).await.unwrap();
     store.register_chain(&[3; 8], &id(2), &[8; 16], &id(2)).await.unwrap();
-    assert_eq!(store.revoke(&id(1), NOW).await, Ok(true));
+    assert_eq!(store.revoke(&id(1), NOW, Refuse::silently()).await, Ok(Some(vec![])));
     drop(store);
 
     let store = backend.open().await;
@@ -465,9 +488,9 @@ pub(crate) async fn a_revoked_client_loses_all_but_its_id_and_key(backend: &impl
 
 pub(crate) async fn revoking_nobody_is_harmless(backend: &impl Backend) {
     let store = with_two(backend).await;
-    assert_eq!(store.revoke(&id(3), NOW).await, Ok(false));
-    assert_eq!(store.revoke(&id(1), NOW).await, Ok(true));
-    assert_eq!(store.revoke(&id(1), NOW).await, Ok(false));
+    assert_eq!(store.revoke(&id(3), NOW, Refuse::silently()).await, Ok(None));
+    assert_eq!(store.revoke(&id(1), NOW, Refuse::silently()).await, Ok(Some(vec![])));
+    assert_eq!(store.revoke(&id(1), NOW, Refuse::silently()).await, Ok(None));
     assert_eq!(store.clients(None, 10).await.unwrap().len(), 1);
 }
 
@@ -555,7 +578,7 @@ pub(crate) async fn keys_follow_each_other_once_and_in_order(backend: &impl Back
     assert_eq!(store.enrol(newcomer).await, Err(EnrolError::KeyInUse));
     assert_eq!(store.enrol(enrolment(1, "alice")).await, Err(EnrolError::NameInUse));
 
-    store.revoke(&id(1), NOW).await.unwrap();
+    store.revoke(&id(1), NOW, Refuse::silently()).await.unwrap();
     assert_eq!(store.rotate(new_key(1, 3, 103)).await, Err(RotateError::Unknown));
 }
 
@@ -594,7 +617,7 @@ pub(crate) async fn chains_know_all_their_recipients(backend: &impl Backend) {
     store.register_chain(&[1; 8], &id(1), &[9; 16], &id(2)).await.unwrap();
     let route = ChainRoute { sender: id(1), sid: [9; 16], recipients: vec![id(3), id(2)] };
     assert_eq!(store.chain(&[1; 8]).await, Ok(Some(route)));
-    store.revoke(&id(3), NOW).await.unwrap();
+    store.revoke(&id(3), NOW, Refuse::silently()).await.unwrap();
     let route = ChainRoute { sender: id(1), sid: [9; 16], recipients: vec![id(2)] };
     assert_eq!(store.chain(&[1; 8]).await, Ok(Some(route)));
 }

@@ -1,8 +1,8 @@
 //! The store: the source of truth about who exists on this server and what belongs to them.
 //!
-//! The rest of the house knows [`Store`] alone. Every `Ok` means durable (the one exception, [`Store::touch`], says so),
-//! every refusal is typed, and every operation is one transaction, so that a backend which several servers share can
-//! keep the same promises. A backend never blocks the thread of its caller. Nothing here can read a message, and no
+//! The rest of the house knows [`Store`] alone. Every `Ok` means durable (the exceptions, [`Store::touch`],
+//! [`Store::acknowledge`] and [`Store::remove`], say so), every refusal is typed, and every operation is one
+//! transaction, so that a backend which several servers share can keep the same promises. A backend never blocks the thread of its caller. Nothing here can read a message, and no
 //! private key or token is kept, only what verifies them. `sqlite` is the default backend; whatever is added must pass
 //! `conformance`.
 
@@ -17,9 +17,11 @@ use crate::name::{Name, Pattern};
 mod conformance;
 pub mod home;
 pub mod inspect;
+mod queue;
 pub(crate) mod snapshot;
 mod sqlite;
 
+pub use queue::{Item, ItemKind, NewItem, Put, PutError, QueueLimits, Refuse, Waiting};
 pub use sqlite::SqliteStore;
 
 /// A client's id.
@@ -79,15 +81,18 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`RefusedEntry`]: the first that cannot be entered.
     async fn enrol_all(&self, batch: Vec<Enrolment>) -> Result<Vec<Enrolled>, RefusedEntry>;
 
-    /// Ends a client for good: its bundle, channels and chain routes go, its id and key are never admitted again, its
-    /// name is free for a new key. False if there is no such client or it was revoked before.
+    /// Ends a client for good: its bundle, channels, chain routes and queue go, its id and key are never admitted again,
+    /// its name is free for a new key. What `refuse` makes of its queue waits for the senders from then on.
+    ///
+    /// Returns these senders, each once; `None` if there is no such client or it was revoked before.
     ///
     /// # Errors
     /// [`StoreError`].
-    async fn revoke(&self, id: &ClientId, now: u64) -> Result<bool, StoreError>;
+    async fn revoke(&self, id: &ClientId, now: u64, refuse: Refuse) -> Result<Option<Vec<ClientId>>, StoreError>;
 
     /// Replaces a client's identity key and bundle, and keeps the step for [`Store::successor`]. Its channels and chain
-    /// routes go; the former key is never admitted again. The same rotation again is fine and changes nothing.
+    /// routes go, its queue stays; the former key is never admitted again. The same rotation again is fine and changes
+    /// nothing.
     ///
     /// # Errors
     /// [`RotateError`].
@@ -196,6 +201,58 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`StoreError`].
     async fn drop_channels(&self, client: &ClientId) -> Result<u64, StoreError>;
+
+    /// Lets items wait for their recipients, each decided by itself and in their order; the answers have the same order.
+    ///
+    /// An envelope that waits already is a repeat if its bytes are the same, and is refused as rewound if not; neither
+    /// sender nor time nor wanted receipts count. Of wraps of one name the latest waits: in the place of the former, or
+    /// behind everything else if the former may have been given to the recipient by [`Store::queue`]. Receipts are never
+    /// refused for want of room: the oldest goes.
+    ///
+    /// # Errors
+    /// [`StoreError`], for all of them; [`PutError`] for one.
+    async fn put(&self, items: Vec<NewItem>) -> Result<Vec<Result<Put, PutError>>, StoreError>;
+
+    /// What waits for `recipient` beyond the number `after`, in the order of numbers: at most `max_items` items of
+    /// `max_bytes` bytes together, but at least one if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn queue(
+        &self,
+        recipient: &ClientId,
+        after: u64,
+        max_items: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<Item>, StoreError>;
+
+    /// Removes what waits for `recipient` up to and with the number `up_to`, and returns how many items that were.
+    ///
+    /// Every later read shows it, but it is made durable lazily: a crash may bring the items back, never take others.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn acknowledge(&self, recipient: &ClientId, up_to: u64) -> Result<u64, StoreError>;
+
+    /// Removes single items of `recipient`, and returns how many there were. As durable as [`Store::acknowledge`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn remove(&self, recipient: &ClientId, seqs: &[u64]) -> Result<u64, StoreError>;
+
+    /// How much waits for `recipient`. Costs no look at the disk.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn waiting(&self, recipient: &ClientId) -> Result<Waiting, StoreError>;
+
+    /// Removes at most `limit` items that were accepted before `before`, and returns them with their recipients; with
+    /// fewer than `limit`, no more are left. What `refuse` makes of them waits for the senders from then on. Receipts go
+    /// as well: they are returned, and refused to nobody.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn expire(&self, before: u64, limit: usize, refuse: Refuse) -> Result<Vec<(ClientId, Item)>, StoreError>;
 }
 
 /// A store that tasks share.

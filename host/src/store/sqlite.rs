@@ -1,20 +1,23 @@
 //! The store in one SQLite file: the default, for one server with one data directory. Alone to name `rusqlite`.
 //!
-//! One thread writes: it takes whatever has queued up, runs it as one transaction with a savepoint per operation, and
-//! answers everybody after the commit, which is on the disk by then (WAL, `synchronous=FULL`). So one flush serves as
-//! many callers as came during the one before. Another thread reads, on its own connection, and never waits for a flush.
+//! One thread writes: it takes whatever has queued up and what comes while it runs, for 2 ms or 512 operations, runs it as
+//! one transaction, and answers everybody after the commit, which is on the disk by then (WAL, `synchronous=FULL`). So
+//! one flush serves as many callers as came during the one before. What need not be durable is committed without a
+//! flush if nothing else waits (`synchronous=NORMAL`): it is in order, and with the next flush on the disk. Another thread reads, on its own connection, and never waits for a flush.
 //! A full disk refuses what does not fit and nothing else; a failing one ends the store: what a failed flush has
 //! written nobody can know, so nothing more is acknowledged. A lock keeps a second server out of the directory.
 
+use core::convert::Infallible;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, ffi, params};
@@ -22,25 +25,31 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord,
-    ConversationId, EnrolError, Enrolled, Enrolment, MAX_ROUTES, Meta, NewKey, PublishError, RefusedEntry, RotateError,
-    Store, StoreError, Successor, Token, TokenError, TokenId, TokenRefusal, Tokens,
+    ConversationId, EnrolError, Enrolled, Enrolment, Item, MAX_ROUTES, Meta, NewItem, NewKey, PublishError, Put,
+    PutError, QueueLimits, Refuse, RefusedEntry, RotateError, Store, StoreError, Successor, Token, TokenError, TokenId,
+    TokenRefusal, Tokens, Waiting,
 };
 use crate::name::{Name, Pattern};
 
+mod queue;
 #[cfg(test)]
 mod tests;
 
+use queue::{Counts, Given, Ledger};
+
 /// Operations that may wait for a thread; who comes later waits for room.
 const QUEUE: usize = 1024;
-/// Operations that share one flush at most.
+/// Operations that share one flush at most; each item of a queue is one.
 const MAX_BATCH: usize = 512;
+/// For how long a transaction takes in what comes.
+const BATCH_TIME: Duration = Duration::from_millis(2);
 /// Seconds for which ended tokens are remembered.
 const TOKEN_MEMORY: u64 = 30 * 24 * 60 * 60;
 
 /// "OSSI": tells our files from any other SQLite file.
 const APPLICATION_ID: i32 = 0x4f53_5349;
-/// Version of [`SCHEMA`]. A newer one is refused, an older one is brought up to date.
-const SCHEMA_VERSION: i32 = 2;
+/// Version of the tables. A newer one is refused, an older one is brought up to date.
+const SCHEMA_VERSION: i32 = 3;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (
@@ -111,6 +120,7 @@ CREATE TABLE rotation (
 pub struct SqliteStore {
     meta: Meta,
     shared: Arc<Shared>,
+    queues: Arc<Queues>,
     /// `None` only while dropping, as `reader`.
     writer: Option<mpsc::Sender<Box<dyn Write>>>,
     reader: Option<mpsc::Sender<Read>>,
@@ -126,6 +136,14 @@ impl SqliteStore {
     /// [`StoreError::Busy`] if another process has it open, [`StoreError::Newer`] if this version cannot read it, and the
     /// others if there is no room, no right, or no store in the file.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        Self::open_with(directory, QueueLimits::default())
+    }
+
+    /// [`SqliteStore::open`], with other bounds for what waits.
+    ///
+    /// # Errors
+    /// Those of [`SqliteStore::open`].
+    pub fn open_with(directory: &Path, limits: QueueLimits) -> Result<Self, StoreError> {
         let shared = Arc::new(Shared::new(directory));
         make_directory(directory).map_err(|error| shared.system("make", directory, &error))?;
         let lock = shared.lock(&directory.join("lock"))?;
@@ -136,12 +154,17 @@ impl SqliteStore {
             let meta = initialise(&writer)?;
             let reader = connect(&path)?;
             reader.pragma_update(None, "query_only", true)?;
-            Ok((writer, reader, meta))
+            let queues = match meta {
+                Some(_) => (Counts::of(&writer)?, queue::reserved(&writer)?),
+                None => Default::default(),
+            };
+            Ok((writer, reader, meta, queues))
         };
-        let (writer, reader, meta) = opened().map_err(|error| shared.classify(&error))?;
+        let (writer, reader, meta, (counts, reserved)) = opened().map_err(|error| shared.classify(&error))?;
         let Some(meta) = meta else {
             return Err(StoreError::Newer(shared.directory.clone()));
         };
+        let queues = Arc::new(Queues { counts, given: Given::default() });
 
         let (write_jobs, write_queue) = mpsc::channel(QUEUE);
         let (read_jobs, read_queue) = mpsc::channel(QUEUE);
@@ -151,12 +174,16 @@ impl SqliteStore {
                 .spawn(work)
                 .map_err(|error| StoreError::Io(format!("cannot start a thread: {error}")))
         };
-        let for_writer = Arc::clone(&shared);
+        let (for_writer, queues_for_writer) = (Arc::clone(&shared), Arc::clone(&queues));
+        let write = move || {
+            let mut ledger = Ledger::new(limits, &queues_for_writer.counts, &queues_for_writer.given, reserved);
+            write_all(&writer, write_queue, &for_writer, &mut ledger);
+        };
         let threads = vec![
-            spawn("ossicle-write", Box::new(move || write_all(&writer, write_queue, &for_writer)))?,
+            spawn("ossicle-write", Box::new(write))?,
             spawn("ossicle-read", Box::new(move || read_all(&reader, read_queue)))?,
         ];
-        Ok(Self { meta, shared, writer: Some(write_jobs), reader: Some(read_jobs), threads, _lock: lock })
+        Ok(Self { meta, shared, queues, writer: Some(write_jobs), reader: Some(read_jobs), threads, _lock: lock })
     }
 
     /// Runs `work` in the next transaction and returns once it is durable. A refusal leaves nothing of it.
@@ -166,9 +193,19 @@ impl SqliteStore {
         E: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, Fault<E>> + Send + 'static,
     {
+        self.submit(Nature::ALONE, move |db, _: &mut Ledger<'_>| work(db)).await
+    }
+
+    /// [`SqliteStore::write`] for operations on queues. What is not [`Nature::ALONE`] is never refused.
+    async fn submit<T, E, F>(&self, nature: Nature, work: F) -> Result<Result<T, E>, StoreError>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+        F: FnOnce(&Connection, &mut Ledger<'_>) -> Result<T, Fault<E>> + Send + 'static,
+    {
         self.shared.check()?;
         let (answer, answered) = oneshot::channel();
-        let task = Task { work: Some(work), result: None, answer };
+        let task = Task { nature, work: Some(work), result: None, answer };
         let writer = self.writer.as_ref().ok_or(StoreError::Closed)?;
         writer.send(Box::new(task)).await.map_err(|_| StoreError::Closed)?;
         answered.await.map_err(|_| StoreError::Closed)?
@@ -180,8 +217,18 @@ impl SqliteStore {
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
-        let done = self.write(move |db| work(db).map_err(Fault::<core::convert::Infallible>::Sqlite)).await?;
-        match done {
+        self.update_queues(Nature::ALONE, move |db, _| work(db)).await
+    }
+
+    /// [`SqliteStore::submit`] for operations that are never refused.
+    async fn update_queues<T, F>(&self, nature: Nature, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection, &mut Ledger<'_>) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let work =
+            move |db: &Connection, ledger: &mut Ledger<'_>| work(db, ledger).map_err(Fault::<Infallible>::Sqlite);
+        match self.submit(nature, work).await? {
             Ok(value) => Ok(value),
             Err(never) => match never {},
         }
@@ -282,16 +329,17 @@ impl Store for SqliteStore {
         .await?
     }
 
-    async fn revoke(&self, id: &ClientId, now: u64) -> Result<bool, StoreError> {
+    async fn revoke(&self, id: &ClientId, now: u64, refuse: Refuse) -> Result<Option<Vec<ClientId>>, StoreError> {
         let id = *id;
-        self.update(move |db| {
+        self.update_queues(Nature::ALONE, move |db, ledger| {
             let revoked = db
                 .prepare_cached("UPDATE client SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL")?
                 .execute(params![to_time(now), id])?;
             db.prepare_cached("DELETE FROM bundle WHERE client = ?")?.execute([id])?;
             db.prepare_cached("DELETE FROM channel WHERE client = ?")?.execute([id])?;
             db.prepare_cached("DELETE FROM chain WHERE sender = ?1 OR recipient = ?1")?.execute([id])?;
-            Ok(revoked > 0)
+            let told = queue::end(db, ledger, &id, &refuse)?;
+            Ok((revoked > 0).then_some(told))
         })
         .await
     }
@@ -487,6 +535,50 @@ impl Store for SqliteStore {
         let client = *client;
         self.update(move |db| Ok(count(db.prepare_cached("DELETE FROM channel WHERE client = ?")?.execute([client])?)))
             .await
+    }
+
+    async fn put(&self, items: Vec<NewItem>) -> Result<Vec<Result<Put, PutError>>, StoreError> {
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
+        let nature = Nature { weight: items.len(), is_durable: true, needs_savepoint: false };
+        self.update_queues(nature, move |db, ledger| items.iter().map(|item| queue::put(db, ledger, item)).collect())
+            .await
+    }
+
+    async fn queue(
+        &self,
+        recipient: &ClientId,
+        after: u64,
+        max_items: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<Item>, StoreError> {
+        let (recipient, queues) = (*recipient, Arc::clone(&self.queues));
+        self.read(move |db| queue::read(db, &queues.given, &recipient, after, max_items, max_bytes)).await
+    }
+
+    async fn acknowledge(&self, recipient: &ClientId, up_to: u64) -> Result<u64, StoreError> {
+        let recipient = *recipient;
+        self.update_queues(Nature::LAZY, move |db, ledger| queue::acknowledge(db, ledger, &recipient, up_to)).await
+    }
+
+    async fn remove(&self, recipient: &ClientId, seqs: &[u64]) -> Result<u64, StoreError> {
+        if seqs.is_empty() {
+            return Ok(0);
+        }
+        let (recipient, seqs) = (*recipient, seqs.to_vec());
+        let nature = Nature { weight: seqs.len(), ..Nature::LAZY };
+        self.update_queues(nature, move |db, ledger| queue::remove(db, ledger, &recipient, &seqs)).await
+    }
+
+    async fn waiting(&self, recipient: &ClientId) -> Result<Waiting, StoreError> {
+        self.shared.check()?;
+        Ok(self.queues.counts.waiting(recipient))
+    }
+
+    async fn expire(&self, before: u64, limit: usize, refuse: Refuse) -> Result<Vec<(ClientId, Item)>, StoreError> {
+        let nature = Nature { weight: limit.min(MAX_BATCH), ..Nature::ALONE };
+        self.update_queues(nature, move |db, ledger| queue::expire(db, ledger, before, limit, &refuse)).await
     }
 }
 
@@ -735,7 +827,29 @@ pub(super) struct Shared {
     tight: AtomicBool,
 }
 
+/// What is known of the queues without a look at the disk.
+struct Queues {
+    counts: Counts,
+    given: Given,
+}
+
 type Read = Box<dyn FnOnce(&Connection) + Send>;
+
+/// What the writer has to know of an operation.
+#[derive(Clone, Copy)]
+struct Nature {
+    /// How many operations it counts for.
+    weight: usize,
+    /// Whether the caller waits for the disk.
+    is_durable: bool,
+    /// Whether something may have to be taken back when it ends before its time.
+    needs_savepoint: bool,
+}
+
+impl Nature {
+    const ALONE: Self = Self { weight: 1, is_durable: true, needs_savepoint: true };
+    const LAZY: Self = Self { weight: 1, is_durable: false, needs_savepoint: false };
+}
 
 /// Why an operation did not happen.
 enum Fault<E> {
@@ -751,14 +865,17 @@ impl<E> From<rusqlite::Error> for Fault<E> {
 
 /// An operation in the writer's queue.
 trait Write: Send {
+    fn nature(&self) -> Nature;
+
     /// Does it. `false` if nothing of it may remain.
-    fn run(&mut self, db: &Connection) -> rusqlite::Result<bool>;
+    fn run(&mut self, db: &Connection, ledger: &mut Ledger<'_>) -> rusqlite::Result<bool>;
 
     /// Tells the caller, once it is known whether the transaction is durable.
     fn answer(self: Box<Self>, outcome: Result<(), StoreError>);
 }
 
 struct Task<T, E, F> {
+    nature: Nature,
     /// Until it has run.
     work: Option<F>,
     result: Option<Result<T, E>>,
@@ -769,9 +886,13 @@ impl<T, E, F> Write for Task<T, E, F>
 where
     T: Send,
     E: Send,
-    F: FnOnce(&Connection) -> Result<T, Fault<E>> + Send,
+    F: FnOnce(&Connection, &mut Ledger<'_>) -> Result<T, Fault<E>> + Send,
 {
-    fn run(&mut self, db: &Connection) -> rusqlite::Result<bool> {
+    fn nature(&self) -> Nature {
+        self.nature
+    }
+
+    fn run(&mut self, db: &Connection, ledger: &mut Ledger<'_>) -> rusqlite::Result<bool> {
         // Whoever left before it began does not want it any more.
         if self.answer.is_closed() {
             return Ok(false);
@@ -779,7 +900,7 @@ where
         let Some(work) = self.work.take() else {
             return Ok(false);
         };
-        match work(db) {
+        match work(db, ledger) {
             Ok(value) => {
                 self.result = Some(Ok(value));
                 Ok(true)
@@ -807,7 +928,11 @@ where
 struct Nudge;
 
 impl Write for Nudge {
-    fn run(&mut self, _: &Connection) -> rusqlite::Result<bool> {
+    fn nature(&self) -> Nature {
+        Nature::LAZY
+    }
+
+    fn run(&mut self, _: &Connection, _: &mut Ledger<'_>) -> rusqlite::Result<bool> {
         Ok(true)
     }
 
@@ -820,88 +945,143 @@ fn read_all(db: &Connection, mut queue: mpsc::Receiver<Read>) {
     }
 }
 
-fn write_all(db: &Connection, mut queue: mpsc::Receiver<Box<dyn Write>>, shared: &Shared) {
-    let mut jobs = Vec::new();
-    while queue.blocking_recv_many(&mut jobs, MAX_BATCH) > 0 {
-        write_batch(db, core::mem::take(&mut jobs), shared);
+fn write_all(db: &Connection, mut queue: mpsc::Receiver<Box<dyn Write>>, shared: &Shared, ledger: &mut Ledger<'_>) {
+    let mut writer = Writer { db, shared, ledger, is_flushing: true };
+    let (mut came, mut jobs) = (Vec::new(), VecDeque::new());
+    while !jobs.is_empty() || queue.blocking_recv_many(&mut came, MAX_BATCH) > 0 {
+        jobs.extend(came.drain(..));
+        writer.write_batch(&mut jobs, || queue.try_recv().ok());
     }
-    write_batch(db, Vec::new(), shared);
+    writer.write_batch(&mut jobs, || None);
 }
 
-/// Does all jobs in one transaction, then answers them all: also a refusal may rest on what another job of the batch did.
-fn write_batch(db: &Connection, jobs: Vec<Box<dyn Write>>, shared: &Shared) {
-    if let Some(error) = shared.failed.get() {
-        for job in jobs {
-            job.answer(Err(error.clone()));
-        }
-        return;
-    }
-    // First this, then the look at `seen`: whoever adds something later nudges again.
-    shared.nudged.store(false, Ordering::Release);
-    let seen = Arc::clone(&shared.seen());
-    let mut jobs: Vec<_> = jobs.into_iter().map(|job| (job, Ok(()))).collect();
-    match transact(db, &mut jobs, &seen, shared) {
-        Ok(()) => {
-            shared.tight.store(false, Ordering::Relaxed);
-            Arc::make_mut(&mut shared.seen()).retain(|id, now| seen.get(id) != Some(now));
-            for (job, outcome) in jobs {
-                job.answer(outcome);
-            }
-        }
-        Err(error) => {
-            let mut error = shared.classify(&error);
-            if !db.is_autocommit()
-                && let Err(worse) = db.execute_batch("ROLLBACK")
-            {
-                error = StoreError::Io(worse.to_string());
-            }
-            shared.tight.store(matches!(error, StoreError::Full(_)), Ordering::Relaxed);
-            if matches!(error, StoreError::Io(_)) {
-                tracing::error!(directory = %shared.directory, %error, "nothing more is stored");
-                // Only this thread sets it, once.
-                let _ = shared.failed.set(error.clone());
-            }
-            for (job, _) in jobs {
-                job.answer(Err(error.clone()));
-            }
-        }
-    }
+/// The thread that writes.
+struct Writer<'a, 's> {
+    db: &'a Connection,
+    shared: &'a Shared,
+    ledger: &'a mut Ledger<'s>,
+    /// Whether a commit waits for the disk.
+    is_flushing: bool,
 }
 
 type Outcome = (Box<dyn Write>, Result<(), StoreError>);
 
-fn transact(
-    db: &Connection,
-    jobs: &mut [Outcome],
-    seen: &HashMap<ClientId, u64>,
-    shared: &Shared,
-) -> rusqlite::Result<()> {
-    let run = |sql: &str| db.prepare_cached(sql)?.execute([]).map(|_| ());
-    if jobs.is_empty() && seen.is_empty() {
-        return Ok(());
-    }
-    if shared.tight.load(Ordering::Relaxed) {
-        shrink(db)?;
-    }
-    run("BEGIN IMMEDIATE")?;
-    for (job, outcome) in jobs {
-        run("SAVEPOINT job")?;
-        match job.run(db) {
-            Ok(true) => {}
-            Ok(false) => run("ROLLBACK TO job")?,
-            Err(error) if spoils_all(db, &error) => return Err(error),
+impl Writer<'_, '_> {
+    /// Does the first of `jobs`, and what `more` brings meanwhile, in one transaction, then answers them all: also a
+    /// refusal may rest on what another job of the batch did.
+    fn write_batch(&mut self, jobs: &mut VecDeque<Box<dyn Write>>, more: impl FnMut() -> Option<Box<dyn Write>>) {
+        if let Some(error) = self.shared.failed.get() {
+            for job in jobs.drain(..) {
+                job.answer(Err(error.clone()));
+            }
+            return;
+        }
+        // First this, then the look at `seen`: whoever adds something later nudges again.
+        self.shared.nudged.store(false, Ordering::Release);
+        let seen = Arc::clone(&self.shared.seen());
+        let mut done = Vec::with_capacity(jobs.len());
+        match self.transact(jobs, more, &seen, &mut done) {
+            Ok(()) => {
+                self.ledger.commit();
+                self.shared.tight.store(false, Ordering::Relaxed);
+                if !seen.is_empty() {
+                    Arc::make_mut(&mut self.shared.seen()).retain(|id, now| seen.get(id) != Some(now));
+                }
+                for (job, outcome) in done {
+                    job.answer(outcome);
+                }
+            }
             Err(error) => {
-                *outcome = Err(shared.classify(&error));
+                let mut error = self.shared.classify(&error);
+                if !self.db.is_autocommit()
+                    && let Err(worse) = self.db.execute_batch("ROLLBACK")
+                {
+                    error = StoreError::Io(worse.to_string());
+                }
+                self.ledger.roll_back();
+                self.shared.tight.store(matches!(error, StoreError::Full(_)), Ordering::Relaxed);
+                if matches!(error, StoreError::Io(_)) {
+                    tracing::error!(directory = %self.shared.directory, %error, "nothing more is stored");
+                    // Only this thread sets it, once.
+                    let _ = self.shared.failed.set(error.clone());
+                }
+                for (job, _) in done {
+                    job.answer(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    fn transact(
+        &mut self,
+        jobs: &mut VecDeque<Box<dyn Write>>,
+        mut more: impl FnMut() -> Option<Box<dyn Write>>,
+        seen: &HashMap<ClientId, u64>,
+        done: &mut Vec<Outcome>,
+    ) -> rusqlite::Result<()> {
+        let db = self.db;
+        let run = |sql: &str| db.prepare_cached(sql)?.execute([]).map(|_| ());
+        if jobs.is_empty() && seen.is_empty() {
+            return Ok(());
+        }
+        // The last jobs are done, and whoever opens the store next finds them, as far as it is for this thread.
+        let is_flushing = jobs.is_empty() || jobs.iter().any(|job| job.nature().is_durable);
+        if is_flushing != self.is_flushing {
+            db.pragma_update(None, "synchronous", if is_flushing { "FULL" } else { "NORMAL" })?;
+            self.is_flushing = is_flushing;
+        }
+        if self.shared.tight.load(Ordering::Relaxed) {
+            shrink(db)?;
+        }
+        run("BEGIN IMMEDIATE")?;
+        let begun = Instant::now();
+        let mut weight = 0_usize;
+        loop {
+            let next = jobs.pop_front().or_else(|| {
+                // What comes now may wait for the disk.
+                if is_flushing && begun.elapsed() < BATCH_TIME { more() } else { None }
+            });
+            let Some(job) = next else { break };
+            let add = job.nature().weight;
+            if weight > 0 && weight.saturating_add(add) > MAX_BATCH {
+                jobs.push_front(job);
+                break;
+            }
+            weight = weight.saturating_add(add);
+            done.push((job, Ok(())));
+            if let Some((job, outcome)) = done.last_mut() {
+                self.run_one(job.as_mut(), outcome)?;
+            }
+        }
+        for (id, now) in seen {
+            db.prepare_cached(
+                "UPDATE client SET last_seen = ?2 WHERE id = ?1 AND (last_seen IS NULL OR last_seen < ?2)",
+            )?
+            .execute(params![id, to_time(*now)])?;
+        }
+        run("COMMIT")
+    }
+
+    fn run_one(&mut self, job: &mut dyn Write, outcome: &mut Result<(), StoreError>) -> rusqlite::Result<()> {
+        let db = self.db;
+        let run = |sql: &str| db.prepare_cached(sql)?.execute([]).map(|_| ());
+        let is_undoable = job.nature().needs_savepoint;
+        if is_undoable {
+            run("SAVEPOINT job")?;
+        }
+        self.ledger.begin();
+        match job.run(db, self.ledger) {
+            Ok(true) => {}
+            Ok(false) if is_undoable => run("ROLLBACK TO job")?,
+            Ok(false) => {}
+            Err(error) if !is_undoable || self.ledger.is_touched() || spoils_all(db, &error) => return Err(error),
+            Err(error) => {
+                *outcome = Err(self.shared.classify(&error));
                 run("ROLLBACK TO job")?;
             }
         }
-        run("RELEASE job")?;
+        if is_undoable { run("RELEASE job") } else { Ok(()) }
     }
-    for (id, now) in seen {
-        db.prepare_cached("UPDATE client SET last_seen = ?2 WHERE id = ?1 AND (last_seen IS NULL OR last_seen < ?2)")?
-            .execute(params![id, to_time(*now)])?;
-    }
-    run("COMMIT")
 }
 
 /// Gives back what the WAL holds more than once, as far as there is room to write it out: on a full disk that may be all
@@ -1038,7 +1218,7 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
             return Err(failure(ffi::SQLITE_NOTADB, "store.db is a database of another program"));
         }
         match number("user_version")? {
-            1 | SCHEMA_VERSION => {}
+            1..=SCHEMA_VERSION => {}
             newer if newer > SCHEMA_VERSION => return Ok(None),
             _ => return Err(failure(ffi::SQLITE_CORRUPT, "store.db has no version")),
         }
@@ -1057,6 +1237,7 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         let transaction = db.unchecked_transaction()?;
         transaction.execute_batch(SCHEMA)?;
         transaction.execute_batch(ROTATION)?;
+        transaction.execute_batch(queue::TABLES)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         transaction.execute(
@@ -1064,9 +1245,12 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
             params![server_id, store_epoch],
         )?;
         transaction.commit()?;
-    } else if number("user_version")? == 1 {
+    } else if number("user_version")? < SCHEMA_VERSION {
         let transaction = db.unchecked_transaction()?;
-        transaction.execute_batch(ROTATION)?;
+        if number("user_version")? < 2 {
+            transaction.execute_batch(ROTATION)?;
+        }
+        transaction.execute_batch(queue::TABLES)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         transaction.commit()?;
     }

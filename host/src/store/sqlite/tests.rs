@@ -27,8 +27,8 @@ impl Directory {
 }
 
 impl Backend for Directory {
-    async fn open(&self) -> SharedStore {
-        Arc::new(self.store())
+    async fn open_with(&self, limits: QueueLimits) -> SharedStore {
+        Arc::new(SqliteStore::open_with(&self.path(), limits).unwrap())
     }
 }
 
@@ -497,8 +497,23 @@ async fn a_store_of_the_first_version_is_brought_up_to_date() {
     let directory = Directory::new();
     drop(directory.store());
     let db = Connection::open(directory.path().join("store.db")).unwrap();
-    db.execute_batch("DROP TABLE rotation; PRAGMA user_version = 1;").unwrap();
+    db.execute_batch("DROP TABLE rotation; DROP TABLE queue; DROP TABLE sequence; PRAGMA user_version = 1;").unwrap();
     drop(db);
     let store = directory.store();
     assert_eq!(store.successor(&[1; 16], 0).await, Ok(None));
+    assert_eq!(store.queue(&[1; 16], 0, 1, 1).await, Ok(vec![]));
+}
+
+#[tokio::test]
+async fn a_store_of_the_second_version_is_brought_up_to_date() {
+    let directory = Directory::new();
+    let store = directory.store();
+    store.enrol(enrolment(1)).await.unwrap();
+    drop(store);
+    let db = Connection::open(directory.path().join("store.db")).unwrap();
+    db.execute_batch("DROP TABLE queue; DROP TABLE sequence; PRAGMA user_version = 2;").unwrap();
+    drop(db);
+    let store = directory.store();
+    assert_eq!(store.client(&[1; 16]).await.unwrap().unwrap().name, "client-1");
+    assert_eq!(store.queue(&[1; 16], 0, 1, 1).await, Ok(vec![]));
 }
