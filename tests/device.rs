@@ -10,11 +10,11 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use ossicle::crypto::IdentityKey;
-use ossicle::device::{Device, Happened};
+use ossicle::device::{Device, Ending, Happened};
 use ossicle::ethernet::{HOST, Network};
 use ossicle_core::{
     Bundle, BundleKeys, Conversation, DirectoryEntry, EnvelopeHeader, IdentityPage, MAX_PAGE_LEN, Member, Message,
-    PageKey, PageOwner, PeerStatus, Reason, Receipt, ReceivingChain, Rung, Rungs, RustCrypto, SendingChain,
+    PageKey, PageOwner, PeerStatus, Reason, Receipt, ReceivingChain, Rung, Rungs, RustCrypto, SendingChain, Settings,
     SignedBundle, WRAP_LEN,
 };
 use ossicle_tests::qemu::{self, Qemu};
@@ -481,4 +481,23 @@ fn a_device_ends_a_connection_with_a_bad_record_and_comes_back() {
     let ended = core::iter::from_fn(|| seen.recv_timeout(deadline - Instant::now()).ok())
         .any(|event| matches!(event, Happened::Ended(_)));
     assert!(ended);
+}
+
+#[test]
+fn a_device_takes_new_times_from_its_server_while_it_is_connected() {
+    let owner = Owner::new();
+    let mut script = Script::new(keys::server());
+    script.beat = (3600, 7200);
+    let (happened, seen) = mpsc::channel();
+    let network = Network::start(None).unwrap();
+    let _device = Device::start(&network, owner.page(script.address()), move |event| {
+        let _ = happened.send(event);
+    })
+    .unwrap();
+    let mut joined = join(&mut script, &owner, None);
+    joined.server.send(&Message::Settings(Settings { heartbeat: 1, timeout: 1, ..Settings::default() }));
+    // Nothing more is said: hours before the first settings wanted it, the device gives the server up and comes back.
+    let again = script.accept(&keys::bob());
+    assert_eq!(again.client, DEVICE);
+    assert!(seen.try_iter().any(|event| matches!(event, Happened::Ended(Ending::Silence))));
 }

@@ -5,13 +5,14 @@
 
 use core::time::Duration;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 
 use ossicle::cli::serve::{Serve, SettingFlags};
-use ossicle::control;
+use ossicle::control::{self, Operated};
 use ossicle::limits::{Rate, Rates};
 use ossicle::mailbox::MailboxLimits;
 use ossicle::server::{Config, Policy};
-use ossicle::settings::Flags;
+use ossicle::settings::{self, Flags};
 use ossicle::store::Store;
 use ossicle_core::{
     Credentials, DirectoryEntry, ENVELOPE_OVERHEAD, Error, Lookup, Message, PeerError, PeerStatus, Reason, Receipt,
@@ -816,7 +817,9 @@ async fn the_operator_revokes_anybody_while_the_server_runs_and_while_it_does_no
     drop(control::bind(&data).unwrap());
     let listener = control::bind(&data).unwrap();
     assert_eq!(data.join("control").metadata().unwrap().permissions().mode() & 0o777, 0o600);
-    let operators = tokio::spawn(control::serve(listener, node.server.clone()));
+    let settings = settings::resolve(&Flags::default(), &|_| None).unwrap();
+    let operated = Arc::new(Operated::new(node.server.clone(), settings));
+    let operators = tokio::spawn(control::serve(listener, operated));
     let error = control::revoke(&data, "nobody").await.unwrap_err();
     assert_eq!(error.to_string(), "there is no client named nobody here");
     control::revoke(&data, "BOB").await.unwrap();

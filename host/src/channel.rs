@@ -98,7 +98,7 @@ pub(crate) async fn run(server: Arc<Server>, stream: TcpStream, address: SocketA
     // Boxed, so that the handshake's buffers and keys are gone once it is over.
     let entered = Box::pin(async {
         tokio::select! {
-            entered = timeout(server.config.handshake_within, enter(&server, stream, address)) => {
+            entered = timeout(server.config().handshake_within, enter(&server, stream, address)) => {
                 entered.unwrap_or(Err(Exit::Timeout))
             }
             () = server.stopped() => Err(Exit::Stopping),
@@ -123,7 +123,7 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
 
     // -> ClientHello
     let hello = read_record(&stream, &mut connection, &mut buffer);
-    let hello = timeout(server.config.hello_within, hello).await.map_err(|_| Exit::Hello)??;
+    let hello = timeout(server.config().hello_within, hello).await.map_err(|_| Exit::Hello)??;
     let mut out = vec![0; HANDSHAKE_LEN];
     let revocations = server.revocations();
     let resumed = match hello {
@@ -138,15 +138,16 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
     // <- {Settings}
     let meta = server.store.meta();
     let now = now();
-    let full = server.config.channel_age.min(MAX_CHANNEL_AGE).as_secs();
+    let config = server.config();
+    let full = config.channel_age.min(MAX_CHANNEL_AGE).as_secs();
     let expires = used.as_ref().map_or_else(|| now.saturating_add(full), |used| used.expires);
     let mut channel = [0; ID_LEN];
     getrandom::fill(&mut channel).map_err(|_| Error::Crypto)?;
     let settings = Settings {
         channel,
         valid_for: u32::try_from(expires.saturating_sub(now)).unwrap_or(u32::MAX),
-        heartbeat: server.config.heartbeat,
-        timeout: server.config.timeout,
+        heartbeat: config.heartbeat,
+        timeout: config.timeout,
         time: now,
         store_epoch: meta.store_epoch,
         ..Settings::default()
@@ -162,7 +163,7 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
     // No record of ours is longer than those we take ourselves.
     let max_payload = connection.max_payload()?.min(MAX_RECORD_LEN - RECORD_OVERHEAD);
     let number = server.next_connection();
-    let mailbox = Mailbox::new(number, max_payload, server.config.mailbox, Arc::clone(&server.budget));
+    let mailbox = Mailbox::new(number, max_payload, config.mailbox, Arc::clone(&server.budget));
     let mut peer = Box::new(Peer {
         server: Arc::clone(server),
         stream,
@@ -188,6 +189,11 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
     if let Some(older) = server.router.enter(client.id, Arc::clone(&peer.mailbox)) {
         info!(%address, client = %Uuid::from_bytes(client.id), name = client.name, "took over an older connection");
         server.router.end(&older, Some(Reason::TakenOver));
+    }
+    let now = server.config();
+    if (now.heartbeat, now.timeout) != (settings.heartbeat, settings.timeout) {
+        // They changed while it entered.
+        server.tell_settings(&peer.mailbox);
     }
     info!(%address, client = %Uuid::from_bytes(client.id), name = client.name, resumed, "connected");
     peer.settle_in(&client, revocations).await;
@@ -236,7 +242,7 @@ async fn resume(
 
 /// The channel with this id and its client, if that client may still enter by it.
 async fn resumable(server: &Server, id: &ChannelId) -> Option<(ClientRecord, Held)> {
-    if server.config.channel_age.is_zero() {
+    if server.config().channel_age.is_zero() {
         return None;
     }
     let failed = |error: &StoreError| warn!(%error, "the store could not look a channel up");
@@ -337,7 +343,7 @@ async fn check(
             if has_small_factor(key.modulus()) {
                 return Err((Reason::Malformed, 0));
             }
-            let token_id = match server.config.enrol {
+            let token_id = match server.config().enrol {
                 Policy::Closed => return Err((Reason::Forbidden, 0)),
                 Policy::Open => None,
                 Policy::Token => {
@@ -525,7 +531,7 @@ impl Peer {
             }
             let pressure = self.mailbox.pressure();
             if pressure.ending && self.farewell.is_none() {
-                self.farewell = Some(Instant::now() + self.server.config.farewell_within);
+                self.farewell = Some(Instant::now() + self.server.config().farewell_within);
             }
             let reading = self.job.is_none() && self.paused_until.is_none() && !pressure.behind && !pressure.ending;
             // A deadline that moved away is noticed when the old one comes: most never do.
@@ -553,7 +559,7 @@ impl Peer {
 
     /// When something must be done though nothing happens.
     fn due(&self) -> Instant {
-        let config = &self.server.config;
+        let config = self.server.config();
         let silence =
             self.heard + Duration::from_secs(if self.asked { config.timeout } else { config.heartbeat }.into());
         [self.farewell, self.paused_until].into_iter().flatten().fold(silence, Instant::min)
@@ -561,7 +567,7 @@ impl Peer {
 
     fn tick(&mut self) -> Result<(), Exit> {
         let now = Instant::now();
-        let config = &self.server.config;
+        let config = self.server.config();
         let silent = |seconds: u16| self.heard + Duration::from_secs(seconds.into()) <= now;
         if self.farewell.is_some_and(|farewell| farewell <= now) {
             return Err(Exit::Overrun);

@@ -5,11 +5,12 @@
 //! 0700) may do everything: there is no other check.
 
 use core::time::Duration;
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
 use ossicle_core::Reason;
@@ -22,6 +23,7 @@ use tracing::{info, warn};
 use crate::mailbox::refuse_waiting;
 use crate::name::Name;
 use crate::server::{Server, now};
+use crate::settings::{Effective, Mistakes, Settings};
 use crate::store::{ChannelId, ClientId, ClientRecord, SharedStore, SqliteStore, StoreError};
 
 const MAX_LINE: u64 = 16 * 1024;
@@ -47,6 +49,8 @@ enum Command {
     },
     /// End the client with this name for good.
     Revoke(String),
+    /// Change these settings, and tell them all.
+    Settings(BTreeMap<String, String>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +60,36 @@ enum Answer {
     Expired(Page<u64>),
     Done(bool),
     Error(String),
+    /// What is wrong with changes, of which none was made.
+    Mistakes(Vec<String>),
+    Settings(Effective),
+}
+
+/// A server that runs, as its operator sees it.
+pub struct Operated {
+    server: Arc<Server>,
+    settings: Mutex<Settings>,
+}
+
+impl Operated {
+    /// This server, which was started with `settings`.
+    pub fn new(server: Arc<Server>, settings: Settings) -> Self {
+        Self { server, settings: Mutex::new(settings) }
+    }
+
+    /// Changes all of these settings, or none.
+    fn change(&self, changes: &BTreeMap<String, String>) -> Result<Effective, Mistakes> {
+        let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        if !changes.is_empty() {
+            *settings = settings.changed(changes)?;
+            self.server.reconfigure(settings.config.clone());
+            for name in changes.keys() {
+                let value = settings.named(name).and_then(|chosen| chosen.value.clone());
+                info!(name, ?value, "changed by the operator");
+            }
+        }
+        Ok(Effective::new(&settings))
+    }
 }
 
 /// A part of an answer that goes over all clients.
@@ -227,13 +261,13 @@ pub(crate) fn remove(data: &Path) {
 }
 
 /// Does what operators ask for on `listener`. Never returns; drop it to stop.
-pub async fn serve(listener: UnixListener, server: Arc<Server>) {
+pub async fn serve(listener: UnixListener, operated: Arc<Operated>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let server = Arc::clone(&server);
+                let operated = Arc::clone(&operated);
                 tokio::spawn(async move {
-                    if let Err(error) = attend(stream, &server).await {
+                    if let Err(error) = attend(stream, &operated).await {
                         warn!(%error, "a command of the operator was broken off");
                     }
                 });
@@ -246,7 +280,8 @@ pub async fn serve(listener: UnixListener, server: Arc<Server>) {
     }
 }
 
-async fn attend(stream: UnixStream, server: &Server) -> anyhow::Result<()> {
+async fn attend(stream: UnixStream, operated: &Operated) -> anyhow::Result<()> {
+    let server = &*operated.server;
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read.take(MAX_LINE)).lines();
     while let Some(line) = timeout(PATIENCE, lines.next_line()).await?? {
@@ -264,6 +299,10 @@ async fn attend(stream: UnixStream, server: &Server) -> anyhow::Result<()> {
             Ok(Command::Revoke(name)) => match revoke_here(server, &name).await {
                 Ok(()) => Answer::Done(true),
                 Err(error) => Answer::Error(format!("{error:#}")),
+            },
+            Ok(Command::Settings(changes)) => match operated.change(&changes) {
+                Ok(effective) => Answer::Settings(effective),
+                Err(Mistakes(mistakes)) => Answer::Mistakes(mistakes),
             },
             Err(_) => Answer::Error("this server does not know that command: is it another version?".into()),
         };
@@ -302,6 +341,28 @@ pub async fn revoke(data: &Path, name: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Changes settings of the server that runs on `data`, all or none, until it ends; returns all that it has then, or `None`
+/// if no server runs there.
+///
+/// # Errors
+/// One sentence that says what is wrong; [`Mistakes`] where it is in the changes.
+pub async fn settings(data: &Path, changes: BTreeMap<String, String>) -> anyhow::Result<Option<Effective>> {
+    match UnixStream::connect(path(data)).await {
+        Ok(_) => match ask(data, &Command::Settings(changes)).await? {
+            Answer::Settings(effective) => Ok(Some(effective)),
+            Answer::Mistakes(mistakes) => Err(Mistakes(mistakes).into()),
+            _ => bail!("the server's answer is of another version"),
+        },
+        Err(error) if is_nobody(&error) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot reach the server that runs on {}", data.display())),
+    }
+}
+
+/// Whether a socket that cannot be opened is one at which no server is.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
 /// Where an operator's command is done.
 enum Door {
     /// By the server that runs on this directory.
@@ -314,9 +375,7 @@ impl Door {
     async fn open(data: &Path) -> anyhow::Result<Self> {
         match UnixStream::connect(path(data)).await {
             Ok(_) => Ok(Self::Server(data.to_owned())),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                Ok(Self::Store(Arc::new(open(data).await?)))
-            }
+            Err(error) if is_nobody(&error) => Ok(Self::Store(Arc::new(open(data).await?))),
             Err(error) => {
                 Err(error).with_context(|| format!("cannot reach the server that runs on {}", data.display()))
             }

@@ -8,7 +8,9 @@ use core::net::IpAddr;
 use core::num::NonZeroU32;
 use core::time::Duration;
 use std::hash::RandomState;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use governor::clock::{Clock, DefaultClock};
 use governor::state::{InMemoryState, NotKeyed, keyed::HashMapStateStore};
 use governor::{Quota, RateLimiter};
@@ -52,8 +54,8 @@ type Keyed = RateLimiter<u128, HashMapStateStore<u128>, DefaultClock>;
 pub struct Limits {
     clock: DefaultClock,
     hasher: RandomState,
-    messages: Keyed,
-    handshakes: Keyed,
+    messages: ArcSwap<Keyed>,
+    handshakes: ArcSwap<Keyed>,
     refusals: RateLimiter<NotKeyed, InMemoryState, DefaultClock>,
 }
 
@@ -77,10 +79,16 @@ impl Limits {
         Self {
             clock: DefaultClock::default(),
             hasher: RandomState::new(),
-            messages: RateLimiter::hashmap(quota(rates.messages)),
-            handshakes: RateLimiter::hashmap(quota(rates.handshakes)),
+            messages: ArcSwap::from_pointee(RateLimiter::hashmap(quota(rates.messages))),
+            handshakes: ArcSwap::from_pointee(RateLimiter::hashmap(quota(rates.handshakes))),
             refusals: RateLimiter::direct(quota(Rate { per_second: REFUSALS, burst: REFUSALS })),
         }
+    }
+
+    /// Goes on with other rates, and with nothing counted.
+    pub fn set_rates(&self, rates: &Rates) {
+        self.messages.store(Arc::new(RateLimiter::hashmap(quota(rates.messages))));
+        self.handshakes.store(Arc::new(RateLimiter::hashmap(quota(rates.handshakes))));
     }
 
     /// Counts a record of a client.
@@ -88,12 +96,12 @@ impl Limits {
     /// # Errors
     /// The milliseconds to wait.
     pub fn message(&self, client: &ClientId) -> Result<(), u32> {
-        self.count(&self.messages, u128::from_be_bytes(*client))
+        self.count(&self.messages.load(), u128::from_be_bytes(*client))
     }
 
     /// Counts a full handshake of a source.
     pub fn handshake(&self, source: IpAddr) -> Admission {
-        match self.count(&self.handshakes, source_key(source)) {
+        match self.count(&self.handshakes.load(), source_key(source)) {
             Ok(()) => Admission::Admit,
             Err(retry_after) if self.refusals.check().is_ok() => Admission::Refuse { retry_after },
             Err(_) => Admission::Ignore,
@@ -102,7 +110,7 @@ impl Limits {
 
     /// Forgets whose bucket is full again: all but the busy after a moment. Call it every few seconds.
     pub fn clean(&self) {
-        for limiter in [&self.messages, &self.handshakes] {
+        for limiter in [self.messages.load(), self.handshakes.load()] {
             limiter.retain_recent();
             limiter.shrink_to_fit();
         }
@@ -180,6 +188,6 @@ mod tests {
         for i in 0..MAX_KEYS as u128 + 5000 {
             let _ = limits.message(&i.to_be_bytes());
         }
-        assert!(limits.messages.len() <= MAX_KEYS + SHARED as usize);
+        assert!(limits.messages.load().len() <= MAX_KEYS + SHARED as usize);
     }
 }

@@ -83,9 +83,14 @@ impl Router {
 
     /// Ends all connections.
     pub fn end_all(&self, reason: Reason) {
+        self.for_each(|mailbox| self.end(mailbox, Some(reason)));
+    }
+
+    /// Does something for every connected client.
+    pub fn for_each(&self, mut action: impl FnMut(&Mailbox)) {
         let mailboxes: Vec<_> = self.seats().values().cloned().collect();
         for mailbox in mailboxes {
-            self.end(&mailbox, Some(reason));
+            action(&mailbox);
         }
     }
 

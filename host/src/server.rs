@@ -13,7 +13,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ossicle_core::{MAX_RECORD_LEN, PublicKey, Reason, ServerConfig};
+use arc_swap::ArcSwap;
+use ossicle_core::{MAX_RECORD_LEN, Message, PublicKey, Reason, ServerConfig, Settings};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -23,7 +24,7 @@ use tracing::{debug, error, info, warn};
 use crate::channel;
 use crate::crypto::{CryptoPool, IdentityKey};
 use crate::limits::{Limits, Rates};
-use crate::mailbox::{Budget, Mailbox, MailboxLimits, refuse_waiting};
+use crate::mailbox::{Budget, Mailbox, MailboxLimits, Owed, refuse_waiting};
 use crate::resumption::{ChannelKey, Channels};
 use crate::router::Router;
 use crate::store::{ChainId, ChainRoute, ChannelId, ClientId, NewKey, RotateError, SharedStore, StoreError};
@@ -94,7 +95,7 @@ impl Default for Config {
 
 /// What all channels of a server share.
 pub struct Server {
-    pub(crate) config: Config,
+    config: ArcSwap<Config>,
     pub(crate) store: SharedStore,
     pub(crate) identity: Arc<IdentityKey>,
     pub(crate) pool: Arc<CryptoPool>,
@@ -122,7 +123,7 @@ impl Server {
             channels: Channels::new(channel_key),
             limits: Limits::new(&config.rates),
             held_devices: Arc::new(Semaphore::new(config.held_devices)),
-            config,
+            config: ArcSwap::from_pointee(config),
             store,
             identity,
             pool,
@@ -203,6 +204,42 @@ impl Server {
         Ok(())
     }
 
+    /// What was chosen, as it is now: it may change while the server runs.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// Goes on with another configuration. What it says of times, rates and enrolment holds at once, and connected clients
+    /// are told of a new heartbeat or timeout; what it says of room holds for what is made from now on, and the number of
+    /// connections that may be in their handshake stays what it was.
+    pub fn reconfigure(&self, config: Config) {
+        let old = self.config.swap(Arc::new(config.clone()));
+        if old.rates != config.rates {
+            self.limits.set_rates(&config.rates);
+        }
+        if (old.heartbeat, old.timeout) != (config.heartbeat, config.timeout) {
+            // Whoever is not seated yet looks again once it is.
+            self.router.for_each(|mailbox| self.tell_settings(mailbox));
+        }
+    }
+
+    /// Tells a client the present heartbeat and timeout.
+    pub(crate) fn tell_settings(&self, mailbox: &Mailbox) {
+        let config = self.config.load();
+        let settings = Settings {
+            heartbeat: config.heartbeat,
+            timeout: config.timeout,
+            time: now(),
+            store_epoch: self.store.meta().store_epoch,
+            ..Settings::default()
+        };
+        let mut message = [0; 64];
+        match Message::Settings(settings).encode(&mut message) {
+            Ok(len) => drop(mailbox.owe(Owed::Answer(message.get(..len).unwrap_or_default().to_vec()))),
+            Err(error) => error!(%error, "settings have become longer than expected"),
+        }
+    }
+
     /// Connected clients.
     pub fn connected(&self) -> usize {
         self.router.connected()
@@ -280,7 +317,7 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
             report(ended);
         }
     };
-    if timeout(server.config.farewell_within, farewell).await.is_err() {
+    if timeout(server.config().farewell_within, farewell).await.is_err() {
         warn!(connections = tasks.len(), "some clients did not take their leave in time");
     }
     tasks.shutdown().await;
@@ -294,7 +331,7 @@ async fn accept_all(
     tasks: &mut JoinSet<()>,
     shutdown: impl Future<Output = ()>,
 ) {
-    let unauthenticated = Arc::new(Semaphore::new(server.config.unauthenticated));
+    let unauthenticated = Arc::new(Semaphore::new(server.config().unauthenticated));
     let mut shutdown = pin!(shutdown);
     let mut cleaning = interval(Duration::from_secs(5));
     cleaning.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
 use crate::limits::{Rate, Rates};
@@ -53,6 +54,8 @@ pub struct About {
     pub also: Option<&'static str>,
     /// Whether it is about limits and times, which few change.
     pub limit: bool,
+    /// Whether it can change while the server runs.
+    pub live: bool,
 }
 
 impl About {
@@ -78,10 +81,13 @@ pub enum Origin {
     },
     /// The flag.
     Flag,
+    /// Whoever changed it while the server ran.
+    Operator,
 }
 
 /// A value as the file would have it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
 pub enum Shown {
     /// A number.
     Number(u64),
@@ -110,7 +116,58 @@ impl Chosen {
             Origin::Environment(variable) => variable.clone(),
             Origin::File { path, line } => format!("{}, line {line}", path.display()),
             Origin::Flag => format!("--{}", self.about.name),
+            Origin::Operator => "changed while running, until the server ends".to_owned(),
         }
+    }
+}
+
+/// Every setting as scripts read it, and as a server that runs tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Effective {
+    /// The file that was read.
+    pub file: Option<String>,
+    /// In the order of the documentation.
+    pub settings: Vec<EffectiveSetting>,
+}
+
+/// One setting of [`Effective`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EffectiveSetting {
+    /// Its name.
+    pub key: String,
+    /// Its value, if it has one.
+    pub value: Option<Shown>,
+    /// `operator`, `flag`, `environment`, `file` or `default`.
+    pub source: String,
+    /// The variable, where that is the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variable: Option<String>,
+    /// The line, where a file is the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// Where it came from, for people.
+    pub origin: String,
+}
+
+impl Effective {
+    /// As they were resolved.
+    pub fn new(settings: &Settings) -> Self {
+        let file = settings.file.as_ref().map(|file| file.display().to_string());
+        Self { file, settings: settings.chosen.iter().map(EffectiveSetting::new).collect() }
+    }
+}
+
+impl EffectiveSetting {
+    fn new(chosen: &Chosen) -> Self {
+        let (source, variable, line) = match &chosen.origin {
+            Origin::Default => ("default", None, None),
+            Origin::Environment(variable) => ("environment", Some(variable.clone()), None),
+            Origin::File { line, .. } => ("file", None, Some(*line)),
+            Origin::Flag => ("flag", None, None),
+            Origin::Operator => ("operator", None, None),
+        };
+        let (key, source) = (chosen.about.name.to_owned(), source.to_owned());
+        Self { key, value: chosen.value.clone(), source, variable, line, origin: chosen.origin() }
     }
 }
 
@@ -133,6 +190,53 @@ pub struct Settings {
     pub file: Option<PathBuf>,
     /// Every setting, in the order of the documentation.
     pub chosen: Vec<Chosen>,
+}
+
+impl Settings {
+    /// The setting of this name.
+    pub fn named(&self, name: &str) -> Option<&Chosen> {
+        self.chosen.iter().find(|chosen| chosen.about.name == name)
+    }
+
+    /// These settings with other values for some of them, in the place of whatever layer they came from.
+    ///
+    /// # Errors
+    /// [`Mistakes`] names all that is wrong: names that there are not, settings that cannot change while a server runs,
+    /// values that are none or contradict others.
+    pub fn changed(&self, changes: &BTreeMap<String, String>) -> Result<Self, Mistakes> {
+        let stands = |chosen: &Chosen| Some((chosen.about.name.to_owned(), plain(chosen.value.as_ref()?).into()));
+        let flags = Flags { file: None, values: self.chosen.iter().filter_map(stands).collect() };
+        let mut layers = Layers { changes, ..Layers::new(&flags, &|_| None) };
+        for name in changes.keys() {
+            match self.named(name) {
+                Some(chosen) if chosen.about.live => {}
+                Some(_) => layers.mistakes.push(format!(
+                    "{name} cannot change while the server runs: give it to the next start, as a flag, a variable or in \
+                     the file of settings"
+                )),
+                None => {
+                    let advice = self.advice(name, "see what there is with `ossicle settings`");
+                    layers.mistakes.push(format!("there is no setting `{}`: {advice}", name.chars().take(64).collect::<String>().escape_default()));
+                }
+            }
+        }
+        let mut settings = layers.settings(self.file.clone());
+        settings.data.clone_from(&self.data);
+        for (new, old) in settings.chosen.iter_mut().zip(&self.chosen) {
+            if new.value == old.value {
+                new.clone_from(old);
+            }
+        }
+        layers.contradictions(&settings);
+        if layers.mistakes.is_empty() { Ok(settings) } else { Err(Mistakes(layers.mistakes)) }
+    }
+
+    /// What somebody may have meant who wrote this name, or else `what_to_do`.
+    fn advice(&self, name: &str, what_to_do: &str) -> String {
+        let near = |known: &&str| strsim::damerau_levenshtein(known, name) <= 2;
+        let close = self.chosen.iter().map(|chosen| chosen.about.name).find(near);
+        close.map_or_else(|| what_to_do.to_owned(), |close| format!("did you mean `{close}`?"))
+    }
 }
 
 /// What is wrong with a configuration: every mistake, each one sentence that names where it is.
@@ -217,6 +321,8 @@ struct Entry {
 }
 
 struct Layers<'l> {
+    /// What an operator changes while the server runs.
+    changes: &'l BTreeMap<String, String>,
     flags: &'l Flags,
     environment: &'l dyn Fn(&str) -> Option<OsString>,
     /// The file that `entries` are from.
@@ -228,8 +334,9 @@ struct Layers<'l> {
 
 impl<'l> Layers<'l> {
     fn new(flags: &'l Flags, environment: &'l dyn Fn(&str) -> Option<OsString>) -> Self {
+        const NONE: &BTreeMap<String, String> = &BTreeMap::new();
         let (entries, chosen, mistakes) = (BTreeMap::new(), Vec::new(), Vec::new());
-        Self { flags, environment, path: PathBuf::new(), entries, chosen, mistakes }
+        Self { changes: NONE, flags, environment, path: PathBuf::new(), entries, chosen, mistakes }
     }
 
     fn variable(&self, name: &str) -> Option<OsString> {
@@ -308,7 +415,8 @@ impl<'l> Layers<'l> {
         // Read also where another layer wins: a mistake in the file is one whoever overrides it.
         let in_file = self.in_file(key);
         let (value, origin) = self
-            .flag(key)
+            .change(key)
+            .or_else(|| self.flag(key))
             .or_else(|| self.in_environment(key))
             .or(in_file)
             .map_or((default, Origin::Default), |(value, origin)| (Some(value), origin));
@@ -322,6 +430,12 @@ impl<'l> Layers<'l> {
         if let Some(chosen) = self.chosen.last_mut().filter(|chosen| chosen.origin == Origin::Default) {
             chosen.note = Some(note);
         }
+    }
+
+    fn change<T>(&mut self, key: &Key<T>) -> Option<(T, Origin)> {
+        let value = self.changes.get(key.about.name)?.clone();
+        let value = self.read(key, OsStr::new(&value), key.about.name)?;
+        Some((value, Origin::Operator))
     }
 
     fn flag<T>(&mut self, key: &Key<T>) -> Option<(T, Origin)> {
@@ -411,13 +525,8 @@ impl Layers<'_> {
 
     fn unknown_keys(&mut self, settings: &Settings) {
         for (key, Entry { line, .. }) in core::mem::take(&mut self.entries) {
-            let near = |name: &&str| strsim::damerau_levenshtein(name, &key) <= 2;
-            let close = settings.chosen.iter().map(|chosen| chosen.about.name).find(near);
             let shown: String = key.chars().take(64).collect();
-            let advice = match close {
-                Some(close) => format!("did you mean `{close}`?"),
-                None => "see what there is with `ossicle serve --check`".to_owned(),
-            };
+            let advice = settings.advice(&key, "see what there is with `ossicle serve --check`");
             let path = self.path.display();
             self.mistakes.push(format!("{path}, line {line}: there is no key `{shown}`: {advice}"));
         }
@@ -427,8 +536,7 @@ impl Layers<'_> {
     fn contradictions(&mut self, settings: &Settings) {
         let config = &settings.config;
         let place = |name: &str| {
-            let chosen = settings.chosen.iter().find(|chosen| chosen.about.name == name);
-            let shown = chosen.and_then(|chosen| Some((chosen.value.as_ref()?, chosen.origin())));
+            let shown = settings.named(name).and_then(|chosen| Some((chosen.value.as_ref()?, chosen.origin())));
             shown.map_or_else(|| name.to_owned(), |(value, origin)| format!("{name} ({}; {origin})", plain(value)))
         };
         for (wrong, long, word, short) in [
@@ -480,11 +588,15 @@ fn decimal(digits: &str, radix: u32) -> String {
 // The rows.
 
 const fn about(name: &'static str, value_name: &'static str, help: &'static str) -> About {
-    About { name, value_name, help, also: None, limit: false }
+    About { name, value_name, help, also: None, limit: false, live: false }
 }
 
 const fn limit(name: &'static str, value_name: &'static str, help: &'static str) -> About {
-    About { name, value_name, help, also: None, limit: true }
+    About { name, value_name, help, also: None, limit: true, live: false }
+}
+
+const fn live(about: About) -> About {
+    About { live: true, ..about }
 }
 
 const fn also(about: About, also: &'static str) -> About {
@@ -510,11 +622,11 @@ const PORT: Key<u16> = Key {
     show: |port| Shown::Number((*port).into()),
 };
 const ENROLL: Key<Policy> = Key {
-    about: about(
+    about: live(about(
         "enroll",
         "POLICY",
         "Who may enrol: open (whoever reaches the server), token (who has the printed URL), closed",
-    ),
+    )),
     form: Form::Text,
     read: |text| match text {
         "open" => Ok(Policy::Open),
@@ -554,7 +666,7 @@ const ADVERTISE: Key<String> = Key {
 };
 const HEARTBEAT: Key<u16> = Key {
     about: also(
-        limit("heartbeat", "TIME", "Silence after which the server asks whether a client is there"),
+        live(limit("heartbeat", "TIME", "Silence after which the server asks whether a client is there")),
         "OSSICLE_HEARTBEAT_INTERVAL",
     ),
     form: Form::Text,
@@ -563,7 +675,7 @@ const HEARTBEAT: Key<u16> = Key {
 };
 const TIMEOUT: Key<u16> = Key {
     about: also(
-        limit("timeout", "TIME", "Silence after which it gives a client up; longer than heartbeat"),
+        live(limit("timeout", "TIME", "Silence after which it gives a client up; longer than heartbeat")),
         "OSSICLE_TIMEOUT_THRESHOLD",
     ),
     form: Form::Text,
@@ -571,31 +683,31 @@ const TIMEOUT: Key<u16> = Key {
     show: |seconds| time_shown(&Duration::from_secs((*seconds).into())),
 };
 const HELLO_WITHIN: Key<Duration> = Key {
-    about: limit("hello-within", "TIME", "Within this a client has said hello"),
+    about: live(limit("hello-within", "TIME", "Within this a client has said hello")),
     form: Form::Text,
     read: |text| duration(text, Duration::from_millis(100), Duration::from_secs(300)),
     show: time_shown,
 };
 const HANDSHAKE_WITHIN: Key<Duration> = Key {
-    about: limit("handshake-within", "TIME", "Within this the handshake is over; slow devices sign for seconds"),
+    about: live(limit("handshake-within", "TIME", "Within this the handshake is over; slow devices sign for seconds")),
     form: Form::Text,
     read: |text| duration(text, Duration::from_millis(100), Duration::from_secs(600)),
     show: time_shown,
 };
 const FAREWELL_WITHIN: Key<Duration> = Key {
-    about: limit("farewell-within", "TIME", "Within this clients take their leave when the server stops"),
+    about: live(limit("farewell-within", "TIME", "Within this clients take their leave when the server stops")),
     form: Form::Text,
     read: |text| duration(text, Duration::from_millis(100), Duration::from_secs(300)),
     show: time_shown,
 };
 const KEY_AGE: Key<Duration> = Key {
-    about: limit("key-age", "TIME", "Age at which a connection's sealing key is renewed"),
+    about: live(limit("key-age", "TIME", "Age at which a connection's sealing key is renewed")),
     form: Form::Text,
     read: |text| duration(text, SECOND, 7 * DAY),
     show: time_shown,
 };
 const CHANNEL_AGE: Key<Duration> = Key {
-    about: limit("channel-age", "TIME", "Time after a full handshake in which a client comes back without one"),
+    about: live(limit("channel-age", "TIME", "Time after a full handshake in which a client comes back without one")),
     form: Form::Text,
     read: |text| duration(text, Duration::ZERO, 7 * DAY),
     show: time_shown,
@@ -636,25 +748,25 @@ const MAILBOX_OWED: Key<usize> = Key {
     show: count_shown,
 };
 const MESSAGE_RATE: Key<u32> = Key {
-    about: limit("message-rate", "COUNT", "Messages a second of one client, in the long run"),
+    about: live(limit("message-rate", "COUNT", "Messages a second of one client, in the long run")),
     form: Form::Number,
     read: |text| number(text, 1, 1_000_000_000),
     show: rate_shown,
 };
 const MESSAGE_BURST: Key<u32> = Key {
-    about: limit("message-burst", "COUNT", "Messages of one client at once, after a rest"),
+    about: live(limit("message-burst", "COUNT", "Messages of one client at once, after a rest")),
     form: Form::Number,
     read: |text| number(text, 1, 1_000_000_000),
     show: rate_shown,
 };
 const HANDSHAKE_RATE: Key<u32> = Key {
-    about: limit("handshake-rate", "COUNT", "Full handshakes a second from one address, in the long run"),
+    about: live(limit("handshake-rate", "COUNT", "Full handshakes a second from one address, in the long run")),
     form: Form::Number,
     read: |text| number(text, 1, 1_000_000_000),
     show: rate_shown,
 };
 const HANDSHAKE_BURST: Key<u32> = Key {
-    about: limit("handshake-burst", "COUNT", "Full handshakes from one address at once, after a rest"),
+    about: live(limit("handshake-burst", "COUNT", "Full handshakes from one address at once, after a rest")),
     form: Form::Number,
     read: |text| number(text, 1, 1_000_000_000),
     show: rate_shown,
@@ -974,6 +1086,78 @@ mod tests {
                 "handshake-within (30s; default) must be no shorter than hello-within (31s; --hello-within)".into(),
                 "mailbox-total (1MiB; OSSICLE_MAILBOX_TOTAL) must be no smaller than mailbox-bytes (16MiB; default)"
                     .into(),
+            ]
+        );
+    }
+
+    fn changes(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn what_changes_while_the_server_runs_wins_over_every_layer_and_leaves_the_rest() {
+        let mut world = World::new();
+        let file = world.file("heartbeat = \"5s\"\nadvertise = \"chat.example.org\"");
+        world.flag("bind", "127.0.0.1");
+        world.variable("OSSICLE_TIMEOUT", "20s");
+        let started = world.resolve().unwrap();
+        let live: Vec<&str> = started
+            .chosen
+            .iter()
+            .map(|chosen| chosen.about)
+            .filter(|about| about.live)
+            .map(|about| about.name)
+            .collect();
+        for (name, values) in others() {
+            let changed = started.changed(&changes(&[(name, &plain(&values[0]))]));
+            if !live.contains(&name) {
+                let mistakes = changed.unwrap_err().0;
+                assert!(
+                    mistakes[0].starts_with(&format!("{name} cannot change while the server runs")),
+                    "{mistakes:?}"
+                );
+                continue;
+            }
+            for (old, new) in started.chosen.iter().zip(&changed.unwrap().chosen) {
+                assert_eq!(old.about.name, new.about.name);
+                if new.about.name == name {
+                    assert_eq!((new.value.as_ref(), &new.origin), (Some(&values[0]), &Origin::Operator));
+                } else {
+                    assert_eq!((&new.value, new.origin()), (&old.value, old.origin()), "{name} changes nothing else");
+                }
+            }
+        }
+        let settings = started.changed(&changes(&[("heartbeat", "7s"), ("timeout", "20s")])).unwrap();
+        let settings = settings.changed(&changes(&[("message-rate", "7")])).unwrap();
+        let config = &settings.config;
+        assert_eq!((config.heartbeat, config.timeout, config.rates.messages.per_second), (7, 20, 7));
+        assert_eq!(
+            (settings.bind, settings.data.clone(), settings.file.clone()),
+            (started.bind, started.data, Some(file))
+        );
+        assert_eq!(origin(&settings, "timeout"), "OSSICLE_TIMEOUT", "it was so before");
+        assert_eq!(origin(&settings, "enroll"), "default: bound to loopback only");
+    }
+
+    #[test]
+    fn what_cannot_be_changed_is_named_with_all_that_is_wrong() {
+        let started = World::new().resolve().unwrap();
+        let wrong = changes(&[
+            ("hartbeat", "1s"),
+            ("\u{1b}[31m", "1"),
+            ("port", "1"),
+            ("enroll", "secret"),
+            ("timeout", "15s"),
+        ]);
+        assert_eq!(
+            started.changed(&wrong).unwrap_err().0,
+            [
+                "there is no setting `\\u{1b}[31m`: see what there is with `ossicle settings`",
+                "there is no setting `hartbeat`: did you mean `heartbeat`?",
+                "port cannot change while the server runs: give it to the next start, as a flag, a variable or in the file \
+                 of settings",
+                "enroll: give open, token or closed",
+                "timeout (15s; changed while running, until the server ends) must be longer than heartbeat (15s; default)",
             ]
         );
     }

@@ -341,6 +341,24 @@ impl Client {
     /// The next message, close or end. Signs of life are answered on the way.
     pub async fn hear(&mut self) -> Heard {
         loop {
+            let heard = self.hear_next().await;
+            let status = match &heard {
+                Heard::Message(payload) => match Message::decode(payload) {
+                    Ok(Message::Status { request }) => Some(request),
+                    _ => None,
+                },
+                _ => None,
+            };
+            match status {
+                Some(request) => self.send(&Message::StatusResponse { request }).await,
+                None => return heard,
+            }
+        }
+    }
+
+    /// The next message, close or end, and no answer to anything.
+    pub async fn hear_next(&mut self) -> Heard {
+        loop {
             let (used, heard) = match self.connection.receive(&mut self.rx) {
                 // Behind the server's close there is nothing to wait for but the end.
                 Ok(Received::Need(_) | Received::Wait) => match self.read().await {
@@ -359,17 +377,7 @@ impl Client {
                 other => panic!("an unexpected event or error: {:?}", other.err()),
             };
             self.rx.drain(..used);
-            let status = match &heard {
-                Heard::Message(payload) => match Message::decode(payload) {
-                    Ok(Message::Status { request }) => Some(request),
-                    _ => None,
-                },
-                _ => None,
-            };
-            match status {
-                Some(request) => self.send(&Message::StatusResponse { request }).await,
-                None => return heard,
-            }
+            return heard;
         }
     }
 

@@ -23,6 +23,8 @@ pub struct Script {
     connections: u8,
     /// The channel that was issued last, the only one that is resumed. A script may forget it.
     pub channel: Option<Channel>,
+    /// Seconds of silence that it wants signs of life after, and gives up after.
+    pub beat: (u16, u16),
 }
 
 /// The connection of a [`Script`]'s client, after an honest handshake.
@@ -41,8 +43,13 @@ pub struct Scripted {
 impl Script {
     /// A server with this key on a port of the kernel's.
     pub fn new(key: IdentityKey) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-        Self { listener, key, connections: 0, channel: None }
+        Self::at(0, key)
+    }
+
+    /// A server with this key on this port of the loopback.
+    pub fn at(port: u16, key: IdentityKey) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
+        Self { listener, key, connections: 0, channel: None, beat: (15, 45) }
     }
 
     /// Where it listens.
@@ -62,8 +69,8 @@ impl Script {
         let (data, client_id) = (Vec::new(), [0; 16]);
         let mut scripted = Scripted { stream, connection, data, client: client_id, offered: None, resumed: false };
         let settings = Settings {
-            heartbeat: 15,
-            timeout: 45,
+            heartbeat: self.beat.0,
+            timeout: self.beat.1,
             channel: [self.connections; 16],
             valid_for: 600,
             ..Settings::default()

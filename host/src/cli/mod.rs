@@ -17,6 +17,7 @@ mod names;
 pub mod revoke;
 pub mod send;
 pub mod serve;
+pub mod settings;
 pub mod verify;
 pub mod who;
 
@@ -75,6 +76,8 @@ pub enum Command {
     Enroll(enroll::Enroll),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Revoke(revoke::Revoke),
+    #[allow(missing_docs, reason = "the command's own documentation is its help")]
+    Settings(settings::Settings),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Backup(backup::Backup),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
@@ -138,6 +141,7 @@ impl Command {
             Self::Who(who) => who.run().await,
             Self::Enroll(enroll) => enroll.run().await,
             Self::Revoke(revoke) => revoke.run().await,
+            Self::Settings(settings) => settings.run().await,
             Self::Backup(backup) => backup.run().await,
             Self::Restore(restore) => restore.run().await,
             Self::Channel(channel) => channel.run().await,
@@ -164,6 +168,15 @@ impl HomeArg {
             None => Home::default_directory().map(Home::new),
         }
     }
+}
+
+/// Where a server's data is, for its operator.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DataArg {
+    /// The server's data directory
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath, env = "OSSICLE_DATA")]
+    #[arg(default_value = crate::settings::DATA)]
+    pub data: PathBuf,
 }
 
 /// The log of a command: to `writer`, `RUST_LOG` or else warnings, without the time, since a person waits for it.

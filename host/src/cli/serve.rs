@@ -17,7 +17,6 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, ValueEnum, ValueHint};
 use ossicle_core::{Secret, token_verifier};
-use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
@@ -25,12 +24,12 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::{harmless, is_harmless, json, print, say};
-use crate::control;
+use crate::control::{self, Operated};
 use crate::crypto::{CryptoPool, IdentityKey};
 use crate::endpoint::Failure;
 use crate::resumption::ChannelKey;
 use crate::server::{self, Policy, Server, now};
-use crate::settings::{self, Chosen, Flags, Mistakes, Origin, Settings, Shown};
+use crate::settings::{self, Chosen, Effective, Flags, Mistakes, Settings, Shown};
 use crate::store::{SharedStore, SqliteStore, Token, Tokens};
 
 /// Seconds for which the token in the printed URL admits clients.
@@ -170,25 +169,30 @@ impl Serve {
     }
 
     fn show(&self, settings: &Settings) -> Result<(), Failure> {
-        if self.json {
-            print(&json(&Effective::new(settings))?)?;
-            return Ok(());
-        }
-        let file = settings.file.as_ref().map_or_else(|| "none".into(), |file| file.display().to_string());
-        print(&format!("# file of settings: {}", harmless(&file)))?;
-        for chosen in &settings.chosen {
-            let name = chosen.about.name;
-            let setting = match &chosen.value {
-                Some(Shown::Number(number)) => format!("{name} = {number}"),
-                Some(Shown::Text(text)) => format!("{name} = {}", toml_text(text)),
-                None => format!("# {name} ="),
-            };
-            if !print(&format!("{setting:<36} # {}", harmless(&chosen.origin())))? {
-                break;
-            }
-        }
-        Ok(())
+        show(&Effective::new(settings), self.json)
     }
+}
+
+/// Prints settings as a file of settings, or as one line of JSON.
+pub(super) fn show(effective: &Effective, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        print(&json(effective)?)?;
+        return Ok(());
+    }
+    let file = effective.file.as_deref().unwrap_or("none");
+    print(&format!("# file of settings: {}", harmless(file)))?;
+    for setting in &effective.settings {
+        let name = &setting.key;
+        let line = match &setting.value {
+            Some(Shown::Number(number)) => format!("{name} = {number}"),
+            Some(Shown::Text(text)) => format!("{name} = {}", toml_text(text)),
+            None => format!("# {name} ="),
+        };
+        if !print(&format!("{line:<36} # {}", harmless(&setting.origin)))? {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// A text as TOML has it, with everything escaped that a terminal might obey.
@@ -203,46 +207,6 @@ fn toml_text(text: &str) -> String {
     }
     quoted.push('"');
     quoted
-}
-
-/// The configuration for scripts.
-#[derive(Serialize)]
-struct Effective<'s> {
-    file: Option<String>,
-    settings: Vec<EffectiveSetting<'s>>,
-}
-
-#[derive(Serialize)]
-struct EffectiveSetting<'s> {
-    key: &'s str,
-    value: serde_json::Value,
-    /// `flag`, `environment`, `file` or `default`.
-    source: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    variable: Option<&'s str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    line: Option<usize>,
-}
-
-impl<'s> Effective<'s> {
-    fn new(settings: &'s Settings) -> Self {
-        let each = settings.chosen.iter().map(|chosen| {
-            let (source, variable, line) = match &chosen.origin {
-                Origin::Default => ("default", None, None),
-                Origin::Environment(variable) => ("environment", Some(variable.as_str()), None),
-                Origin::File { line, .. } => ("file", None, Some(*line)),
-                Origin::Flag => ("flag", None, None),
-            };
-            let value = match &chosen.value {
-                Some(Shown::Number(number)) => (*number).into(),
-                Some(Shown::Text(text)) => text.as_str().into(),
-                None => serde_json::Value::Null,
-            };
-            EffectiveSetting { key: chosen.about.name, value, source, variable, line }
-        });
-        let file = settings.file.as_ref().map(|file| file.display().to_string());
-        Self { file, settings: each.collect() }
-    }
 }
 
 /// Variables that look like ours and that no command reads: mistyped, most likely.
@@ -283,7 +247,8 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
     info!(%address, data = %settings.data.display(), policy = ?enrol, "serving");
 
     let mut code = 0;
-    let operators = tokio::spawn(control::serve(control, Arc::clone(&server)));
+    let operated = Operated::new(Arc::clone(&server), settings.clone());
+    let operators = tokio::spawn(control::serve(control, Arc::new(operated)));
     server::run(listener, Arc::clone(&server), async {
         tokio::select! {
             _ = terminated.recv() => info!("told to stop"),

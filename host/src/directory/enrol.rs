@@ -93,7 +93,7 @@ impl Batch {
         if !is_next || entry.index >= entry.count {
             return Err(Reason::Malformed.into());
         }
-        if server.config.enrol == Policy::Closed {
+        if server.config().enrol == Policy::Closed {
             return Err(Reason::Forbidden.into());
         }
         while let Err(refusal) = admit(server, asker) {

@@ -11,8 +11,8 @@ use std::sync::{Arc, OnceLock};
 
 use ossicle_core::{
     Bundle, BundleKeys, Channel, ChannelInfo, Channels, ChannelsResponse, Credentials, Enrol, ExpireChannels, Lookup,
-    MAX_ENROL_BATCH, MAX_RECORD_LEN, Member, Message, PeerStatus, Reason, Rotate, Rotation, SignedBundle, Subject,
-    Successor, SuccessorQuery,
+    MAX_ENROL_BATCH, MAX_RECORD_LEN, Member, Message, PeerStatus, Reason, Rotate, Rotation, Settings, SignedBundle,
+    Subject, Successor, SuccessorQuery,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -159,6 +159,7 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
         is_drained: false,
         connected: None,
         trouble: None,
+        beat: Beat::of(&Settings::default()),
     };
     tokio::spawn(agent.run());
     Ok((Handle { commands, failed }, notified))
@@ -298,6 +299,22 @@ struct Agent {
     connected: Option<(u64, bool)>,
     /// Why there is none.
     trouble: Option<String>,
+    /// What the server wants of signs of life.
+    beat: Beat,
+}
+
+/// How often a sign of life is sent, and how long the server may be silent.
+struct Beat {
+    heartbeat: Duration,
+    silence: Duration,
+}
+
+impl Beat {
+    fn of(settings: &Settings) -> Self {
+        let seconds = |seconds: u16| (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+        let heartbeat = seconds(settings.heartbeat).unwrap_or(SILENCE / 3);
+        Self { heartbeat, silence: seconds(settings.timeout).unwrap_or(SILENCE) }
+    }
 }
 
 impl Agent {
@@ -474,7 +491,7 @@ impl Agent {
     /// One connection, from its first byte to its end.
     async fn session(&mut self) -> Result<core::convert::Infallible, Ended> {
         let mut link = self.connect().await?;
-        let settings = *link.settings();
+        self.beat = Beat::of(link.settings());
         if self.own.restored {
             self.renew(&mut link).await?;
         }
@@ -496,9 +513,6 @@ impl Agent {
         }
         self.with_desk(&mut link, |outbox, _, desk| outbox.pump(desk))?;
 
-        let seconds = |seconds: u16| (seconds > 0).then(|| Duration::from_secs(seconds.into()));
-        let heartbeat = seconds(settings.heartbeat).unwrap_or(SILENCE / 3);
-        let silence = seconds(settings.timeout).unwrap_or(SILENCE);
         let (mut heard, mut said) = (Instant::now(), Instant::now());
         let mut fresh_key = Instant::now();
         let mut care = Instant::now() + self.until_care();
@@ -523,7 +537,7 @@ impl Agent {
                         return Err(Ended::Stopped);
                     }
                 }
-                () = sleep_until(said + heartbeat) => {
+                () = sleep_until(said + self.beat.heartbeat) => {
                     link.send(&Message::Status { request: ALIVE })?;
                     said = Instant::now();
                 }
@@ -541,7 +555,7 @@ impl Agent {
                     link.close().await;
                     return Err(Ended::Aged);
                 }
-                () = sleep_until(heard + silence) => {
+                () = sleep_until(heard + self.beat.silence) => {
                     return Err(LinkError::Broken("the server is silent".into()).into());
                 }
                 () = sleep_until(held.unwrap_or(heard)), if held.is_some() => {
@@ -1022,6 +1036,10 @@ impl Agent {
                 self.with_desk(link, |_, inbox, desk| inbox.wrap(desk, from, wrap, &bundle))
             }
             Message::Told(receipt) => self.with_desk(link, |outbox, _, desk| outbox.told(desk, &receipt)),
+            Message::Settings(settings) => {
+                self.beat = Beat::of(&settings);
+                Ok(())
+            }
             Message::Status { request } => Ok(link.send(&Message::StatusResponse { request })?),
             Message::StatusResponse { request } => {
                 self.is_drained |= request == LAST;
