@@ -267,6 +267,26 @@ fn a_resumed_client_can_still_be_refused() {
 }
 
 #[test]
+fn ends_that_think_of_other_ends_have_a_broken_resumption_and_no_other_server() {
+    type Change = fn(&mut Channel);
+    let changes: [(&str, Change); 4] = [
+        ("client", |channel| channel.client[0] ^= 1),
+        ("client's key", |channel| channel.client_key[31] ^= 1),
+        ("key epoch", |channel| channel.key_epoch += 1),
+        ("server", |channel| channel.server[0] ^= 1),
+    ];
+    for (what, change) in changes {
+        let (mut pair, mut client, held) = acquainted();
+        change(&mut client);
+        pair.reconnect(client, (70, 71));
+        pair.offer(|_| Some(held)).unwrap();
+        // Who has the secret of the channel opens the record; that says nothing about whose key is the pinned one.
+        assert_eq!(pair.client_resumes().err(), Some(Error::Crypto), "{what}");
+        assert_eq!(pair.client.transmit(&mut [0; 64]), Err(Error::Crypto), "{what}: not a byte");
+    }
+}
+
+#[test]
 fn a_channel_is_offered_to_its_own_server_only_and_issued_only_by_settings() {
     let (mut pair, client, held) = acquainted();
     for server in [None, Some([1; 32])] {

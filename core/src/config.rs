@@ -23,7 +23,8 @@ pub struct ServerConfig {
     pub id: [u8; ID_LEN],
     /// The fingerprint of its key.
     pub fingerprint: [u8; HASH_LEN],
-    /// Bytes of the longest record that it can take, header and tag included.
+    /// Bytes of the longest record that it can take, header and tag included: at least
+    /// [`MIN_RECORD_LIMIT`](crate::MIN_RECORD_LIMIT).
     pub record_limit: u16,
 }
 

@@ -17,8 +17,8 @@ use crate::handshake::resume::{
 use crate::handshake::server::{CheckClient, ClientClaim, ExpectClientAuth, ExpectClientHello, Greeted, SignServer};
 use crate::record::{MAX_RECORDS, Traffic};
 use crate::wire::{
-    HEADER_LEN, Header, ID_LEN, MAX_CLIENT_AUTH_LEN, MAX_CLIENT_HELLO_LEN, MAX_SERVER_AUTH_LEN, Message,
-    RECORD_OVERHEAD, RecordType, Rungs, SEND_HEAD_LEN, Settings,
+    HEADER_LEN, Header, ID_LEN, MAX_CLIENT_AUTH_LEN, MAX_CLIENT_HELLO_LEN, MAX_SERVER_AUTH_LEN, MIN_RECORD_LIMIT,
+    Message, RECORD_OVERHEAD, RecordType, Rungs, SEND_HEAD_LEN, Settings,
 };
 
 /// One end of a connection, from its first byte to its close.
@@ -156,7 +156,7 @@ impl<A: Aead> Connection<A> {
     ///
     /// # Errors
     /// [`BufferError::TxFull`] if `out` has no room, [`ApiMisuse::InvalidArgument`] if a client neither knows its server's
-    /// key nor asks for it: nothing has changed.
+    /// key nor asks for it, or offers a record limit below [`MIN_RECORD_LIMIT`]: nothing has changed.
     pub fn transmit(&mut self, out: &mut [u8]) -> Result<usize, Error> {
         self.check()?;
         match &mut self.state {
@@ -206,9 +206,14 @@ impl<A: Aead> Connection<A> {
     ///
     /// # Errors
     /// Any error but a misuse ends the connection: close the transport without another byte.
+    /// [`ApiMisuse::InvalidArgument`] if a server was given a record limit below [`MIN_RECORD_LIMIT`]: nothing has changed.
     #[inline(never)] // the states that it moves must not lie on the stack below what its events lead to
     pub fn receive<'d>(&mut self, data: &'d mut [u8]) -> Result<Received<'d>, Error> {
         self.check()?;
+        // Of a server that no client takes for one. A client never gets here: it could not say hello.
+        if usize::from(self.receive_limit) < MIN_RECORD_LIMIT && matches!(self.state, State::ExpectClientHello(..)) {
+            return Err(ApiMisuse::InvalidArgument.into());
+        }
         match self.inspect(data) {
             Ok(Inspected::Need(len)) => Ok(Received::Need(len)),
             Ok(Inspected::Wait) => Ok(Received::Wait),
@@ -437,10 +442,12 @@ impl<A: Aead> Connection<A> {
     /// The transport has ended: was that the end of the conversation?
     ///
     /// # Errors
-    /// [`PeerError::Truncated`] unless the peer's close was received.
+    /// [`PeerError::Truncated`] unless the peer's close was received, or a server has refused the client.
     pub fn end_of_stream(&mut self) -> Result<(), Error> {
-        match &self.state {
-            State::Established(established) if established.peer_closed => Ok(()),
+        match (&self.state, &self.failure) {
+            (State::Established(established), _) if established.peer_closed => Ok(()),
+            // What was refused has no more to say, and no other way to end without a failure.
+            (State::Ended, None) => Ok(()),
             _ => {
                 self.check()?;
                 Err(self.fail(PeerError::Truncated.into()))

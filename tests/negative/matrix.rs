@@ -425,6 +425,7 @@ fn comes_to(call: Call, stage: Stage) -> Result<(), Error> {
     match (call, stage.ended()) {
         (Call::MaxPayload | Call::Exporter, _) if established => Ok(()),
         (Call::MaxPayload | Call::Exporter, _) => Err(ApiMisuse::NotConnected.into()),
+        (Call::EndOfStream, _) if stage == Stage::Refused(Side::Server) => Ok(()),
         (_, Some(error)) => Err(error),
         (Call::Transmit, _) => Ok(()),
         (Call::Verified, _) => asked_in(&[Stage::VerifyServer]),

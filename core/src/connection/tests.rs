@@ -443,6 +443,33 @@ fn whatever_is_sealed_near_the_end_of_a_key_is_opened_and_the_key_is_replaced_in
 }
 
 #[test]
+fn a_record_limit_that_no_peer_takes_is_the_callers_mistake_and_no_byte_leaves() {
+    let wrong = Error::from(ApiMisuse::InvalidArgument);
+    let mut hello = [0; 256];
+    for (limit, taken) in [(0, false), (1_023, false), (1_024, true), (u16::MAX, true)] {
+        let config = ClientConfig { server: Some([1; 32]), ask_for_key: false, record_limit: limit };
+        let mut client: Connection = Connection::client(config, &seed(1));
+        let mut out = [0; 256];
+        let sent = client.transmit(&mut out);
+        assert_eq!(sent, if taken { Ok(84) } else { Err(wrong) }, "{limit}");
+        assert_eq!(out == [0; 256], !taken, "{limit}");
+        assert_eq!(client.transmit(&mut out).is_ok(), taken, "{limit}: nothing has changed");
+        if limit == 1_024 {
+            hello = out;
+        }
+    }
+    for (limit, taken) in [(0, false), (1_023, false), (1_024, true)] {
+        let config = ServerConfig { id: SERVER_ID, fingerprint: [1; 32], record_limit: limit };
+        let mut server: Connection = Connection::server(config, &seed(2));
+        for _ in 0..2 {
+            let received = server.receive(&mut hello[..84].to_vec()).map(|_| ());
+            assert_eq!(received, if taken { Ok(()) } else { Err(wrong) }, "{limit}");
+        }
+        assert_eq!(server.ask().is_some(), taken, "{limit}");
+    }
+}
+
+#[test]
 fn nothing_is_owed_behind_a_close_however_old_the_key_is() {
     for at in [UPDATE_AT, MAX_RECORDS - 2, MAX_RECORDS - 1] {
         let (mut sender, mut receiver) = established_at(at);

@@ -87,6 +87,7 @@ impl Client {
 }
 
 /// The bytes of a number in hexadecimal.
+#[cfg(feature = "rsa")] // what is written so are keys and signatures
 pub(crate) fn hex<const N: usize>(text: &str) -> [u8; N] {
     assert_eq!(text.len(), 2 * N);
     core::array::from_fn(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap())

@@ -47,6 +47,10 @@ impl Start {
         if self.config.server.is_none() && !self.config.ask_for_key {
             return Err(ApiMisuse::InvalidArgument.into());
         }
+        // No server takes it.
+        if usize::from(self.config.record_limit) < MIN_RECORD_LIMIT {
+            return Err(ApiMisuse::InvalidArgument.into());
+        }
         let (key, random) = ephemeral(&self.seed);
         let hello = ClientHello {
             record_limit: self.config.record_limit,

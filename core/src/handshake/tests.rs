@@ -348,8 +348,9 @@ fn a_server_is_the_one_that_was_pinned_or_the_one_that_showed_its_key() {
 fn a_record_limit_is_at_least_what_every_node_takes() {
     let least = u16::try_from(MIN_RECORD_LIMIT).unwrap();
     for (limit, fits) in [(0, false), (least - 1, false), (least, true), (u16::MAX, true)] {
-        let mut pair = Pair::new(ClientConfig { record_limit: limit, ..pinned() }, None);
+        let mut pair = Pair::new(pinned(), None);
         let mut hello = pair.hello();
+        hello[14..16].copy_from_slice(&limit.to_be_bytes());
         assert_eq!(event(&mut pair.server, &mut hello).err(), (!fits).then_some(Error::Decode), "{limit}");
 
         let mut pair = Pair::new(pinned(), None);

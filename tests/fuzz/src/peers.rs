@@ -318,7 +318,7 @@ impl Peer {
     /// The transport has ended.
     pub fn end(&mut self, reached: Reached<'_>) {
         match self.connection.end_of_stream() {
-            Ok(()) => assert!(self.closed, "an end without a close is a cut"),
+            Ok(()) => assert!(self.closed || self.failure.is_some(), "an end without a close or a refusal is a cut"),
             Err(error) => {
                 assert!(!self.closed || self.failure.is_some());
                 if self.failure.is_none() {
