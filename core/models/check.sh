@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Runs every model and every mutant with ProVerif and compares each answer with the committed ones (answers.txt).
+# Runs every model and every mutant with ProVerif and compares each answer with the committed ones (answers.txt). As many at once as there
+# are processors; on two of them it takes less than a minute.
 #
 #   core/models/check.sh            compare; exit 0 if all answers are the committed ones, 1 if not, 77 where ProVerif is missing
 #   core/models/check.sh --write    write answers.txt anew, to be read before it is committed
 #
 # ProVerif 2.05 is looked for in $PROVERIF, then in PATH. Each file says in its head what it is run with:
-# "run: MAIN with LIBRARY...", where THIS is the file itself.
+# "run: MAIN with LIBRARY...", where THIS is the file itself. The queries in mutants/*.pv are run by the mutants only: as specified, each of
+# them is answered in a model.
 set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")"
@@ -37,8 +39,14 @@ run_one() {
 }
 
 files=(*.pv mutants/*.pvl)
-started=$SECONDS
+# What takes longest goes first, so that no processor is left with it at the end.
+slow=(enroll.pv hs1.pv hs1_forward.pv hs1_identity.pv chain.pv hs1_server_key_stolen.pv resume.pv hs1_client_key_stolen.pv)
+rest=()
 for file in "${files[@]}"; do
+    case " ${slow[*]} " in *" $file "*) ;; *) rest+=("$file") ;; esac
+done
+started=$SECONDS
+for file in "${slow[@]}" "${rest[@]}"; do
     while [ "$(jobs -pr | wc -l)" -ge "$(nproc)" ]; do wait -n; done
     run_one "$file" &
 done
@@ -68,13 +76,13 @@ if ! diff -u --label "committed" --label "now" answers.txt "$work/answers"; then
     echo "the answers differ from core/models/answers.txt" >&2
     exit 1
 fi
-# A mutant that answers like the protocol as specified shows nothing.
+# A mutant fails where a query is false that is true of the protocol as specified; one that does not shows nothing.
+for file in *.pv; do grep ' is true\.$' "$work/${file%.*}" || true; done | sort -u >"$work/true"
 for file in mutants/*.pvl; do
     name=${file%.*}
-    main=$(sed -nE 's/^   run: (.*)\.pv with .*/\1/p' "$file")
-    if cmp -s "$work/${name//\//.}" "$work/$main"; then
+    sed -nE 's/ is false\.$/ is true./p' "$work/${name//\//.}" | grep -qxFf "$work/true" || {
         echo "$file: nothing fails" >&2
         exit 1
-    fi
+    }
 done
 echo "all answers are the committed ones"
