@@ -266,6 +266,63 @@ fn a_cancelled_wait_has_changed_nothing() {
     assert_eq!(echoed, Ok(3));
 }
 
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return output;
+        }
+    }
+}
+
+#[test]
+fn a_flush_writes_all_that_waits_and_reads_nothing() {
+    for chunk in [usize::MAX, 5] {
+        let (mut rx, mut tx) = ([0; 1024], [0; 1024]);
+        let mut stream = Lazy(Stream::new(Knobs { chunk, ..HONEST }));
+        let mut connected = 0;
+        let echoed = converse(&mut endpoint(&mut rx, &mut tx), |endpoint| {
+            let (given, waits) = (stream.0.given, !endpoint.is_flushed());
+            let written = stream.0.calls;
+            match chunk {
+                5 => block_on(asynch::flush(endpoint, &mut stream))?,
+                _ => blocking::flush(endpoint, &mut stream.0)?,
+            }
+            assert_eq!((stream.0.given, endpoint.is_flushed()), (given, true));
+            assert_eq!(stream.0.calls > written, waits, "it writes where something waits");
+            if endpoint.is_connected() {
+                connected += 1;
+                assert_eq!(endpoint.exporter().unwrap().expose(), stream.0.server.exporter().unwrap().expose());
+                assert_eq!(endpoint.max_payload(), Ok(16_408 - 24));
+                assert!(!endpoint.is_resumed());
+                assert_eq!(endpoint.take_channel().is_some(), connected == 1, "once");
+            }
+            block_on(asynch::drive(endpoint, &mut stream))
+        });
+        assert_eq!(echoed, Ok(3));
+        assert!(connected > 0);
+    }
+    // A stream that fails says so itself.
+    let (mut rx, mut tx) = ([0; 1024], [0; 1024]);
+    let mut endpoint = endpoint(&mut rx, &mut tx);
+    assert!(matches!(endpoint.poll(), Ok(Step::Io)));
+    let mut stream = Lazy(Stream::new(Knobs { times_out: true, ..HONEST }));
+    let failed = Err(DriverError::Io(ErrorKind::TimedOut));
+    assert_eq!(blocking::flush(&mut endpoint, &mut stream.0), failed);
+    stream.0.calls = 0;
+    assert_eq!(block_on(asynch::flush(&mut endpoint, &mut stream)), failed);
+}
+
+#[test]
+fn what_ended_a_driver_is_told_from_the_transport_and_from_the_protocol() {
+    let (io, protocol) = (DriverError::Io(ErrorKind::TimedOut), DriverError::from(Error::Crypto));
+    assert!(io.to_string().contains("TimedOut"), "{io}");
+    assert_eq!(protocol.to_string(), DriverError::<ErrorKind>::Protocol(Error::Crypto).to_string());
+    assert_eq!(protocol, DriverError::<ErrorKind>::Protocol(Error::Crypto));
+    assert_eq!(protocol.to_string(), Error::Crypto.to_string());
+}
+
 #[test]
 fn an_end_of_the_stream_without_a_close_is_truncation_wherever_it_comes() {
     let (mut rx, mut tx) = ([0; 1024], [0; 1024]);

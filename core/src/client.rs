@@ -1021,3 +1021,6 @@ const fn refusal(chain: [u8; 8], n: u32, reason: Reason) -> Receipt {
 const fn ends_chain(reason: Reason) -> bool {
     matches!(reason, Reason::Rekey | Reason::Rewound | Reason::Gap | Reason::Unreadable | Reason::Unknown)
 }
+
+#[cfg(test)]
+mod tests;

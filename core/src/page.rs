@@ -288,4 +288,26 @@ mod tests {
         let refused = IdentityPage { server, ..page }.encode(&mut [0; MAX_PAGE_LEN]);
         assert_eq!(refused, Err(BufferError::MessageTooLong { max: MAX_PAGE_LEN }.into()));
     }
+
+    #[test]
+    fn what_does_not_fit_a_page_is_refused_and_each_error_says_what_to_do() {
+        use std::string::ToString;
+
+        let (region, len) = example(&[0xff; 256]);
+        let page = IdentityPage::decode(&region).unwrap_or_else(|error| panic!("{error}"));
+        for room in [0, HEAD_LEN - 1, HEAD_LEN, len - 1] {
+            assert_eq!(page.encode(&mut std::vec![0; room]), Err(BufferError::TxFull.into()), "{room}");
+        }
+        let too_long = Err(BufferError::MessageTooLong { max: MAX_PAGE_LEN }.into());
+        for name in ["", &"x".repeat(MAX_NAME_LEN + 1)] {
+            assert_eq!(IdentityPage { name, ..page }.encode(&mut [0; MAX_PAGE_LEN]), too_long);
+            let owner = PageOwner { name, ..page.owner };
+            assert_eq!(IdentityPage { owner, ..page }.encode(&mut [0; MAX_PAGE_LEN]), too_long);
+        }
+        let owner = PageOwner { signature: &[1; 255], ..page.owner };
+        assert_eq!(IdentityPage { owner, ..page }.encode(&mut [0; MAX_PAGE_LEN]), too_long);
+        for error in [PageError::Missing, PageError::Version, PageError::Broken] {
+            assert!(error.to_string().contains("ossicle enroll"), "{error}");
+        }
+    }
 }

@@ -156,4 +156,42 @@ mod tests {
         }
         assert_eq!(there.key.counter(), 0);
     }
+
+    #[test]
+    fn a_record_is_at_most_as_long_as_its_header_can_say() {
+        let mut here = traffic();
+        let max = usize::from(u16::MAX) - RECORD_OVERHEAD;
+        let mut out = std::vec![0; usize::from(u16::MAX) + 8];
+        let too_long = Err(BufferError::MessageTooLong { max }.into());
+        for len in [max + 1, max + 8, usize::MAX] {
+            assert_eq!(here.key.seal(RecordType::Application, &mut out, len), too_long, "{len}");
+        }
+        assert_eq!(here.key.counter(), 0);
+        assert_eq!(here.key.seal(RecordType::Application, &mut out, max), Ok(u16::MAX.into()));
+        assert_eq!(traffic().key.open(&mut out[..usize::from(u16::MAX)]).map(|payload| payload.len()), Ok(max));
+        // Shorter than an empty one.
+        for len in 0..RECORD_OVERHEAD {
+            assert_eq!(here.key.open(&mut std::vec![0; len]), Err(Error::Decode), "{len}");
+        }
+    }
+
+    #[test]
+    fn the_sequence_number_is_the_low_half_of_the_counter() {
+        let mut here = traffic();
+        for (counter, sequence) in [(0, 0), (1, 1), (0xffff, 0xffff), (0x1_0000, 0), (0x1_0002, 2)] {
+            here.key.counter = counter;
+            assert!(
+                here.key.expects(sequence) && !here.key.expects(sequence ^ 1) && !here.key.expects(sequence ^ 0x100)
+            );
+            let record = sealed(&mut here, b"");
+            assert_eq!(record[6..8], sequence.to_be_bytes());
+            // The nonce is made of all of the counter: the same sequence number again is another record.
+            let mut later = traffic();
+            later.key.counter = counter ^ 0x2_0000;
+            assert_eq!(later.key.open(&mut record.clone()), Err(Error::Crypto));
+            later.key.counter = counter;
+            assert_eq!(later.key.open(&mut record.clone()).map(|payload| payload.len()), Ok(0));
+            assert_eq!((here.key.counter(), later.key.counter()), (counter + 1, counter + 1));
+        }
+    }
 }

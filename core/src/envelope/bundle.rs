@@ -625,4 +625,33 @@ mod tests {
         assert_eq!(client.keys.rotate(&mut BrokenRng), Err(Error::Crypto));
         assert!(client.keys.prekey(&client.bundle).is_ok());
     }
+
+    #[test]
+    fn keys_have_a_prekey_for_their_own_bundle_only() {
+        let (client, other) = (Client::new(1), Client::new(2));
+        let bundle = client.bundle;
+        assert_eq!((client.keys.prekey_id(), client.keys.prekey(&bundle).unwrap().id()), (100, 100));
+        for changed in [
+            Bundle { prekey_id: 101, ..bundle },
+            Bundle { prekey: other.bundle.prekey, ..bundle },
+            Bundle { exchange: other.bundle.exchange, ..bundle },
+            Bundle { verifying: other.bundle.verifying, ..bundle },
+        ] {
+            assert!(
+                matches!(client.keys.prekey(&changed), Err(Error::Misuse(ApiMisuse::InvalidArgument))),
+                "{changed:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_error_says_what_it_is() {
+        use std::string::ToString;
+
+        let errors = [BundleError::Forked, BundleError::KeyChanged, BundleError::Older, BundleError::OtherMember];
+        let texts = errors.map(|error| error.to_string());
+        for (index, text) in texts.iter().enumerate() {
+            assert!(!text.is_empty() && !texts[..index].contains(text), "{text}");
+        }
+    }
 }

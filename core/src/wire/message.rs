@@ -708,4 +708,23 @@ mod tests {
         let list = DirectoryList::new(1, false, &buffer[..len + 3]);
         assert_eq!(list.lines().collect::<Vec<_>>(), [Ok(line), Err(Error::Decode)]);
     }
+
+    #[test]
+    fn rungs_are_told_apart_by_code_name_and_bit() {
+        use std::string::ToString;
+
+        let all = [Rung::Accepted, Rung::Stored, Rung::Delivered, Rung::Opened, Rung::Refused];
+        for (code, rung) in (1..).zip(all) {
+            assert_eq!((rung.code(), Rung::from_code(code)), (code, Some(rung)));
+            assert_eq!(rung.to_string(), rung.as_str());
+            // A refusal cannot be unwanted; each of the others is wanted alone.
+            let wanted = Rungs::NONE.with(rung);
+            for other in all {
+                assert_eq!(wanted.contains(other), other == rung || other == Rung::Refused, "{rung} {other}");
+            }
+        }
+        assert_eq!([0, 6, 0xff].map(Rung::from_code), [None; 3]);
+        let names = all.map(Rung::as_str);
+        assert!((1..5).all(|index| !names[..index].contains(&names[index])));
+    }
 }

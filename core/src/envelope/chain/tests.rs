@@ -852,3 +852,25 @@ fn a_snapshot_is_bounded_and_checked() {
         assert!(refused(&bad));
     }
 }
+
+#[test]
+fn every_error_says_what_it_is() {
+    use std::string::ToString;
+
+    let failed = Error::Crypto;
+    let open = [OpenError::Duplicate { n: 7 }, OpenError::Old { n: 8, salt: [0; 8] }, UNREADABLE];
+    let texts = [
+        SealError::Exhausted.to_string(),
+        SealError::from(failed).to_string(),
+        AcceptError::Replayed.to_string(),
+        AcceptError::Unreadable.to_string(),
+        open[0].to_string(),
+        open[1].to_string(),
+        open[2].to_string(),
+    ];
+    for (index, text) in texts.iter().enumerate() {
+        assert!(!text.is_empty() && !texts[..index].contains(text), "{text}");
+    }
+    assert_eq!(texts[1], failed.to_string());
+    assert!(texts[4].contains('7') && texts[5].contains('8') && texts[6].contains(Reason::Unreadable.as_str()));
+}
