@@ -809,6 +809,30 @@ fn a_stored_receiver_still_asks_for_signatures() {
 }
 
 #[test]
+fn a_stored_receiver_still_knows_which_wraps_it_has_seen() {
+    let mut pair = Pair::direct();
+    let mut start = |epoch| {
+        pair.sender =
+            SendingChain::start(&pair.a.member, &pair.conversation, epoch, &mut TestRng::new(epoch.into())).unwrap();
+        pair.wrap()
+    };
+    let (former, present, next) = (start(4), start(5), start(6));
+    let stored = snapshot(&pair.accept(present).ok().unwrap());
+    let mut restored = decoded::<8>(&stored).ok().unwrap();
+    assert_eq!(restored.epochs(), (3, 5));
+    for (mut wrap, expected) in [
+        (former, Err(AcceptError::Replayed)),
+        (present, Err(AcceptError::Replayed)),
+        (next, Ok(())),
+        (next, Err(AcceptError::Replayed)),
+    ] {
+        let (a, b) = (&pair.a, &pair.b);
+        assert_eq!(restored.replace(&mut wrap, &b.prekey(), &a.member, &a.bundle, &pair.conversation), expected);
+    }
+    assert_eq!(restored.epochs(), (3, 6));
+}
+
+#[test]
 fn a_snapshot_is_bounded_and_checked() {
     let mut pair = Pair::direct();
     let mut receiver = pair.receiver();
