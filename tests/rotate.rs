@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 
 use ossicle::crypto::IdentityKey;
-use ossicle::endpoint::{Access, Home, Reply, Request, ServerUrl, initialise};
+use ossicle::endpoint::{Access, Reply, Request};
 use ossicle::name::Name;
 use ossicle::store::home::{HomeStore, StoredChain};
 use ossicle::store::{BundleRecord, NewKey, SqliteStore, Store};
@@ -492,11 +492,7 @@ fn now() -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn prekeys_are_renewed_while_the_connection_stands_and_are_durable_before_they_are_shown() {
     let node = Node::start(open()).await;
-    let directory = tempfile::tempdir().unwrap();
-    let home = Home::new(directory.path().join("bob"));
-    let fingerprint = hex(&node.server.fingerprint());
-    let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
-    let id = initialise(&home, &Name::parse("bob").unwrap(), 2048, &url, false).await.unwrap().id;
+    let (_directory, home, id) = node.house("bob").await;
     let database = home.directory().join("home.db");
     let durable = || HomeStore::open(&database).unwrap().keys().unwrap().unwrap();
 
@@ -545,11 +541,7 @@ async fn prekeys_are_renewed_while_the_connection_stands_and_are_durable_before_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prekey_of_a_clock_that_ran_ahead_does_not_stay_for_years() {
     let node = Node::start(open()).await;
-    let directory = tempfile::tempdir().unwrap();
-    let home = Home::new(directory.path().join("bob"));
-    let fingerprint = hex(&node.server.fingerprint());
-    let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
-    let id = initialise(&home, &Name::parse("bob").unwrap(), 2048, &url, false).await.unwrap().id;
+    let (_directory, home, id) = node.house("bob").await;
     let mut store = HomeStore::open(&home.directory().join("home.db")).unwrap();
     let mut own = store.keys().unwrap().unwrap();
     own.keys.rotate(&mut Rng::new(9)).unwrap();
@@ -572,11 +564,7 @@ async fn a_prekey_of_a_clock_that_ran_ahead_does_not_stay_for_years() {
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_of_skipped_messages_are_erased_after_a_week() {
     let node = Node::start(open()).await;
-    let directory = tempfile::tempdir().unwrap();
-    let home = Home::new(directory.path().join("bob"));
-    let fingerprint = hex(&node.server.fingerprint());
-    let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
-    let id = initialise(&home, &Name::parse("bob").unwrap(), 2048, &url, false).await.unwrap().id;
+    let (_directory, home, id) = node.house("bob").await;
     let access = Access::open_reader(&home, "listen").await.unwrap();
 
     // Of three messages the last comes.
@@ -633,11 +621,7 @@ async fn keys_of_skipped_messages_are_erased_after_a_week() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrap_under_a_key_that_the_directory_does_not_show_changes_nothing() {
     let node = Node::start(open()).await;
-    let directory = tempfile::tempdir().unwrap();
-    let home = Home::new(directory.path().join("bob"));
-    let fingerprint = hex(&node.server.fingerprint());
-    let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
-    let id = initialise(&home, &Name::parse("bob").unwrap(), 2048, &url, false).await.unwrap().id;
+    let (_directory, home, id) = node.house("bob").await;
     let access = Access::open_reader(&home, "listen").await.unwrap();
     let mut alice = node.enrol(1, "alice", keys::alice()).await;
     let member = Member { id: alice.id, key: keys::alice().fingerprint() };

@@ -9,6 +9,8 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use ossicle::crypto::{CryptoPool, IdentityKey, verify};
+use ossicle::endpoint::{Home, ServerUrl, initialise};
+use ossicle::name::Name;
 use ossicle::resumption::ChannelKey;
 use ossicle::server::{self, Config, Policy, Server};
 use ossicle::store::{SharedStore, SqliteStore, Token as StoredToken};
@@ -57,6 +59,17 @@ pub fn open() -> Config {
 }
 
 impl Node {
+    /// A home that is enrolled here under this name, in a directory of its own, and its id.
+    pub async fn house(&self, name: &str) -> (TempDir, Home, [u8; 16]) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let home = Home::new(directory.path().join(name));
+        let fingerprint: String = self.server.fingerprint().iter().map(|byte| format!("{byte:02x}")).collect();
+        let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", self.address)).expect("a URL");
+        let name = Name::parse(name).expect("a name");
+        let profile = initialise(&home, &name, 2048, &url, false).await.expect("the server takes it");
+        (directory, home, profile.id)
+    }
+
     /// Starts a server.
     pub async fn start(config: Config) -> Self {
         Self::start_on(TempDir::new().expect("a temporary directory"), config).await
