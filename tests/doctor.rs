@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -75,6 +75,19 @@ fn a_client_and_a_server_in_order_are_told_so() {
     // Looking twice ends with the same: the first look did not cost the home its channel.
     healthy(doctor(&world, "alice", &[]), &["lets this client in, by its channel"]);
     healthy(doctor(&world, "alice", &[]), &["lets this client in, by its channel"]);
+    // Whoever has the home meanwhile keeps it to himself: nobody logs in beside him.
+    let lock = File::open(world.path("alice/lock")).unwrap();
+    lock.lock().unwrap();
+    healthy(doctor(&world, "alice", &[]), &["has the pinned key; not logged in"]);
+    drop(lock);
+    // What a killed backup or restore left beside the home, or the data, is named; a file of that name is none.
+    fs::create_dir(world.path(".ossicle-Ab12Cd")).unwrap();
+    fs::write(world.path(".ossicle-notes"), "").unwrap();
+    let left = [".ossicle-Ab12Cd is what an", "rm -r"];
+    let out = healthy(doctor(&world, "alice", &[]), &left);
+    assert!(!out.contains(".ossicle-notes"), "{out}");
+    healthy(doctor(&world, "alice", &["--data", data.to_str().unwrap()]), &left);
+    fs::remove_dir(world.path(".ossicle-Ab12Cd")).unwrap();
     fs::remove_file(world.path("alice/channel")).unwrap();
     let full = healthy(doctor(&world, "alice", &[]), &["lets this client in"]);
     assert!(!full.contains("by its channel"), "{full}");

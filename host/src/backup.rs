@@ -16,7 +16,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ossicle_core::BundleKeys;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -178,12 +178,28 @@ pub(crate) fn back_up_server(data: &Path, file: &Path) -> Result<(), BackupError
     pack(Kind::Server, folder.path(), file)
 }
 
+/// What the directories are called in which backups and what is restored are put together, before the rest of the name.
+const UNFINISHED: &str = ".ossicle-";
+
 /// A directory for this user alone, on the disk of `path`.
 fn beside(path: &Path) -> Result<tempfile::TempDir, BackupError> {
     let parent = parent(path);
     let private = fs::Permissions::from_mode(0o700);
-    let made = tempfile::Builder::new().prefix(".ossicle-").permissions(private).tempdir_in(parent);
+    let made = tempfile::Builder::new().prefix(UNFINISHED).permissions(private).tempdir_in(parent);
     made.map_err(io_error("make a file in", parent))
+}
+
+/// What a backup or restore that was killed has left beside `path`, or one that runs is at work on; of at most `most`
+/// entries there. They hold keys.
+pub(crate) fn unfinished(path: &Path, most: usize) -> Vec<PathBuf> {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let Ok(entries) = fs::read_dir(parent(&path)) else { return Vec::new() };
+    let named = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes());
+    let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    let found = entries.take(most).flatten().filter(|entry| named(entry) && is_directory(entry));
+    let mut found: Vec<_> = found.map(|entry| entry.path()).collect();
+    found.sort();
+    found
 }
 
 fn parent(path: &Path) -> &Path {
@@ -257,8 +273,14 @@ impl<W: Write> Write for Summing<W> {
 fn unpack(file: &Path, kind: Kind, folder: &Path) -> Result<(), BackupError> {
     let name = || file.display().to_string();
     let failed = io_error("read", file);
-    let mut source = File::open(file).map_err(&failed)?;
-    let len = source.metadata().map_err(&failed)?.len();
+    // Opening a pipe would wait for its writer.
+    let no_wait = OFlags::NONBLOCK.bits().cast_signed();
+    let mut source = OpenOptions::new().read(true).custom_flags(no_wait).open(file).map_err(&failed)?;
+    let metadata = source.metadata().map_err(&failed)?;
+    if !metadata.is_file() {
+        return Err(failed(io::Error::other("it is not a regular file")));
+    }
+    let len = metadata.len();
     let Some(end) = len.checked_sub(SUM_LEN) else { return Err(BackupError::Foreign(name())) };
     // What it says it is comes first, so that a file of another kind is called by its name.
     let mut magic = [0; MANIFEST.len()];

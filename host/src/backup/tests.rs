@@ -144,6 +144,20 @@ fn every_cut_and_every_flipped_byte_is_noticed_and_changes_nothing() {
 }
 
 /// A file with a right sum around whatever is in it.
+#[test]
+fn what_is_no_regular_file_is_refused_and_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    for file in [&pipe, &folder.path().to_owned(), &PathBuf::from("/dev/null")] {
+        let error = restore_home(file, &folder.path().join("home"), false).unwrap_err();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
+        let error = restore_server(file, &folder.path().join("data"), false).unwrap_err();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
+    }
+    assert_eq!(names(folder.path()), ["pipe"], "nothing is made");
+}
+
 fn forged(path: &Path, manifest: &str, entries: &[(&str, tar::EntryType, &[u8])]) {
     let mut tar = tar::Builder::new(Summing { inner: File::create(path).unwrap(), sum: Sha256::new() });
     append(&mut tar, MANIFEST, manifest.len() as u64, manifest.as_bytes()).unwrap();

@@ -1,15 +1,16 @@
 //! `ossicle doctor`: what is in order, what is not, and what to do about it, for a client's home or a server's data.
 //!
 //! Each check makes one finding or a few; they are printed in one place. It only looks: no file is made or changed (but
-//! for the index that SQLite keeps beside a file that is in use), no lock is taken, and a process that has the home or the
-//! data keeps its connection. Everything is bounded in time, and no secret is printed.
+//! for the index that SQLite keeps beside a file that is in use), no lock is kept (but for a home's while it logs in, so that
+//! no two do), and a process that has the home or the data keeps its connection. Everything is bounded in time, and no secret
+//! is printed.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::time::Duration;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -159,6 +160,7 @@ impl Doctor {
             return;
         };
         files(data, &directory, findings);
+        unfinished(data, findings);
         let again = "put it back from a backup: clients refuse a server with another key";
         let key = match data.join("store.db").exists() || data.join("server.key").exists() {
             true => key(&data.join("server.key"), again, findings).await,
@@ -214,6 +216,7 @@ async fn client(home: &Path, findings: &mut Findings) {
         return;
     };
     files(home, &directory, findings);
+    unfinished(home, findings);
     let holder = lock_holder(&home.join("lock"));
     match holder {
         Some(pid) => findings.ok("lock", format!("{} has this home", holder_name(home, pid))),
@@ -296,9 +299,14 @@ fn bundle(made: u64, published: bool, findings: &mut Findings) {
 async fn reach(caller: Caller<'_>, holder: Option<String>, findings: &mut Findings) {
     let Profile { host, port, server_key, .. } = caller.profile;
     let at = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    // A second connection would take over that of the process which has the home.
-    let client = holder.is_none().then_some(caller);
+    // A second connection would take over that of the process which has the home, or gets it meanwhile.
+    let (login, holder) = match holder.map_or_else(|| Login::begin(caller.home), Err) {
+        Ok(login) => (Some(login), None),
+        Err(holder) => (None, Some(holder)),
+    };
+    let client = login.is_some().then_some(caller);
     let probed = probe(host, *port, client).await;
+    drop(login);
     let (check, operator) = ("server", "ask its operator to run `ossicle doctor --data DIR` there");
     match probed {
         Err(obstacle) => {
@@ -329,6 +337,47 @@ async fn reach(caller: Caller<'_>, holder: Option<String>, findings: &mut Findin
             }
         }
     }
+}
+
+/// Holds a home's lock while this process logs in with it. What stands in the lock file says who has it, for those who wait:
+/// it is put back at the end.
+struct Login(Option<(File, Vec<u8>)>);
+
+impl Login {
+    /// Fails with who has the lock.
+    fn begin(home: &Path) -> Result<Self, String> {
+        let path = home.join("lock");
+        // No file is made: where there is none, nobody has ever used this home. And a pipe is not waited for.
+        if !path.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
+            return Ok(Self(None));
+        }
+        let Ok(mut file) = File::options().read(true).write(true).open(path) else { return Ok(Self(None)) };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err("another process".into()),
+            Err(fs::TryLockError::Error(_)) => return Ok(Self(None)),
+        }
+        let mut former = Vec::new();
+        if Read::by_ref(&mut file).take(4096).read_to_end(&mut former).is_ok() {
+            // Where there is no room for it, whoever waits is told of nobody, and waits all the same.
+            let _ = write_over(&mut file, format!("{} doctor\n", std::process::id()).as_bytes());
+        }
+        Ok(Self(Some((file, former))))
+    }
+}
+
+impl Drop for Login {
+    fn drop(&mut self) {
+        if let Some((file, former)) = &mut self.0 {
+            let _ = write_over(file, former);
+        }
+    }
+}
+
+fn write_over(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(bytes)
 }
 
 /// What stood in the way, and what to do.
@@ -525,6 +574,16 @@ fn files(directory: &Path, parent: &Metadata, findings: &mut Findings) {
     }
     if !bad {
         findings.ok("modes", format!("{checked} files in it, for their owner alone"));
+    }
+}
+
+/// What a backup or restore left that was killed.
+fn unfinished(place: &Path, findings: &mut Findings) {
+    for left in crate::backup::unfinished(place, MAX_ENTRIES) {
+        let shown = left.display();
+        let finding =
+            format!("{shown} is what an `ossicle backup` or `restore` was at work on, and it may hold private keys");
+        findings.warning("leftover", finding, format!("if none runs now, it was killed: run `rm -r {shown}`"));
     }
 }
 
@@ -871,6 +930,21 @@ mod tests {
         assert_eq!(verdict(now() - 9 * DAY, true), Verdict::Warning);
         assert_eq!(verdict(now(), false), Verdict::Warning);
         assert_eq!(verdict(now() + DAY, true), Verdict::Warning);
+    }
+
+    #[test]
+    fn who_logs_in_has_the_home_and_leaves_its_lock_as_it_was() {
+        let home = tempfile::tempdir().unwrap();
+        let lock = home.path().join("lock");
+        drop(Login::begin(home.path()).unwrap());
+        assert!(!lock.exists(), "no file is made");
+        fs::write(&lock, "7 listen\n").unwrap();
+        let login = Login::begin(home.path()).unwrap();
+        assert!(Login::begin(home.path()).is_err(), "one at a time");
+        assert_eq!(fs::read_to_string(&lock).unwrap(), format!("{} doctor\n", std::process::id()));
+        drop(login);
+        assert_eq!(fs::read_to_string(&lock).unwrap(), "7 listen\n");
+        assert!(Login::begin(home.path()).is_ok());
     }
 
     #[test]
