@@ -9,8 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use ossicle::crypto::IdentityKey;
-use ossicle::endpoint::{Access, Home, Reply, Request, ServerUrl, initialise};
-use ossicle::name::Name;
+use ossicle::endpoint::{Access, Home, Reply, Request};
 use ossicle::store::home::{HomeStore, Profile};
 use ossicle_core::{
     Bundle, BundleKeys, Conversation, EnvelopeHeader, Member, Message, Reason, Rung, Rungs, RustCrypto, SendingChain,
@@ -158,10 +157,6 @@ fn a_restored_server_knows_its_clients_and_nothing_dangerous() {
     world.run("eve", &["init", "--name", "eve", "--rsa", "2048", &stale]).failed(1, "does not take this token");
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn shown(node: &Node, id: [u8; 16]) -> impl Future<Output = Bundle> {
     let store = Arc::clone(&node.store);
     async move { Bundle::decode(&store.bundle(&id).await.unwrap().unwrap().bundle).unwrap() }
@@ -231,11 +226,7 @@ impl Recorded {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_recorded_opens_nothing_at_a_restored_identity() {
     let node = Node::start(open()).await;
-    let directory = tempfile::tempdir().unwrap();
-    let home = Home::new(directory.path().join("bob"));
-    let fingerprint = hex(&node.server.fingerprint());
-    let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
-    let id = initialise(&home, &Name::parse("bob").unwrap(), 2048, &url, false).await.unwrap().id;
+    let (directory, home, id) = node.house("bob").await;
     let mut alice = Recorded::new(&node).await;
     let former = shown(&node, id).await;
     let heard = [(Rung::Delivered, None)];
@@ -293,11 +284,7 @@ async fn what_was_recorded_opens_nothing_at_a_restored_identity() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_identity_does_not_wait_for_ever_for_what_the_directory_knows() {
     let node = Node::start(open()).await;
-    let directory = tempfile::tempdir().unwrap();
-    let home = Home::new(directory.path().join("bob"));
-    let fingerprint = hex(&node.server.fingerprint());
-    let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
-    initialise(&home, &Name::parse("bob").unwrap(), 2048, &url, false).await.unwrap();
+    let (_directory, home, _) = node.house("bob").await;
     node.stop().await;
 
     // A server with the same key, which lets him in and has no more to say.
@@ -323,4 +310,64 @@ async fn a_restored_identity_does_not_wait_for_ever_for_what_the_directory_knows
     within(access.close()).await;
     within(server).await.unwrap();
     assert!(store.keys().unwrap().unwrap().restored, "the next connection asks again");
+}
+
+/// Sends bob a text; the last thing that is told of it.
+async fn say(home: &Home, text: &str) -> Reply {
+    let access = Access::open(home, "send").await.unwrap();
+    let (to, body, until) = ("bob".to_owned(), text.as_bytes().to_vec(), Rung::Delivered);
+    let mut sending = access.request(Request::Send { to, body, signed: false, until });
+    let last = within(async {
+        loop {
+            let reply = sending.next().await;
+            if reply.is_final() {
+                break reply;
+            }
+        }
+    });
+    let last = last.await;
+    access.close().await;
+    last
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_was_put_back_by_a_plain_copy_is_heard_again() {
+    let node = Node::start(open()).await;
+    let (_bobs, bob, _) = node.house("bob").await;
+    let (directory, alice, id) = node.house("alice").await;
+    let database = alice.directory().join("home.db");
+    // Her keys were not made a moment ago.
+    let mut store = HomeStore::open(&database).unwrap();
+    let mut own = store.keys().unwrap().unwrap();
+    own.keys.rotate(&mut Rng::new(9)).unwrap();
+    let bundle = own.keys.bundle(&own.bundle.member(), 2, own.bundle.hash());
+    let key = IdentityKey::load(&alice.directory().join("identity.pem")).unwrap();
+    store.put_keys(&own.keys, &bundle, &key.sign(&bundle.statement()).unwrap(), own.made - 7200).unwrap();
+    drop(store);
+
+    let listening = Access::open_reader(&bob, "listen").await.unwrap();
+    assert!(matches!(say(&alice, "0").await, Reply::Done));
+    let copy = directory.path().join("home.db.copy");
+    fs::copy(&database, &copy).unwrap();
+    // Each command begins a chain.
+    for text in ["1", "2", "3", "4", "5", "6", "7", "8"] {
+        assert!(matches!(say(&alice, text).await, Reply::Done), "{text}");
+    }
+    assert_eq!(shown(&node, id).await, bundle);
+    for file in ["home.db-wal", "home.db-shm"] {
+        let _ = fs::remove_file(alice.directory().join(file));
+    }
+    fs::copy(&copy, &database).unwrap();
+
+    // What is behind by eight chains is told so by the first, and has other keys then, as if it had been restored.
+    assert!(matches!(say(&alice, "9").await, Reply::Done));
+    let anew = shown(&node, id).await;
+    assert!(anew.epoch > bundle.epoch && anew.exchange != bundle.exchange && anew.verifying != bundle.verifying);
+    assert!(matches!(say(&alice, "10").await, Reply::Done));
+    assert_eq!(shown(&node, id).await, anew, "once is enough");
+    let texts: Vec<_> = within(listening.waiting(0, 20)).await.unwrap();
+    let texts: Vec<_> = texts.into_iter().map(|waiting| String::from_utf8(waiting.message.body).unwrap()).collect();
+    assert_eq!(texts, ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"]);
+    listening.close().await;
+    node.stop().await;
 }

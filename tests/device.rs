@@ -429,6 +429,26 @@ fn a_device_takes_no_older_bundle_of_its_owner_and_no_forged_one() {
 }
 
 #[test]
+fn a_chain_of_an_owner_who_went_back_is_refused_and_a_repeated_one_is_not() {
+    let mut owner = Owner::new();
+    let mut script = Script::new(keys::server());
+    let _device = in_thread(owner.page(script.address()));
+    let mut joined = join(&mut script, &owner, None);
+    let (older, _) = owner.chain(&joined.bundle);
+    let (newer, mut chain) = owner.chain(&joined.bundle);
+    joined.deliver_wrap(&owner, &newer);
+    joined.deliver_wrap(&owner, &newer);
+    joined.deliver_wrap(&owner, &older);
+    let refused = joined.receipt();
+    assert_eq!((refused.rung, refused.reason, refused.tag), (Rung::Refused, Some(Reason::Rewound), None));
+    assert_eq!((&refused.chain[..], refused.from, refused.to), (&older[16..24], 0, 0), "and not the repeated one");
+    // The newer one stands.
+    joined.deliver(&seal(&mut chain, true, "led on"));
+    assert_eq!(joined.receipt().rung, Rung::Delivered);
+    joined.until_reading_ends("led=1");
+}
+
+#[test]
 fn a_bundle_whose_publication_was_not_confirmed_is_made_anew() {
     let owner = Owner::new();
     let mut script = Script::new(keys::server());

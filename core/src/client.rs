@@ -872,7 +872,11 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
             peer.receiving.replace(&mut text, &own.prekey, &peer.member, &bundle, &peer.conversation)
         };
         match accepted {
-            Ok(()) | Err(AcceptError::Replayed) => Ok(ClientStep::Io),
+            Ok(()) => Ok(ClientStep::Io),
+            // What is here comes again where its sender got no answer. Another chain that is older than it is that of a sender
+            // who went back.
+            Err(AcceptError::Replayed) if *peer.receiving.chain_id() == header.chain_id => Ok(ClientStep::Io),
+            Err(AcceptError::Replayed) => refuse(out, Reason::Rewound),
             Err(AcceptError::Unreadable) => refuse(out, Reason::Unreadable),
         }
     }

@@ -11,8 +11,8 @@ use std::sync::{Arc, OnceLock};
 
 use ossicle_core::{
     Bundle, BundleKeys, Channel, ChannelInfo, Channels, ChannelsResponse, Credentials, Enrol, ExpireChannels, Lookup,
-    MAX_ENROL_BATCH, MAX_RECORD_LEN, Member, Message, PeerStatus, Reason, Rotate, Rotation, Settings, SignedBundle,
-    Subject, Successor, SuccessorQuery,
+    MAX_ENROL_BATCH, MAX_RECORD_LEN, Member, Message, PeerStatus, Reason, Receipt, Rotate, Rotation, Settings,
+    SignedBundle, Subject, Successor, SuccessorQuery,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -35,6 +35,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A new prekey is made after so many seconds.
 const PREKEY_AGE: u64 = 7 * 24 * 3600;
+/// End-to-end keys that were made so few seconds ago are not made anew because somebody says that they are old.
+const MADE_LATELY: u64 = 3600;
 /// At least so often it is seen whether keys have served their time.
 const CARE: Duration = Duration::from_secs(3600);
 /// How long a server that said nothing about it may be silent.
@@ -764,6 +766,31 @@ impl Agent {
         Ok(())
     }
 
+    /// Whether a recipient says that this home is an older copy of itself. He or a server can say so without cause: not for
+    /// keys that were made lately.
+    fn is_behind(&self, receipt: &Receipt) -> bool {
+        let old = now().abs_diff(self.own.made) >= MADE_LATELY;
+        old && self.successor.is_none() && self.outbox.is_behind(receipt)
+    }
+
+    /// This home went back to an earlier state without being restored, so that its chains are old ones to their recipients: as
+    /// if it were restored now, it has new end-to-end keys, whose epoch the next connection settles (PROTOCOL 8.4).
+    fn begin_anew(&mut self, link: &mut Link) -> Result<(), Ended> {
+        self.with_desk(link, |_, inbox, desk| inbox.commit(desk))?;
+        tracing::warn!(
+            "this home is an earlier copy of itself to those it writes to: it makes new end-to-end keys, as after `ossicle restore`"
+        );
+        let sick = |_| Failure::refused("no new keys can be made: is there randomness on this system?");
+        let last = self.own.bundle;
+        let keys = BundleKeys::generate(last.prekey_id.wrapping_add(1), &mut getrandom::SysRng).map_err(sick)?;
+        let bundle = keys.bundle(&self.me, last.epoch.saturating_add(1), last.hash());
+        let signature = self.key.sign(&bundle.statement()).map_err(Failure::from)?;
+        self.own = self.store.begin_anew(&keys, &bundle, &signature, now())?;
+        self.inbox.forget_all();
+        self.outbox.restart();
+        Err(Ended::Aged)
+    }
+
     /// Publishes the bundle if the server lacks it, and a new one if its prekey is a week old.
     fn publish(&mut self, link: &mut Link, store_epoch: &[u8; 8]) -> Result<(), Ended> {
         // The server takes one epoch after the other, so the present one must have arrived first.
@@ -1035,6 +1062,7 @@ impl Agent {
             Message::WrapDelivery { from, wrap, bundle } => {
                 self.with_desk(link, |_, inbox, desk| inbox.wrap(desk, from, wrap, &bundle))
             }
+            Message::Told(receipt) if self.is_behind(&receipt) => self.begin_anew(link),
             Message::Told(receipt) => self.with_desk(link, |outbox, _, desk| outbox.told(desk, &receipt)),
             Message::Settings(settings) => {
                 self.beat = Beat::of(&settings);

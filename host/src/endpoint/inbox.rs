@@ -181,8 +181,19 @@ impl Inbox {
         let mut copy = wrap.to_vec();
         let chain = match Chain::accept(&mut copy, prekey, &peer.member(), &bundle, &conversation, seen) {
             Ok(chain) => chain,
-            // The sender's library repeats a wrap after a broken connection, and knows what it is answered.
-            Err(AcceptError::Replayed) => return Ok(()),
+            // The sender's library repeats a wrap after a broken connection, and knows what it is answered. An old pair of
+            // epochs with another chain is the doing of a sender that went back, who cannot know it by himself.
+            Err(AcceptError::Replayed) => {
+                return match WrapHeader::decode(wrap) {
+                    Ok(header)
+                        if !self.held.contains_key(&header.chain_id)
+                            && !desk.store.knows_chain(&header.chain_id)? =>
+                    {
+                        refuse_wrap(desk, wrap, Reason::Rewound)
+                    }
+                    _ => Ok(()),
+                };
+            }
             Err(_) => return refuse_wrap(desk, wrap, Reason::Unreadable),
         };
         self.commit(desk)?;

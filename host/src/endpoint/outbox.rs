@@ -118,6 +118,8 @@ struct Chain {
     counted: bool,
     /// Whether letters may still be sealed with it.
     current: bool,
+    /// Whether its recipient has said anything that only who has its keys can say.
+    heard: bool,
     begun: Instant,
     under_way: BTreeMap<u32, Letter>,
     salts: BTreeMap<u32, [u8; 8]>,
@@ -266,6 +268,15 @@ impl Outbox {
         let kept = &self.correspondences;
         self.chains.retain(|id, key| kept.get(key).is_some_and(|kept| kept.chains.iter().any(|chain| chain.is(id))));
         Ok(())
+    }
+
+    /// Whether a recipient says that a present chain of this home is older than what he has had from it: the wrap is refused,
+    /// and nothing of the chain has arrived. Without a tag: he has no keys to make one with.
+    pub(super) fn is_behind(&self, receipt: &Receipt) -> bool {
+        let rewound = receipt.rung == Rung::Refused && receipt.reason == Some(Reason::Rewound) && receipt.tag.is_none();
+        let kept = self.chains.get(&receipt.chain).and_then(|key| self.correspondences.get(key));
+        let chain = kept.and_then(|kept| kept.chains.iter().find(|chain| chain.is(&receipt.chain)));
+        rewound && receipt.to == 0 && chain.is_some_and(|chain| chain.current && !chain.heard)
     }
 
     /// Whether letters were sealed whose fate is not known yet.
@@ -437,6 +448,7 @@ impl Correspondence {
             announced: Announced::No,
             counted: false,
             current: true,
+            heard: false,
             begun: Instant::now(),
             under_way: BTreeMap::new(),
             salts: BTreeMap::new(),
@@ -508,6 +520,7 @@ impl Correspondence {
         if receipt.from > receipt.to {
             return;
         }
+        chain.heard |= receipt.tag.is_some();
         let numbers: Vec<u32> = chain.under_way.range(receipt.from..=receipt.to).map(|(n, _)| *n).collect();
         if receipt.rung != Rung::Refused {
             for n in numbers {

@@ -532,6 +532,21 @@ impl HomeStore {
         self.flush_log()
     }
 
+    /// This home went back to an earlier state without being restored: puts new keys in the place of all prekeys and chains, as
+    /// if it were restored now. Messages that wait for their reader stay.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn begin_anew(&mut self, keys: &BundleKeys, bundle: &Bundle, signature: &[u8], now: u64) -> Result<OwnKeys> {
+        let transaction = self.db.transaction()?;
+        transaction.execute_batch("DELETE FROM prekey; DELETE FROM chain; DELETE FROM inbox WHERE opened = 2;")?;
+        put_keys(&transaction, keys, bundle, signature, now)?;
+        transaction.execute("UPDATE bundle SET published = ?1", [RESTORED])?;
+        transaction.commit()?;
+        self.flush_log()?;
+        self.keys()?.ok_or(HomeStoreError::Damaged)
+    }
+
     /// Notes that the server has the present bundle, and its store's epoch.
     ///
     /// # Errors
