@@ -536,7 +536,11 @@ mod tests {
         assert_eq!(members_hash(&[7; 16], 1, &[members[1], members[0]]), wrong);
         assert_eq!(members_hash(&[7; 16], 1, &[members[0], members[0]]), wrong);
         assert_eq!(members_hash(&[7; 16], 1, &[]), wrong);
-        assert!(members_hash(&[7; 16], 1, &members[..64]).is_ok());
+        let full = members_hash(&[7; 16], 1, &members[..64]).unwrap();
+        for last in [Member { id: [99; 16], ..members[63] }, Member { key: [99; 32], ..members[63] }] {
+            let other = [&members[..63], &[last]].concat();
+            assert_ne!(members_hash(&[7; 16], 1, &other), Ok(full), "the last of all counts");
+        }
         assert_eq!(members_hash(&[7; 16], 1, &members), wrong);
         assert!(Conversation::group([7; 16], 1, &members[..3]).unwrap().signed);
     }

@@ -301,6 +301,30 @@ fn a_wrap_without_the_senders_announcement_is_refused() {
     assert_eq!(forge(pair.a.keys.signing_key().sign(&honest)), None);
 }
 
+#[test]
+fn a_chain_that_has_no_message_left_is_not_accepted() {
+    let pair = Pair::direct();
+    let (key, signing) = (Secret::new([1; 32]), SigningKey::new(Secret::new([2; 32])));
+    let context = context(&pair.a.member, &pair.conversation, &[5; 8], 1);
+    let announced = |first: u32| {
+        let signature =
+            pair.a.keys.signing_key().sign(&announcement(&context, 3, first, key.expose(), signing.public()));
+        let mut text: [u8; WRAP_TEXT_LEN] =
+            join(&[&first.to_be_bytes(), key.expose(), signing.public(), &[3; 32], &signature]);
+        let info = wrap_info(&context, &pair.a.bundle.hash(), &pair.b.bundle.hash(), 200);
+        let exchange = pair.a.keys.exchange_key();
+        let (enc, tag) = hpke_seal(exchange, &pair.b.bundle.prekey, &info, &mut text, &mut TestRng::new(1)).unwrap();
+        let header =
+            WrapHeader { sid: pair.conversation.sid, chain_id: [5; 8], chain_epoch: 1, prekey_id: 200 }.encode();
+        pair.accept(join(&[&header, &enc, &text, &tag])).map(|receiver| receiver.next())
+    };
+    assert_eq!(announced(0), Ok(0));
+    assert_eq!(announced(MAX_MESSAGES - 1), Ok(MAX_MESSAGES - 1));
+    for first in [MAX_MESSAGES, MAX_MESSAGES + 1, VACANT] {
+        assert_eq!(announced(first), Err(AcceptError::Unreadable), "{first}");
+    }
+}
+
 // The thief of a recipient's prekey opens an old wrap, and wraps what was in it, announcement and all, under the newer
 // bundle of its sender: its epoch is higher than any seen, but it is not the one that the sender announced.
 #[test]
@@ -699,6 +723,35 @@ fn receipts_are_the_recipients_word() {
 }
 
 #[test]
+fn a_recipient_cannot_vouch_for_what_makes_no_sense() {
+    let mut pair = Pair::direct();
+    let mut receiver = pair.receiver();
+    let envelopes: Vec<_> = (0..3_u8).map(|n| pair.seal(&[n])).collect();
+    for envelope in &envelopes {
+        assert!(open(&mut receiver, envelope).is_ok());
+    }
+    let (me, last) = (&pair.b.member.id, salt(&envelopes[2]));
+    let receipt = receiver.receipt(me, Rung::Delivered, 2, 2).unwrap();
+    let refused = Receipt { rung: Rung::Refused, reason: Some(Reason::Gap), ..receipt };
+    for (claimed, expected) in [
+        (receipt, Ok(())),
+        (refused, Ok(())),
+        (Receipt { from: 0, ..receipt }, Ok(())),
+        (Receipt { from: 3, ..receipt }, Err(Error::Crypto)),
+        (Receipt { reason: Some(Reason::Gap), ..receipt }, Err(Error::Crypto)),
+        (Receipt { reason: None, ..refused }, Err(Error::Crypto)),
+        (Receipt { rung: Rung::Accepted, ..receipt }, Err(Error::Crypto)),
+        (Receipt { rung: Rung::Stored, ..receipt }, Err(Error::Crypto)),
+        (Receipt { chain: [0; 8], ..receipt }, Err(Error::Crypto)),
+        (Receipt { from: 3, to: 3, ..receipt }, Err(Error::Crypto)),
+    ] {
+        // Each with the tag that its recipient would make for it.
+        let tagged = receiver.tagged(me, claimed, &last);
+        assert_eq!(pair.sender.verify_receipt(me, &tagged, &last), expected, "{claimed:?}");
+    }
+}
+
+#[test]
 fn refusals_are_bound_to_their_reason() {
     let mut pair = Pair::direct();
     let receiver = pair.receiver();
@@ -817,6 +870,7 @@ fn a_stored_receiver_still_knows_which_wraps_it_has_seen() {
         pair.wrap()
     };
     let (former, present, next) = (start(4), start(5), start(6));
+    assert_eq!(pair.sender.epoch(), 6);
     let stored = snapshot(&pair.accept(present).ok().unwrap());
     let mut restored = decoded::<8>(&stored).ok().unwrap();
     assert_eq!(restored.epochs(), (3, 5));
