@@ -1,6 +1,28 @@
-//! What the benchmarks share: a clock that counts this thread's CPU time only, and medians.
+//! What the benchmarks share: clocks of the kernel's accounting and medians; servers as processes, clients of all three
+//! protocols, and the one generator that drives them.
+//!
+//! ```text
+//!   main: rows, rounds, ratios, JSON
+//!     |
+//!   rows: what a row measures -----> account: CPU and memory of a process
+//!     |                     \
+//!   load: messages in flight  \----> server: ossicle, mosquitto, nats-server as processes
+//!     |                                 |
+//!   client: one socket                  +--> people: keys and certificates
+//!     ossicle | mqtt | nats over tls
+//! ```
 
 use core::time::Duration;
+
+pub mod account;
+pub mod client;
+pub mod load;
+pub mod people;
+pub mod rows;
+pub mod server;
+
+/// Why a benchmark ended without a figure.
+pub type Failure = Box<dyn core::error::Error + Send + Sync>;
 
 /// CPU time that this thread has used.
 pub fn cpu_time() -> Duration {

@@ -1,0 +1,431 @@
+//! What each row measures. One round of a row at one server is one call.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
+use std::collections::VecDeque;
+use std::sync::{Arc, Barrier};
+use std::time::Instant;
+
+use crate::Failure;
+use crate::account::{Cpu, resident};
+use crate::client::{Client, NotDone, Resume};
+use crate::load::{self, Measured, Pair, Poll, Shape};
+use crate::people::Person;
+use crate::server::{DEADLINE, Peer, Server, Site};
+
+/// Pairs of the rows with many.
+pub const PAIRS: usize = 50;
+/// Those who only come and go, one a thread.
+const VISITORS: usize = 16;
+/// Who writes to somebody who is away, and who is away.
+const KEPT: usize = 2 * PAIRS + VISITORS;
+/// All but the idle.
+const CREW: usize = KEPT + 2;
+/// Messages that wait for their acknowledgement.
+const UNACKNOWLEDGED: u64 = 100;
+/// Bytes of a message that is stored.
+const STORED_LEN: usize = 256;
+
+/// Which row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Row {
+    /// Full handshakes, from the connection to its end.
+    Handshake,
+    /// The same by resumption.
+    Resume,
+    /// 64 bytes, 50 pairs, one message a write.
+    Relay64,
+    /// 64 bytes, one pair, 32 messages a write.
+    Batch32,
+    /// 1 KiB, 50 pairs.
+    Relay1k,
+    /// 16,000 bytes, 50 pairs.
+    Relay16k,
+    /// 64 bytes, 10,000 messages a second over 50 pairs.
+    Paced,
+    /// 64 bytes there and back.
+    RoundTrip,
+    /// Memory of a connection that does nothing.
+    Idle,
+    /// 256 bytes for somebody who is away, 100 unacknowledged, one message a write.
+    Store,
+    /// Reading that.
+    Drain,
+}
+
+/// A row of the table.
+pub struct About {
+    /// Which.
+    pub row: Row,
+    /// Its name.
+    pub name: &'static str,
+    /// What its figures are in.
+    pub unit: &'static str,
+    /// The most that ours may be, as a multiple of the peer's.
+    pub goals: &'static [(Peer, f64)],
+}
+
+/// All rows, in the order in which they are measured.
+pub const ROWS: [About; 11] = [
+    About { row: Row::Handshake, name: "handshake", unit: "us", goals: &[(Peer::Mosquitto, 0.40), (Peer::Nats, 0.28)] },
+    About { row: Row::Resume, name: "resume", unit: "us", goals: &[] },
+    About {
+        row: Row::Relay64,
+        name: "relay_64_p50",
+        unit: "us",
+        goals: &[(Peer::Mosquitto, 0.20), (Peer::Nats, 0.80)],
+    },
+    About {
+        row: Row::Batch32,
+        name: "relay_64_batch32",
+        unit: "us",
+        goals: &[(Peer::Mosquitto, 0.10), (Peer::Nats, 0.90)],
+    },
+    About { row: Row::Relay1k, name: "relay_1k", unit: "us", goals: &[(Peer::Mosquitto, 0.30), (Peer::Nats, 0.65)] },
+    About { row: Row::Relay16k, name: "relay_16k", unit: "us", goals: &[(Peer::Mosquitto, 0.40), (Peer::Nats, 0.40)] },
+    About { row: Row::Paced, name: "paced_64", unit: "us", goals: &[(Peer::Mosquitto, 0.75), (Peer::Nats, 0.55)] },
+    About { row: Row::RoundTrip, name: "rtt_p50", unit: "us", goals: &[(Peer::Mosquitto, 0.60)] },
+    About { row: Row::Store, name: "store", unit: "us", goals: &[(Peer::Mosquitto, 0.70), (Peer::Nats, 0.90)] },
+    About { row: Row::Drain, name: "drain", unit: "us", goals: &[(Peer::Mosquitto, 0.60), (Peer::Nats, 0.80)] },
+    About { row: Row::Idle, name: "rss_idle", unit: "KiB", goals: &[(Peer::Mosquitto, 0.30), (Peer::Nats, 0.13)] },
+];
+
+/// How long everything takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// Handshakes of a round.
+    pub handshakes: usize,
+    /// How long messages are counted, in each round.
+    pub time: Duration,
+    /// How long they flow before.
+    pub warm: Duration,
+    /// Round trips of a round.
+    pub trips: usize,
+    /// Messages that are stored in a round.
+    pub stored: usize,
+    /// Idle connections.
+    pub idle: usize,
+}
+
+impl Extent {
+    /// For figures.
+    pub const FULL: Self = Self {
+        handshakes: 500,
+        time: Duration::from_secs(2),
+        warm: Duration::from_millis(500),
+        trips: 5000,
+        stored: 20_000,
+        idle: 5000,
+    };
+    /// For a look.
+    pub const QUICK: Self = Self {
+        handshakes: 150,
+        time: Duration::from_millis(700),
+        warm: Duration::from_millis(200),
+        trips: 1500,
+        stored: 5000,
+        idle: 1000,
+    };
+
+    /// How many people that takes.
+    pub fn people(&self, idle: bool) -> usize {
+        if idle { self.idle.max(CREW) } else { CREW }
+    }
+}
+
+/// One server, and those who are connected to it all the time.
+pub struct Stage {
+    /// The server.
+    pub server: Server,
+    pairs: Vec<Pair>,
+    /// What reading took, where storing was measured and reading not yet asked for.
+    drained: VecDeque<Measured>,
+}
+
+impl Stage {
+    /// Starts the server, and makes everybody known to it who is needed by all rows but the idle ones.
+    ///
+    /// # Errors
+    /// If the server does not start or lets nobody in.
+    pub fn new(site: &Site, peer: Peer, people: &[Arc<Person>]) -> Result<Self, Failure> {
+        let server = site.start(peer, None)?;
+        enrol(&server, &people[..CREW])?;
+        Ok(Self { server, pairs: Vec::new(), drained: VecDeque::new() })
+    }
+
+    /// Pairs that stay connected.
+    fn pairs(&mut self, people: &[Arc<Person>], count: usize) -> Result<(&Server, &mut [Pair]), Failure> {
+        while self.pairs.len() < count {
+            let number = 2 * self.pairs.len();
+            let [from, to] = [&people[number], &people[number + 1]];
+            let (mut sender, mut receiver) = (Client::connect(&self.server, from)?, Client::connect(&self.server, to)?);
+            sender.listen()?;
+            receiver.listen()?;
+            sender.write_to(to, &mut receiver)?;
+            receiver.write_to(from, &mut sender)?;
+            self.pairs.push(Pair::new(sender, receiver));
+        }
+        Ok((&self.server, &mut self.pairs[..count]))
+    }
+
+    /// Measures one round of a row: microseconds of the server's CPU for one operation, or what else the row's unit says;
+    /// and operations a second. `None` if this server does not do that.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn round(
+        &mut self,
+        site: &Site,
+        row: Row,
+        people: &[Arc<Person>],
+        extent: &Extent,
+    ) -> Result<Option<(f64, f64)>, Failure> {
+        let shape = |size, batch, window, rate| Shape { size, batch, window, rate };
+        let (pairs, shape) = match row {
+            Row::Handshake => return self.handshakes(people, extent.handshakes).map(figure),
+            Row::Resume => return Ok(self.resumptions(site, people, extent.handshakes)?.and_then(figure)),
+            Row::RoundTrip => return self.round_trips(people, extent.trips).map(Some),
+            Row::Store | Row::Drain => {
+                return match self.kept(row, people, extent.stored) {
+                    Err(error) if error.is::<NotDone>() => Ok(None),
+                    measured => measured.map(figure),
+                };
+            }
+            Row::Idle => return idle(site, self.server.peer, &people[..extent.idle]).map(Some),
+            Row::Relay64 => (PAIRS, shape(64, 1, 256, None)),
+            Row::Batch32 => (1, shape(64, 32, 2048, None)),
+            Row::Relay1k => (PAIRS, shape(1024, 1, 128, None)),
+            Row::Relay16k => (PAIRS, shape(16_000, 1, 16, None)),
+            Row::Paced => (PAIRS, shape(64, 1, 1024, Some(10_000))),
+        };
+        let (server, pairs) = self.pairs(people, pairs)?;
+        load::run(server, pairs, shape, extent.warm, extent.time).map(figure)
+    }
+
+    fn handshakes(&self, people: &[Arc<Person>], count: usize) -> Result<Measured, Failure> {
+        self.enter(people, count, |person, _: &mut ()| Client::connect(&self.server, person))
+    }
+
+    fn resumptions(&self, site: &Site, people: &[Arc<Person>], count: usize) -> Result<Option<Measured>, Failure> {
+        let config = site.resuming()?;
+        let resumes = AtomicBool::new(true);
+        let measured = self.enter(people, count, |person, held: &mut Option<Resume>| {
+            let tls = || Resume::Tls(Arc::clone(&config));
+            let is_first = held.is_none();
+            let mut client = match held.as_ref() {
+                Some(held) => Client::connect_with(&self.server, person, held),
+                None if self.server.peer == Peer::Ossicle => Client::connect(&self.server, person),
+                None => Client::connect_with(&self.server, person, &tls()),
+            }?;
+            *held = Some(client.resume().unwrap_or_else(tls));
+            if !is_first && !client.has_resumed() {
+                resumes.store(false, Ordering::Relaxed);
+            }
+            Ok(client)
+        });
+        match measured {
+            Ok(measured) if resumes.into_inner() => Ok(Some(measured)),
+            Ok(_) => Ok(None),
+            Err(error) if self.server.peer == Peer::Ossicle => Err(error),
+            // A server that takes offence at a session that is offered again.
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// So many connections, one after the other on each core, each to its end.
+    fn enter<H: Default>(
+        &self,
+        people: &[Arc<Person>],
+        count: usize,
+        connect: impl Fn(&Arc<Person>, &mut H) -> Result<Client, Failure> + Sync,
+    ) -> Result<Measured, Failure> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(VISITORS);
+        let ready = Barrier::new(threads + 1);
+        let (ready, connect) = (&ready, &connect);
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads)
+                .map(|worker| {
+                    scope.spawn(move || {
+                        let person = &people[2 * PAIRS + worker];
+                        let mut held = H::default();
+                        let first = connect(person, &mut held).and_then(Client::close);
+                        ready.wait();
+                        ready.wait();
+                        first?;
+                        for _ in 0..count / threads {
+                            connect(person, &mut held)?.close()?;
+                        }
+                        Ok::<_, Failure>(())
+                    })
+                })
+                .collect();
+            ready.wait();
+            let (cpu, begun) = (Cpu::of(self.server.id()), Instant::now());
+            ready.wait();
+            for worker in workers {
+                worker.join().map_err(|_| "a thread failed")??;
+            }
+            let (later, wall) = (Cpu::of(self.server.id()), begun.elapsed());
+            Ok(Measured { cpu: later?.since(&cpu?), operations: (count / threads * threads) as u64, wall })
+        })
+    }
+
+    /// Storing and reading what was stored are two rows of one run.
+    fn kept(&mut self, row: Row, people: &[Arc<Person>], count: usize) -> Result<Measured, Failure> {
+        if let Some(drained) = self.drained.pop_front().filter(|_| row == Row::Drain) {
+            return Ok(drained);
+        }
+        let (from, to) = (&people[KEPT], &people[KEPT + 1]);
+        let connect = |person| {
+            let mut client = Client::reach(&self.server, person, &Resume::No, true)?;
+            client.enter()?;
+            Ok::<_, Failure>(client)
+        };
+        // They meet, and one leaves.
+        let (mut sender, mut receiver) = (connect(from)?, connect(to)?);
+        sender.make_room()?;
+        if self.server.peer != Peer::Nats {
+            receiver.listen()?;
+        }
+        sender.write_to(to, &mut receiver)?;
+        receiver.sync()?;
+        let memory = receiver.memory();
+        receiver.close()?;
+
+        let (text, count) = (vec![b'x'; STORED_LEN], count as u64);
+        let mut poll = Poll::new()?;
+        poll.add(&sender, 0)?;
+        let (cpu, begun, mut sent) = (Cpu::of(self.server.id())?, Instant::now(), 0);
+        while sender.heard.stored < count {
+            while sent < count && sent - sender.heard.stored < UNACKNOWLEDGED {
+                if !sender.send(&text, 1)? {
+                    return Err("a hundred short messages fill the socket".into());
+                }
+                sent += 1;
+            }
+            if poll.wait(DEADLINE)?.is_empty() {
+                return Err("what was sent is not acknowledged".into());
+            }
+            sender.read()?;
+        }
+        let (operations, wall) = (count, begun.elapsed());
+        let stored = Measured { cpu: Cpu::of(self.server.id())?.since(&cpu), operations, wall };
+        sender.close()?;
+
+        let mut receiver = Client::reach(&self.server, to, &Resume::No, true)?;
+        receiver.remember(memory);
+        let (cpu, begun) = (Cpu::of(self.server.id())?, Instant::now());
+        receiver.enter()?;
+        receiver.fetch()?;
+        receiver.until(|heard| heard.messages >= count)?;
+        let wall = begun.elapsed();
+        receiver.sync()?;
+        let drained = Measured { cpu: Cpu::of(self.server.id())?.since(&cpu), operations, wall };
+        receiver.close()?;
+        if row == Row::Drain {
+            return Ok(drained);
+        }
+        self.drained.push_back(drained);
+        Ok(stored)
+    }
+
+    /// The median time of a message there and one back, and round trips a second.
+    fn round_trips(&mut self, people: &[Arc<Person>], count: usize) -> Result<(f64, f64), Failure> {
+        let (_, pairs) = self.pairs(people, 1)?;
+        let Pair { sender, receiver, .. } = &mut pairs[0];
+        let mut poll = Poll::new()?;
+        poll.add(sender, 0)?;
+        poll.add(receiver, 1)?;
+        let text = [b'x'; 64];
+        let mut times = Vec::with_capacity(count);
+        for _ in 0..count + count / 10 {
+            let begun = Instant::now();
+            one_way(&mut poll, sender, receiver, &text)?;
+            one_way(&mut poll, receiver, sender, &text)?;
+            times.push(begun.elapsed());
+        }
+        sender.set_nonblocking(false)?;
+        receiver.set_nonblocking(false)?;
+        let total: Duration = times.iter().sum();
+        let median = crate::median(&mut times[count / 10..]);
+        Ok((median.as_secs_f64() * 1e6, times.len() as f64 / total.as_secs_f64()))
+    }
+}
+
+fn figure(measured: Measured) -> Option<(f64, f64)> {
+    Some((measured.us(), measured.operations as f64 / measured.wall.as_secs_f64()))
+}
+
+fn one_way(poll: &mut Poll, from: &mut Client, to: &mut Client, text: &[u8]) -> Result<(), Failure> {
+    let before = to.heard.messages;
+    from.send(text, 1)?;
+    let begun = Instant::now();
+    while to.heard.messages == before {
+        if begun.elapsed() > DEADLINE {
+            return Err("a message does not arrive".into());
+        }
+        poll.wait(Duration::from_secs(1))?;
+        to.read()?;
+        from.read()?;
+    }
+    Ok(())
+}
+
+/// Makes everybody known to the server.
+fn enrol(server: &Server, people: &[Arc<Person>]) -> Result<(), Failure> {
+    in_shares(people, |person| Client::enrol(server, person)).map(drop)
+}
+
+fn in_shares<T: Send>(
+    people: &[Arc<Person>],
+    work: impl Fn(&Arc<Person>) -> Result<T, Failure> + Sync,
+) -> Result<Vec<T>, Failure> {
+    // More than there are cores, since who waits for the disk needs none.
+    let share = people.len().div_ceil(8).max(1);
+    let work = &work;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = people
+            .chunks(share)
+            .map(|people| scope.spawn(move || people.iter().map(work).collect::<Result<Vec<_>, _>>()))
+            .collect();
+        let mut all = Vec::with_capacity(people.len());
+        for worker in workers {
+            all.extend(worker.join().map_err(|_| "a thread failed")??);
+        }
+        Ok(all)
+    })
+}
+
+/// Heartbeats of idle connections come so often, and at least one of each is waited for.
+const HEARTBEAT: Duration = Duration::from_secs(4);
+
+/// KiB of resident memory that a connection takes, at a server of its own; and the memory of the whole server, in MiB.
+fn idle(site: &Site, peer: Peer, people: &[Arc<Person>]) -> Result<(f64, f64), Failure> {
+    let server = site.start(peer, Some(HEARTBEAT))?;
+    enrol(&server, people)?;
+    let before = resident(server.id())?;
+    let mut clients = in_shares(people, |person| {
+        let mut client = Client::connect(&server, person)?;
+        client.listen()?;
+        Ok(client)
+    })?;
+    let mut poll = Poll::new()?;
+    for (number, client) in clients.iter().enumerate() {
+        poll.add(client, number)?;
+    }
+    let (begun, mut beaten) = (Instant::now(), false);
+    while begun.elapsed() < HEARTBEAT * 2 {
+        for number in poll.wait(Duration::from_millis(100))? {
+            clients[number].read()?;
+        }
+        if !beaten && begun.elapsed() > HEARTBEAT {
+            beaten = true;
+            for client in &mut clients {
+                client.beat()?;
+            }
+        }
+    }
+    let after = resident(server.id())?;
+    drop(clients);
+    Ok((after.saturating_sub(before) as f64 / people.len() as f64, after as f64 / 1024.0))
+}
