@@ -240,3 +240,49 @@ impl From<ApiMisuse> for Error {
         Self::Misuse(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+    use std::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn every_error_says_what_it_is_and_no_two_say_the_same() {
+        let reason = Reason::Rate;
+        let errors: [Error; 15] = [
+            Error::Decode,
+            Error::Crypto,
+            PeerError::Truncated.into(),
+            PeerError::Exhausted.into(),
+            PeerError::Refused { reason, retry_after: 7 }.into(),
+            PeerError::ServerKey.into(),
+            PeerError::UnexpectedMessage.into(),
+            PeerError::Version.into(),
+            BufferError::MessageTooLong { max: 4711 }.into(),
+            BufferError::RxFull.into(),
+            BufferError::TxFull.into(),
+            ApiMisuse::Closed.into(),
+            ApiMisuse::InvalidArgument.into(),
+            ApiMisuse::NotConnected.into(),
+            ApiMisuse::NotAsked.into(),
+        ];
+        let texts: Vec<_> = errors.iter().map(Error::to_string).collect();
+        for (index, text) in texts.iter().enumerate() {
+            assert!(!text.is_empty() && !texts[..index].contains(text), "{text}");
+        }
+        assert!(texts[4].contains(reason.as_str()) && texts[8].contains("4711"));
+    }
+
+    #[test]
+    fn reasons_are_told_apart_by_code_and_by_name() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(Reason::from_code(reason.code()), Some(*reason));
+            assert_eq!(reason.to_string(), reason.as_str());
+            assert!(Reason::ALL[..index].iter().all(|other| other.as_str() != reason.as_str()), "{reason}");
+        }
+        let behind = Reason::ALL.last().unwrap().code() + 1;
+        assert_eq!([0, behind, 0xff].map(Reason::from_code), [None; 3]);
+    }
+}
