@@ -60,7 +60,7 @@ fn a_lost_identity_comes_back_with_new_keys_and_is_heard_and_hears() {
     world.run("bob", &["send", "alice", "after"]).ok();
     let line = listen.line();
     assert!(line.contains("after"), "nothing comes a second time, and the next one does: {line}");
-    world.run("alice", &["send", "bob", "nobody is there"]).failed(1, "offline");
+    world.run("alice", &["send", "--timeout", "1s", "bob", "nobody is there"]).failed(3, "not reached");
     let ears = world.listen("bob", &[]);
     world.run("alice", &["send", "bob", "it is still me"]).ok();
     assert!(ears.line().contains("it is still me"), "pinned, and no alarm");

@@ -279,14 +279,7 @@ async fn what_cannot_be_routed_is_refused_with_its_reason() {
     bob.say(5, 0, Rungs::NONE).await;
     assert_eq!(bob.told().await, refusal(Reason::Rekey, 5, 0), "the recipient's is not his own");
 
-    bob.send(&Message::NotListening).await;
-    bob.sync().await;
-    alice.say(5, 0, Rungs::NONE).await;
-    assert_eq!(alice.told().await, refusal(Reason::Offline, 5, 0), "connected, but not listening");
     bob.close().await;
-    alice.say(5, 1, Rungs::NONE.with(Rung::Accepted)).await;
-    assert_eq!(alice.told().await, refusal(Reason::Offline, 5, 1), "not connected");
-
     let mut small = Client::connect_with(&node, &enrolled(BOB, &keys::bob()), &keys::bob(), 1024).await.unwrap();
     small.listen().await;
     let longest = 1024 - 24 - 3;
@@ -312,7 +305,6 @@ async fn wraps_are_refused_with_their_reason_and_bind_a_chain_to_its_sender() {
     let message = |to: u8, wrap, bundle| Message::Wrap { request: 1, to: [to; 16], wrap, bundle };
     assert_eq!(carol.refusal(&message(BOB, &five, of_carol.signed())).await, Reason::NameInUse);
     assert_eq!(carol.refusal(&message(99, &six, of_carol.signed())).await, Reason::Unknown);
-    assert_eq!(carol.refusal(&message(ALICE, &six, of_carol.signed())).await, Reason::Offline);
     assert_eq!(carol.refusal(&message(BOB, &six, of_alice.signed())).await, Reason::Forbidden);
     assert_eq!(carol.refusal(&message(BOB, &six[1..], of_carol.signed())).await, Reason::Malformed);
     // None of these has taken the id.
@@ -320,38 +312,213 @@ async fn wraps_are_refused_with_their_reason_and_bind_a_chain_to_its_sender() {
     node.stop().await;
 }
 
+/// What a client hears of one chain, in order, until this number has come.
+async fn numbers(client: &mut Client, last: u32) -> Vec<u32> {
+    let mut heard = Vec::new();
+    while heard.last() != Some(&last) {
+        let payload = client.message().await;
+        let Ok(Message::Deliver { envelope, .. }) = Message::decode(&payload) else { panic!("a message: {payload:?}") };
+        heard.push(u32::from_be_bytes(*envelope[8..].first_chunk().unwrap()));
+    }
+    heard
+}
+
+fn stored(chain: u8, from: u32, to: u32) -> Receipt {
+    Receipt { rung: Rung::Stored, ..accepted(chain, from, to) }
+}
+
 #[tokio::test]
-async fn what_a_broken_connection_did_not_get_is_told_to_the_sender() {
-    const MESSAGES: u32 = 5000;
+async fn what_a_broken_connection_did_not_get_waits_for_the_next_one() {
+    const MESSAGES: u32 = 400;
     let mailbox = MailboxLimits { bytes: 1 << 20, ..MailboxLimits::default() };
     let node = Node::start(Config { mailbox, ..open() }).await;
     let (mut alice, mut bob) = alice_and_bob(&node).await;
     introduce(&mut alice, &keys::alice(), &mut bob, 5).await;
-    // More than any socket buffers, to somebody who does not read.
+    // More than any socket buffers and than may be in memory, to somebody who does not read.
     let (wanted, long) = (Rungs::NONE.with(Rung::Accepted), 16_000);
-    let mut last = None;
     for n in 0..MESSAGES {
         alice.send(&Message::Send { wanted, envelope: &envelope(5, n, long) }).await;
-        let receipt = alice.told().await;
-        if receipt != accepted(5, n, n) {
-            assert_eq!(receipt, refusal(Reason::QueueFull, 5, n));
-            break;
-        }
-        last = Some(n);
+        assert_eq!(alice.told().await, accepted(5, n, n));
     }
-    let last = last.expect("the first ones are accepted");
     drop(bob);
-    // From some message on, all to the last one are taken back, each once and in order.
-    let mut next = None;
-    while next != Some(last + 1) {
-        let receipt = alice.told().await;
-        assert_eq!((receipt.rung, receipt.reason), (Rung::Refused, Some(Reason::Offline)));
-        assert!(receipt.from > 0, "some were on their way");
-        assert_eq!(receipt.from, next.unwrap_or(receipt.from));
-        next = Some(receipt.to + 1);
+    alice.say(5, MESSAGES, wanted).await;
+    assert_eq!(alice.told().await, accepted(5, MESSAGES, MESSAGES));
+
+    let mut bob = node.connect(BOB, &keys::bob()).await.unwrap();
+    assert!(bob.settings.waiting > 0);
+    bob.listen().await;
+    let heard = numbers(&mut bob, MESSAGES).await;
+    // What only the socket had is lost, as its sender wanted no word of the recipient's; nothing else is.
+    assert!(heard[0] > 0);
+    assert_eq!(heard, (heard[0]..=MESSAGES).collect::<Vec<_>>());
+    assert_eq!(bob.waited.len(), heard.len());
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_recipient_did_not_answer_for_comes_again() {
+    let node = Node::start(open()).await;
+    let (mut alice, mut bob) = alice_and_bob(&node).await;
+    introduce(&mut alice, &keys::alice(), &mut bob, 5).await;
+    let wanted = Rungs::NONE.with(Rung::Delivered);
+    for n in 0..5 {
+        alice.say(5, n, wanted).await;
     }
-    alice.say(5, MESSAGES, Rungs::NONE).await;
-    assert_eq!(alice.told().await, refusal(Reason::Offline, 5, MESSAGES));
+    assert_eq!(numbers(&mut bob, 4).await, [0, 1, 2, 3, 4]);
+    assert_eq!(bob.waited.len(), 1, "only the wrap: the messages passed");
+    let delivered = Receipt { rung: Rung::Delivered, tag: Some([1; 16]), ..accepted(5, 0, 1) };
+    bob.send(&Message::Tell(delivered)).await;
+    bob.send(&Message::Tell(Receipt {
+        rung: Rung::Refused,
+        reason: Some(Reason::Gap),
+        tag: None,
+        ..accepted(5, 3, 3)
+    }))
+    .await;
+    assert_eq!(alice.told().await, delivered);
+    assert_eq!(alice.told().await, refusal(Reason::Gap, 5, 3));
+    drop(bob);
+    let mut bob = node.connect(BOB, &keys::bob()).await.unwrap();
+    bob.listen().await;
+    assert_eq!(numbers(&mut bob, 4).await, [2, 4]);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn messages_wait_for_whoever_is_away_through_a_kill_of_the_server() {
+    let node = Node::start(open()).await;
+    let (mut alice, mut bob) = alice_and_bob(&node).await;
+    introduce(&mut alice, &keys::alice(), &mut bob, 5).await;
+    let wanted = Rungs::NONE.with(Rung::Stored).with(Rung::Accepted);
+    // Connected, but not listening.
+    bob.send(&Message::NotListening).await;
+    bob.sync().await;
+    let mut records = Vec::new();
+    for n in 0..100 {
+        records.extend(alice.sealed(&Message::Send { wanted, envelope: &envelope(5, n, 60) }));
+    }
+    alice.write(&records).await;
+    let mut next = 0;
+    while next < 100 {
+        let receipt = alice.told().await;
+        assert_eq!(receipt, stored(5, next, receipt.to));
+        next = receipt.to + 1;
+    }
+    // The same again is a repetition, another under the same name is not.
+    alice.send(&Message::Send { wanted, envelope: &envelope(5, 7, 60) }).await;
+    assert_eq!(alice.told().await, stored(5, 7, 7));
+    alice.send(&Message::Send { wanted, envelope: &envelope(5, 7, 61) }).await;
+    assert_eq!(alice.told().await, refusal(Reason::Rewound, 5, 7));
+    let six = wrap(6);
+    let bundle = Published::new(ALICE, &keys::alice(), 0);
+    alice.done(&Message::Wrap { request: 9, to: [BOB; 16], wrap: &six, bundle: bundle.signed() }).await;
+    drop((alice, bob));
+
+    let node = Node::start_on(node.kill().await, open()).await;
+    let mut bob = node.connect(BOB, &keys::bob()).await.unwrap();
+    assert_eq!(bob.settings.waiting, 101);
+    bob.acknowledges = false;
+    bob.listen().await;
+    assert_eq!(numbers(&mut bob, 99).await, (0..100).collect::<Vec<_>>());
+    let payload = bob.message().await;
+    let expected = Message::WrapDelivery { from: [ALICE; 16], wrap: &six, bundle: bundle.signed() };
+    assert_eq!(Message::decode(&payload), Ok(expected));
+    assert!(bob.waited.is_sorted());
+    // One word for forty of them; what was not acknowledged comes again.
+    let seq = bob.waited[39];
+    bob.send(&Message::Acknowledge { seq }).await;
+    bob.send(&Message::Acknowledge { seq: bob.waited[3] }).await;
+    bob.sync().await;
+    bob.close().await;
+    let mut bob = node.connect(BOB, &keys::bob()).await.unwrap();
+    assert_eq!(bob.settings.waiting, 61);
+    bob.listen().await;
+    assert_eq!(numbers(&mut bob, 99).await, (40..100).collect::<Vec<_>>());
+    bob.message().await;
+    // A live message behind them.
+    let mut alice = node.connect(ALICE, &keys::alice()).await.unwrap();
+    alice.say(5, 100, Rungs::NONE).await;
+    assert_eq!(numbers(&mut bob, 100).await, [100]);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_acknowledgement_of_what_was_never_given_ends_the_connection() {
+    let node = Node::start(open()).await;
+    let (mut alice, mut bob) = alice_and_bob(&node).await;
+    bob.acknowledges = false;
+    introduce(&mut alice, &keys::alice(), &mut bob, 5).await;
+    let mut carol = node.enrol(CAROL, "carol", keys::carol()).await;
+    // Bob's number is nothing to Carol.
+    carol.send(&Message::Acknowledge { seq: bob.waited[0] }).await;
+    assert_eq!(carol.hear().await, Heard::Closed(Some(Reason::Malformed)));
+    bob.send(&Message::Acknowledge { seq: bob.waited[0] + 1 }).await;
+    assert_eq!(bob.hear().await, Heard::Closed(Some(Reason::Malformed)));
+    let bob = node.connect(BOB, &keys::bob()).await.unwrap();
+    assert_eq!(bob.settings.waiting, 1);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn receipts_wait_for_a_sender_who_is_away_and_come_without_listening() {
+    let node = Node::start(open()).await;
+    let (mut alice, mut bob) = alice_and_bob(&node).await;
+    introduce(&mut alice, &keys::alice(), &mut bob, 5).await;
+    alice.say(5, 0, Rungs::NONE.with(Rung::Delivered).with(Rung::Opened)).await;
+    assert_eq!(numbers(&mut bob, 0).await, [0]);
+    alice.close().await;
+    let delivered = Receipt { rung: Rung::Delivered, tag: Some([1; 16]), ..accepted(5, 0, 0) };
+    let opened = Receipt { rung: Rung::Opened, tag: Some([2; 16]), ..delivered };
+    for receipt in [delivered, opened] {
+        bob.send(&Message::Tell(receipt)).await;
+    }
+    bob.sync().await;
+    bob.close().await;
+    let mut alice = node.connect(ALICE, &keys::alice()).await.unwrap();
+    assert_eq!(alice.told().await, delivered);
+    assert_eq!(alice.told().await, opened);
+    alice.sync().await;
+    alice.close().await;
+    let alice = node.connect(ALICE, &keys::alice()).await.unwrap();
+    assert_eq!(alice.settings.waiting, 0);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_waits_for_too_long_and_for_the_revoked_is_refused_to_its_senders() {
+    let node = Node::start(open()).await;
+    let (mut alice, mut bob) = alice_and_bob(&node).await;
+    introduce(&mut alice, &keys::alice(), &mut bob, 5).await;
+    bob.close().await;
+    let wanted = Rungs::NONE.with(Rung::Stored);
+    for n in 0..2 {
+        alice.say(5, n, wanted).await;
+        assert_eq!(alice.told().await, stored(5, n, n));
+    }
+    assert_eq!(node.server.revoke(&[BOB; 16]).await, Ok(true));
+    for n in 0..2 {
+        assert_eq!(alice.told().await, refusal(Reason::Unknown, 5, n));
+    }
+    alice.say(5, 2, wanted).await;
+    assert_eq!(alice.told().await, refusal(Reason::Rekey, 5, 2), "his chains went with him");
+    alice.close().await;
+
+    // A server that keeps nothing for longer than no time at all looks when it starts.
+    let mut carol = node.enrol(CAROL, "carol", keys::carol()).await;
+    let mut alice = node.connect(ALICE, &keys::alice()).await.unwrap();
+    carol.listen().await;
+    introduce(&mut alice, &keys::alice(), &mut carol, 6).await;
+    carol.close().await;
+    alice.say(6, 0, wanted).await;
+    assert_eq!(alice.told().await, stored(6, 0, 0));
+    alice.close().await;
+    let directory = node.stop().await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let node = Node::start_on(directory, Config { queue_age: Duration::ZERO, ..open() }).await;
+    let mut alice = node.connect(ALICE, &keys::alice()).await.unwrap();
+    assert_eq!(alice.told().await, refusal(Reason::Expired, 6, 0));
+    let carol = node.connect(CAROL, &keys::carol()).await.unwrap();
+    assert_eq!(carol.settings.waiting, 0);
     node.stop().await;
 }
 

@@ -29,13 +29,14 @@ use zeroize::Zeroizing;
 
 use crate::crypto::{HostAead, PoolError, dummy_key, has_small_factor};
 use crate::directory::{Asker, REQUESTS, Unfinished, answer, enrol_reason, fingerprint, told_reason, unavailable};
+use crate::keeper::Batch;
 use crate::limits::Admission;
-use crate::mailbox::{Mailbox, Next, Owed, refusal};
+use crate::mailbox::{Delivery, Mailbox, Next, Owed, Wanted, refusal};
 use crate::name::Name;
 use crate::resumption::Held;
-use crate::router::Handed;
+use crate::router::{Outgoing, Sent, Told};
 use crate::server::{MAX_CHANNEL_AGE, Policy, Server, now};
-use crate::store::{ChannelId, ClientId, ClientRecord, Enrolment, StoreError};
+use crate::store::{ChannelId, ClientId, ClientRecord, Enrolment, Item, StoreError};
 
 /// Bytes read at once: some records, and always room for the longest.
 const READ_LEN: usize = 32 * 1024;
@@ -53,13 +54,13 @@ const LINGER: Duration = Duration::from_secs(1);
 
 thread_local! {
     static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_LEN]);
-    static WRITE: RefCell<WriteScratch> = RefCell::new(WriteScratch { bytes: vec![0; WRITE_LEN], handed: Vec::new() });
+    static WRITE: RefCell<WriteScratch> = RefCell::new(WriteScratch { bytes: vec![0; WRITE_LEN], passed: Vec::new() });
 }
 
 struct WriteScratch {
     bytes: Vec<u8>,
-    /// What was sealed for others, with the end of its record in `bytes`.
-    handed: Vec<(usize, Handed)>,
+    /// Where in `bytes` records end that are of messages which only pass.
+    passed: Vec<usize>,
 }
 
 /// Why a connection ended. For the log: a peer is told a [`Reason`] or nothing.
@@ -141,6 +142,8 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
     let config = server.config();
     let full = config.channel_age.min(MAX_CHANNEL_AGE).as_secs();
     let expires = used.as_ref().map_or_else(|| now.saturating_add(full), |used| used.expires);
+    // It is only said: a store that cannot tell says so when it is asked for them.
+    let waiting = server.store.waiting(&client.id).await.unwrap_or_default();
     let mut channel = [0; ID_LEN];
     getrandom::fill(&mut channel).map_err(|_| Error::Crypto)?;
     let settings = Settings {
@@ -149,8 +152,8 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
         heartbeat: config.heartbeat,
         timeout: config.timeout,
         time: now,
+        waiting: u32::try_from(waiting.items).unwrap_or(u32::MAX),
         store_epoch: meta.store_epoch,
-        ..Settings::default()
     };
     let len = connection.accept(&settings, &mut out)?;
     out.truncate(len);
@@ -163,7 +166,9 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
     // No record of ours is longer than those we take ourselves.
     let max_payload = connection.max_payload()?.min(MAX_RECORD_LEN - RECORD_OVERHEAD);
     let number = server.next_connection();
-    let mailbox = Mailbox::new(number, max_payload, config.mailbox, Arc::clone(&server.budget));
+    let shared = Arc::clone(&server.mailboxes);
+    let mailbox = Mailbox::new(client.id, number, max_payload, config.mailbox, shared);
+    mailbox.greet(waiting.items > 0);
     let mut peer = Box::new(Peer {
         server: Arc::clone(server),
         stream,
@@ -172,11 +177,14 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
         id: client.id,
         mailbox: Arc::new(mailbox),
         job: None,
+        batch: None,
+        fetch: None,
+        refetch: None,
         unfinished: None,
         rest: buffer,
         out,
         written: 0,
-        handed: Vec::new(),
+        passed: Vec::new(),
         heard: Instant::now(),
         paused_until: None,
         asked: false,
@@ -188,7 +196,7 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
     // Only now, with the client's Finished verified, does anything change for anybody.
     if let Some(older) = server.router.enter(client.id, Arc::clone(&peer.mailbox)) {
         info!(%address, client = %Uuid::from_bytes(client.id), name = client.name, "took over an older connection");
-        server.router.end(&older, Some(Reason::TakenOver));
+        older.end(Some(Reason::TakenOver));
     }
     let now = server.config();
     if (now.heartbeat, now.timeout) != (settings.heartbeat, settings.timeout) {
@@ -442,7 +450,11 @@ fn is_blocked(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
+/// After this the store is asked again for what waits.
+const REFETCH: Duration = Duration::from_secs(1);
+
 type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Fetch = Pin<Box<dyn Future<Output = (Wanted, Result<Vec<Item>, StoreError>)> + Send>>;
 
 /// An authenticated client's connection.
 struct Peer {
@@ -454,6 +466,11 @@ struct Peer {
     mailbox: Arc<Mailbox>,
     /// A request that needs the disk or RSA. While it runs nothing is read.
     job: Option<Job>,
+    /// What of the data that is being read has to wait in the store, until the job that takes it there.
+    batch: Option<Box<Batch>>,
+    /// The store is being asked for what waits for this client, or will be at this time, since it failed.
+    fetch: Option<Fetch>,
+    refetch: Option<Instant>,
     /// Where its batches of devices are held, if it enrols any.
     unfinished: Option<Arc<Unfinished>>,
     /// Bytes that were read and not yet opened: a torn record, or what a job keeps waiting.
@@ -461,8 +478,8 @@ struct Peer {
     /// Sealed bytes that the socket had no room for, and how many of them it took since.
     out: Vec<u8>,
     written: usize,
-    /// What `out` holds for others, with the ends of their records.
-    handed: Vec<(usize, Handed)>,
+    /// Where in `out` records end that are of messages which only pass.
+    passed: Vec<usize>,
     /// When the last record was opened.
     heard: Instant,
     /// Nothing is read before this.
@@ -483,13 +500,13 @@ impl Peer {
     async fn settle_in(&mut self, client: &ClientRecord, revocations: u64) {
         let server = &self.server;
         if server.is_stopping() {
-            server.router.end(&self.mailbox, Some(Reason::Unavailable));
+            self.mailbox.end(Some(Reason::Unavailable));
         }
         if server.revocations() != revocations {
             let now = server.store.client(&self.id).await;
             let same = |now: &ClientRecord| !now.revoked && now.key_epoch == client.key_epoch;
             if !now.is_ok_and(|now| now.as_ref().is_some_and(same)) {
-                server.router.end(&self.mailbox, Some(Reason::Unauthorised));
+                self.mailbox.end(Some(Reason::Unauthorised));
             }
         }
         let limit = self.mailbox.max_payload() + RECORD_OVERHEAD;
@@ -525,6 +542,7 @@ impl Peer {
                 yield_now().await;
                 continue;
             }
+            self.fetch();
             let blocked = !self.out.is_empty();
             if let Some(reason) = self.closed.filter(|_| !blocked) {
                 return Ok(reason.map_or(Exit::Closed, Exit::Ended));
@@ -545,6 +563,10 @@ impl Peer {
                     self.job = None;
                     more = self.open(false)?;
                 }
+                (wanted, answer) = fetched(&mut self.fetch), if self.fetch.is_some() => {
+                    self.fetch = None;
+                    self.fetched(wanted, answer);
+                }
                 readable = self.stream.readable(), if reading => {
                     readable?;
                     more = self.open(true)?;
@@ -562,7 +584,7 @@ impl Peer {
         let config = self.server.config();
         let silence =
             self.heard + Duration::from_secs(if self.asked { config.timeout } else { config.heartbeat }.into());
-        [self.farewell, self.paused_until].into_iter().flatten().fold(silence, Instant::min)
+        [self.farewell, self.paused_until, self.refetch].into_iter().flatten().fold(silence, Instant::min)
     }
 
     fn tick(&mut self) -> Result<(), Exit> {
@@ -586,6 +608,31 @@ impl Peer {
             self.open(false)?;
         }
         Ok(())
+    }
+
+    /// Asks the store for what waits for the client, if there is room for it.
+    fn fetch(&mut self) {
+        if self.fetch.is_some() || self.refetch.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        self.refetch = None;
+        if let Some(wanted) = self.mailbox.wanted() {
+            let (store, id) = (Arc::clone(&self.server.store), self.id);
+            self.fetch =
+                Some(Box::pin(
+                    async move { (wanted, store.queue(&id, wanted.after, wanted.items, wanted.bytes).await) },
+                ));
+        }
+    }
+
+    fn fetched(&mut self, wanted: Wanted, answer: Result<Vec<Item>, StoreError>) {
+        if let Err(error) = &answer {
+            warn!(client = %Uuid::from_bytes(self.id), %error, "could not read what waits for a client");
+            self.refetch = Some(Instant::now() + REFETCH);
+        }
+        let too_large = self.mailbox.answered(wanted, answer.ok());
+        let too_large = too_large.into_iter().map(|item| (item.seq, item.kind, item.sender, item.chain, item.n));
+        self.server.router.too_large(&self.id, too_large);
     }
 
     /// Opens what is there, and what the socket has if it is to be `read`. Whether the socket may have more.
@@ -625,9 +672,12 @@ impl Peer {
             match event {
                 Event::Progress => {}
                 Event::Message(payload) => self.handle(payload)?,
-                Event::Closed(_) => self.server.router.end(&self.mailbox, None),
+                Event::Closed(_) => self.mailbox.end(None),
                 _ => return Err(Error::Decode.into()),
             }
+        }
+        if self.job.is_none() && self.batch.is_some() {
+            self.keep(None)?;
         }
         if used > 0 {
             self.heard = Instant::now();
@@ -658,23 +708,45 @@ impl Peer {
         let owed = match message {
             Ok(Message::Send { wanted, envelope }) => match EnvelopeHeader::decode(envelope) {
                 Ok(header) => match router.route(&header.chain_id) {
-                    Some(route) => router.send(&self.id, Some(&route), &header, wanted, envelope).map(Owed::Receipt),
+                    Some(route) => {
+                        let behind = self.batch.is_some();
+                        let message = Outgoing { header: &header, wanted, envelope };
+                        match router.send(&self.id, Some(&route), message, behind, now) {
+                            Sent::Told(receipt) => receipt.map(Owed::Receipt),
+                            Sent::Keep(items, refused) => {
+                                let batch = self.batch.get_or_insert_default();
+                                batch.push(&header, wanted, refused, items);
+                                if batch.is_full() {
+                                    self.keep(None)?;
+                                }
+                                None
+                            }
+                        }
+                    }
                     None => return self.begin(payload),
                 },
                 Err(_) => Some(Owed::refused(0, Reason::Malformed)),
             },
             Ok(Message::Tell(receipt)) => match router.route(&receipt.chain) {
                 Some(route) => {
-                    told_reason(router.tell(&self.id, Some(&route), &receipt)).map(|reason| Owed::refused(0, reason))
+                    let told = router.tell(&self.id, Some(&route), &receipt);
+                    if told == Told::Done {
+                        self.mailbox.settle(&receipt.chain, receipt.from, receipt.to);
+                    }
+                    told_reason(told).map(|reason| Owed::refused(0, reason))
                 }
                 None => return self.begin(payload),
             },
-            Ok(Message::Listening) => {
-                self.mailbox.listen();
+            Ok(Message::Listening) => return self.begin(payload),
+            Ok(Message::NotListening) => {
+                self.mailbox.stop_listening();
                 None
             }
-            Ok(Message::NotListening) => {
-                router.hand_back(self.mailbox.stop_listening(), Reason::Offline);
+            Ok(Message::Acknowledge { seq }) => {
+                match self.mailbox.acknowledge(seq) {
+                    Ok(seqs) => self.server.keeper.forget(self.id, seqs),
+                    Err(reason) => self.mailbox.end(Some(reason)),
+                }
                 None
             }
             Ok(Message::Status { request }) => Some(Owed::StatusResponse(request)),
@@ -691,16 +763,39 @@ impl Peer {
 
     /// Begins a job. Nothing more is read until it is done, so that a client's requests stay in order and few.
     fn begin(&mut self, payload: &[u8]) -> Result<(), Exit> {
-        let asker = Asker {
-            id: self.id,
-            source: self.address.ip(),
-            mailbox: Arc::clone(&self.mailbox),
-            exporter: self.connection.exporter()?.clone(),
-            unfinished: payload
-                .starts_with(&Enrol::CODE.to_be_bytes())
-                .then(|| Arc::clone(self.unfinished.get_or_insert_default())),
+        self.keep(Some(payload))
+    }
+
+    /// The same, behind the messages that have to wait in the store.
+    fn keep(&mut self, payload: Option<&[u8]>) -> Result<(), Exit> {
+        let server = Arc::clone(&self.server);
+        let mailbox = Arc::clone(&self.mailbox);
+        let batch = self.batch.take();
+        let request = match payload {
+            None => None,
+            Some(payload) => {
+                let asker = Asker {
+                    id: self.id,
+                    source: self.address.ip(),
+                    mailbox: Arc::clone(&self.mailbox),
+                    exporter: self.connection.exporter()?.clone(),
+                    unfinished: payload
+                        .starts_with(&Enrol::CODE.to_be_bytes())
+                        .then(|| Arc::clone(self.unfinished.get_or_insert_default())),
+                };
+                Some((asker, payload.to_vec()))
+            }
         };
-        self.job = Some(Box::pin(answer(Arc::clone(&self.server), asker, payload.to_vec())));
+        self.job = Some(Box::pin(async move {
+            if let Some(batch) = batch {
+                for receipt in batch.keep(&server.keeper).await {
+                    mailbox.owe(Owed::Receipt(receipt));
+                }
+            }
+            if let Some((asker, payload)) = request {
+                answer(server, asker, payload).await;
+            }
+        }));
         Ok(())
     }
 
@@ -717,16 +812,14 @@ impl Peer {
         if !self.out.is_empty() {
             self.out = Vec::new();
             self.written = 0;
-            for (_, handed) in core::mem::take(&mut self.handed) {
-                self.server.router.handed_over(&handed);
-            }
+            self.mailbox.written(core::mem::take(&mut self.passed).len());
         }
         WRITE.with_borrow_mut(|scratch| {
             for _ in 0..WRITES {
                 if self.closed.is_some() {
                     return Ok(false);
                 }
-                scratch.handed.clear();
+                scratch.passed.clear();
                 let len = self.seal(scratch)?;
                 let Some(bytes) = scratch.bytes.get(..len).filter(|bytes| !bytes.is_empty()) else {
                     return Ok(false);
@@ -736,21 +829,14 @@ impl Peer {
                     Err(error) if is_blocked(&error) => (0, None),
                     Err(error) => (0, Some(error)),
                 };
-                for (end, handed) in scratch.handed.drain(..) {
-                    if end <= written {
-                        self.server.router.handed_over(&handed);
-                    } else {
-                        self.handed.push((end, handed));
-                    }
-                }
+                let whole = scratch.passed.partition_point(|end| *end <= written);
+                self.mailbox.written(whole);
                 if let Some(error) = failed {
                     return Err(error.into());
                 }
                 if written < len {
                     self.out = bytes.get(written..).unwrap_or_default().to_vec();
-                    for (end, _) in &mut self.handed {
-                        *end -= written;
-                    }
+                    self.passed = scratch.passed.get(whole..).unwrap_or_default().to_vec();
                     return Ok(false);
                 }
             }
@@ -777,17 +863,17 @@ impl Peer {
                     }
                     Err(error) => return Err(error.into()),
                 },
-                Next::Delivery(delivery) => match self.connection.send(&delivery.message()?, room) {
-                    Ok(sealed) => {
-                        len += sealed;
-                        scratch.handed.push((len, Handed::new(&delivery)));
+                Next::Delivery(delivery) => {
+                    // The mailbox knows how long they are.
+                    if let Some(announcement) = delivery.announcement() {
+                        len += self.connection.send(&announcement, room)?;
                     }
-                    Err(Error::Buffer(_)) => self.server.router.refuse(&delivery, Reason::TooLarge),
-                    Err(error) => {
-                        self.server.router.refuse(&delivery, Reason::Offline);
-                        return Err(error.into());
+                    let room = bytes.get_mut(len..).unwrap_or_default();
+                    len += self.connection.send(&delivery.message()?, room)?;
+                    if matches!(delivery, Delivery::Passing(_)) {
+                        scratch.passed.push(len);
                     }
-                },
+                }
                 Next::Close(reason) => {
                     len += self.connection.close(reason, room)?;
                     self.closed = Some(reason);
@@ -799,20 +885,12 @@ impl Peer {
         }
     }
 
-    /// Frees the seat and tells senders what did not leave any more. The second call does nothing.
+    /// Frees the seat; what was not handed over is kept. The second call does nothing.
     fn leave(&mut self) {
-        let router = &self.server.router;
-        router.leave(&self.id, &self.mailbox);
-        // The oldest first, so that their receipts come in order.
-        for (end, handed) in core::mem::take(&mut self.handed) {
-            if end > self.written {
-                router.refuse(&handed.into_delivery(), Reason::Offline);
-            } else {
-                router.handed_over(&handed);
-            }
-        }
-        router.end(&self.mailbox, None);
+        self.server.router.leave(&self.id, &self.mailbox);
+        self.mailbox.end(None);
         self.job = None;
+        self.fetch = None;
     }
 
     /// Reads without looking, until the peer hangs up.
@@ -841,6 +919,13 @@ impl Drop for Peer {
 fn note(client: ClientId, stored: Result<(), StoreError>) {
     if let Err(error) = stored {
         warn!(client = %Uuid::from_bytes(client), %error, "could not note when a client was here");
+    }
+}
+
+async fn fetched(fetch: &mut Option<Fetch>) -> (Wanted, Result<Vec<Item>, StoreError>) {
+    match fetch {
+        Some(fetch) => fetch.await,
+        None => pending().await,
     }
 }
 

@@ -10,20 +10,22 @@ use std::sync::Arc;
 
 use ossicle_core::{
     Body, Bundle, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol, EnvelopeHeader,
-    ExpireChannels, Lookup, MAX_RSA_LEN, Message, PeerStatus, Presence, PublicKey, Reason, Rotate, Rotation, Secret,
-    SignedBundle, Subject, SuccessorQuery, WrapHeader,
+    ExpireChannels, Lookup, MAX_RSA_LEN, Message, PeerStatus, Presence, PublicKey, RECORD_OVERHEAD, Reason, Rotate,
+    Rotation, Secret, SignedBundle, Subject, SuccessorQuery, WrapHeader,
 };
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::crypto::{PoolError, has_small_factor};
+use crate::keeper::{self, Batch};
 use crate::limits::Admission;
-use crate::mailbox::{Content, Delivery, Mailbox, Owed, refusal};
+use crate::mailbox::{Mailbox, Owed, refusal};
 use crate::name::Name;
-use crate::router::Told;
+use crate::router::{Outgoing, Sent, Told};
 use crate::server::{Server, now};
 use crate::store::{
-    BundleRecord, ChainError, ClientId, ClientRecord, EnrolError, NewKey, PublishError, RotateError, StoreError,
+    BundleRecord, ChainError, ClientId, ClientRecord, EnrolError, ItemKind, NewItem, NewKey, PublishError, RotateError,
+    StoreError,
 };
 
 pub(crate) use enrol::Unfinished;
@@ -59,18 +61,35 @@ pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) 
                 asker.mailbox.owe(Owed::refused(0, Reason::Malformed));
                 return;
             };
-            let receipt = match server.route(&header.chain_id).await {
-                Ok(route) => server.router.send(&asker.id, route.as_deref(), &header, wanted, envelope),
-                Err(error) => Some(refusal(header.chain_id, header.n, unavailable(&error))),
+            let sent = match server.route(&header.chain_id).await {
+                Ok(route) => {
+                    let message = Outgoing { header: &header, wanted, envelope };
+                    server.router.send(&asker.id, route.as_deref(), message, false, now)
+                }
+                Err(error) => Sent::Told(Some(refusal(header.chain_id, header.n, unavailable(&error)))),
             };
-            if let Some(receipt) = receipt {
+            let receipts = match sent {
+                Sent::Told(receipt) => receipt.into_iter().collect(),
+                Sent::Keep(items, refused) => {
+                    let mut batch = Batch::default();
+                    batch.push(&header, wanted, refused, items);
+                    batch.keep(&server.keeper).await
+                }
+            };
+            for receipt in receipts {
                 asker.mailbox.owe(Owed::Receipt(receipt));
             }
             return;
         }
         Message::Tell(receipt) => {
             let told = match server.route(&receipt.chain).await {
-                Ok(route) => server.router.tell(&asker.id, route.as_deref(), &receipt),
+                Ok(route) => {
+                    let told = server.router.tell(&asker.id, route.as_deref(), &receipt);
+                    if told == Told::Done {
+                        asker.mailbox.settle(&receipt.chain, receipt.from, receipt.to);
+                    }
+                    told
+                }
                 Err(error) => {
                     asker.mailbox.owe(Owed::refused(0, unavailable(&error)));
                     return;
@@ -79,6 +98,13 @@ pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) 
             if let Some(reason) = told_reason(told) {
                 asker.mailbox.owe(Owed::refused(0, reason));
             }
+            return;
+        }
+        Message::Listening => {
+            // Everything that others kept for this client up to now is offered or counted before it listens.
+            server.keeper.settled().await;
+            let waiting = server.store.waiting(&asker.id).await;
+            asker.mailbox.listen(waiting.map_or(true, |waiting| waiting.items > 0));
             return;
         }
         Message::Lookup(asked) => (asked.request, lookup(&server, &asker, &asked).await),
@@ -301,7 +327,7 @@ async fn rotate(server: &Server, asker: &Asker, body: Body<'_>) -> Answered {
             info!(client = %Uuid::from_bytes(asker.id), key_epoch, "replaced the identity key");
             asker.mailbox.owe(Owed::Done(request));
             // The connection was authenticated by the former key.
-            server.router.end(&asker.mailbox, None);
+            asker.mailbox.end(None);
             Ok(None)
         }
         Err(error) => {
@@ -335,8 +361,8 @@ fn admit(server: &Server, asker: &Asker) -> Result<(), Refusal> {
     }
 }
 
-/// The chain is registered before its wrap leaves, so that no message on it meets a server that does not know it. `Done`
-/// comes when the recipient's socket has the wrap.
+/// The chain is registered before its wrap is kept, so that no message on it meets a server that does not know it. `Done`
+/// comes when the wrap is durable: without it, what follows on the chain is worth nothing.
 async fn wrap(
     server: &Server,
     asker: &Asker,
@@ -349,10 +375,9 @@ async fn wrap(
     if Bundle::decode(bundle.bundle).map_err(|_| Reason::Malformed)?.id != asker.id {
         return Err(Reason::Forbidden.into());
     }
-    server.store.client(&to).await?.filter(|client| !client.revoked).ok_or(Reason::Unknown)?;
-    let recipient = server.router.mailbox(&to).filter(|mailbox| mailbox.is_listening()).ok_or(Reason::Offline)?;
-    let bytes = bytes_of(&Message::WrapDelivery { from: asker.id, wrap, bundle }, recipient.max_payload())
-        .ok_or(Reason::TooLarge)?;
+    let recipient = server.store.client(&to).await?.filter(|client| !client.revoked).ok_or(Reason::Unknown)?;
+    let room = usize::from(recipient.record_limit).saturating_sub(RECORD_OVERHEAD);
+    let bytes = bytes_of(&Message::WrapDelivery { from: asker.id, wrap, bundle }, room).ok_or(Reason::TooLarge)?;
     match server.store.register_chain(&header.chain_id, &asker.id, &header.sid, &to).await {
         Ok(()) => {}
         Err(ChainError::InUse) => return Err(Reason::NameInUse.into()),
@@ -360,9 +385,21 @@ async fn wrap(
         Err(_) => return Err(Reason::Unknown.into()),
     }
     server.router.forget_chain(&header.chain_id);
-    let content = Content::Wrap { connection: asker.mailbox.connection(), request, bytes };
-    server.router.deliver(&to, Delivery { sender: asker.id, content })?;
-    Ok(None)
+    let item = NewItem {
+        recipient: to,
+        sender: asker.id,
+        kind: ItemKind::Wrap,
+        chain: header.chain_id,
+        n: 0,
+        wanted: 0,
+        bytes: bytes.into(),
+        at: now(),
+    };
+    match server.keeper.keep(vec![item]).await?.pop() {
+        Some(Ok(_)) => Ok(Some(Owed::Done(request))),
+        Some(Err(error)) => Err(keeper::reason(&error).into()),
+        None => Err(Reason::Unavailable.into()),
+    }
 }
 
 /// Who is meant; the revoked are as unknown as those who never were.

@@ -6,7 +6,7 @@
 //!        +---------v--------+   +--------v---------+                       +------v------+
 //!        | server           |   | endpoint         |                       | device      |
 //!        |  channel: a peer |   |  agent: one home |                       | the firmware|
-//!        |  router, mailbox |   |  inbox, outbox   |                       | in a thread |
+//!        |  router, mailbox,|   |  inbox, outbox   |                       | in a thread |
 //!        |  resumption      |   |  link: one TCP   |                       +------v------+
 //!        |  control: a local|   |  local: a local  |                       | ethernet    |
 //!        |  operator's door |   |  process's door  |                       | search      |
@@ -32,6 +32,7 @@ pub mod device;
 mod directory;
 pub mod endpoint;
 pub mod ethernet;
+pub mod keeper;
 pub mod limits;
 pub mod mailbox;
 pub mod name;

@@ -1,17 +1,21 @@
 //! What waits to be sealed for one connected client: a bounded queue between the router and the client's channel.
 //!
 //! Everybody puts in, only the client's own channel takes out. Answers and receipts go first, messages and wraps follow
-//! in the order in which they came; the two have separate bounds, since a message can be refused and a receipt cannot.
-//! Nothing is dropped: whatever a closing mailbox still holds is handed back, so that its senders are told.
+//! in the order in which they came; the two have separate bounds, since a message can wait in the store and an answer
+//! cannot. Two kinds of things are delivered: what only passes, and what waits in the store. The store stays ahead: as
+//! long as it has something for the client that is not here, nothing passes by it, so that the order of every sender is
+//! kept. Nothing is dropped: what passed and was neither taken nor answered for goes to the keeper when the client stops
+//! listening, and what waits in the store stays there until the client acknowledges it.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ossicle_core::{Message, RECORD_OVERHEAD, Reason, Receipt, Rung, Rungs};
+use ossicle_core::{MAX_RECORD_LEN, Message, RECORD_OVERHEAD, Reason, Receipt, Rung, Rungs};
 use tokio::sync::Notify;
 
-use crate::store::{ChainId, ClientId, ItemKind, NewItem, Refuse};
+use crate::keeper::Keeper;
+use crate::store::{ChainId, ClientId, Item, ItemKind, NewItem, Refuse};
 
 /// Bytes of answers and receipts beyond which a client is not listened to until it has read some.
 const MAX_OWED_BYTES: usize = 256 * 1024;
@@ -113,71 +117,92 @@ impl Owed {
     }
 }
 
-/// Something from one client to another.
+/// A sealed message from one client to another that is in no store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delivery {
-    /// The authenticated sender, who is told if it cannot be handed over.
+pub struct Passing {
+    /// The authenticated sender.
     pub sender: ClientId,
-    /// What it is.
-    pub content: Content,
+    /// Its chain, and its number there: its name in receipts.
+    pub chain: ChainId,
+    /// See `chain`.
+    pub n: u32,
+    /// The receipts that the sender wants.
+    pub wanted: Rungs,
+    /// The envelope.
+    pub bytes: Arc<[u8]>,
 }
 
-/// What one client has for another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Content {
-    /// A sealed message.
-    Envelope {
-        /// Its chain, and its number there: its name in receipts.
-        chain: ChainId,
-        /// See `chain`.
-        n: u32,
-        /// The receipts that the sender wants.
-        wanted: Rungs,
-        /// The envelope.
-        bytes: Vec<u8>,
-    },
-    /// A wrapped chain.
-    Wrap {
-        /// The sender's connection, and the request there that asked for the delivery.
-        connection: u64,
-        /// See `connection`.
-        request: u16,
-        /// The encoded `WrapDelivery`.
-        bytes: Vec<u8>,
-    },
+impl Passing {
+    /// The same as something that waits for `recipient` from `at` on.
+    pub fn into_item(self, recipient: ClientId, at: u64) -> NewItem {
+        let Self { sender, chain, n, wanted, bytes } = self;
+        NewItem { recipient, sender, kind: ItemKind::Envelope, chain, n, wanted: wanted.bits(), bytes, at }
+    }
+
+    /// Whether its recipient says that it has it, or why not.
+    const fn is_answered_for(&self) -> bool {
+        self.wanted.contains(Rung::Delivered) || self.wanted.contains(Rung::Opened)
+    }
+
+    fn len(&self) -> usize {
+        size_of::<Self>() + self.bytes.len()
+    }
 }
+
+/// Something for a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It is in no store.
+    Passing(Passing),
+    /// It is in the store, and stays there until the client acknowledges it.
+    Waiting(Item),
+}
+
+/// Bytes of the record that says that the next one waited: two varints of ten bytes and a code.
+const ANNOUNCEMENT: usize = 22 + RECORD_OVERHEAD;
 
 impl Delivery {
+    /// The message that goes before it, if it waited.
+    pub const fn announcement(&self) -> Option<Message<'static>> {
+        match self {
+            Self::Passing(_) => None,
+            Self::Waiting(item) => Some(Message::Waited { seq: item.seq, at: item.at }),
+        }
+    }
+
     /// The message to be sealed.
     ///
     /// # Errors
-    /// Those of [`Message::decode`], which no wrap that was encoded causes.
+    /// Those of [`Message::decode`], which nothing causes that was encoded before it was stored.
     pub fn message(&self) -> Result<Message<'_>, ossicle_core::Error> {
-        match &self.content {
-            Content::Envelope { wanted, bytes, .. } => Ok(Message::Deliver { wanted: *wanted, envelope: bytes }),
-            Content::Wrap { bytes, .. } => Message::decode(bytes),
+        match self {
+            Self::Passing(passing) => Ok(Message::Deliver { wanted: passing.wanted, envelope: &passing.bytes }),
+            Self::Waiting(item) => match item.kind {
+                ItemKind::Envelope => {
+                    let wanted = Rungs::from_bits(item.wanted).ok_or(ossicle_core::Error::Decode)?;
+                    Ok(Message::Deliver { wanted, envelope: &item.bytes })
+                }
+                ItemKind::Wrap | ItemKind::Receipt => Message::decode(&item.bytes),
+            },
         }
     }
 
-    /// Bytes of the payload that the recipient opens.
-    pub const fn payload_len(&self) -> usize {
-        match &self.content {
-            // Code and wanted receipts.
-            Content::Envelope { bytes, .. } => 3 + bytes.len(),
-            Content::Wrap { bytes, .. } => bytes.len(),
+    fn room(&self) -> usize {
+        match self {
+            Self::Passing(passing) => MESSAGE_HEAD + passing.bytes.len() + RECORD_OVERHEAD,
+            Self::Waiting(item) => payload_len(item) + RECORD_OVERHEAD + ANNOUNCEMENT,
         }
     }
+}
 
-    const fn len(&self) -> usize {
-        size_of::<Self>() + self.payload_len()
-    }
+/// Code and wanted receipts.
+const MESSAGE_HEAD: usize = 3;
 
-    /// What the sender is told if it cannot be handed over.
-    pub const fn refusal(&self, reason: Reason) -> Owed {
-        match &self.content {
-            Content::Envelope { chain, n, .. } => Owed::Receipt(refusal(*chain, *n, reason)),
-            Content::Wrap { request, .. } => Owed::refused(*request, reason),
-        }
+/// Bytes of the payload that the recipient opens.
+fn payload_len(item: &Item) -> usize {
+    match item.kind {
+        ItemKind::Envelope => MESSAGE_HEAD + item.bytes.len(),
+        ItemKind::Wrap | ItemKind::Receipt => item.bytes.len(),
     }
 }
 
@@ -206,6 +231,15 @@ pub fn refuse_waiting(reason: Reason, at: u64) -> Refuse {
     })
 }
 
+/// Why a message did not pass.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotPassed {
+    /// The client takes no record of this length.
+    TooLarge,
+    /// It has to wait in the store.
+    Keep(Passing),
+}
+
 /// What a channel seals next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
@@ -232,15 +266,40 @@ pub struct Pressure {
     pub ending: bool,
 }
 
+/// What a mailbox wants of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Items beyond this number,
+    pub after: u64,
+    /// so many,
+    pub items: usize,
+    /// of so many bytes together.
+    pub bytes: usize,
+    /// The client takes receipts only.
+    pub receipts_only: bool,
+    /// What is asked for is worth nothing once this has changed.
+    era: u32,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Mailbox {
+    client: ClientId,
     connection: u64,
     max_payload: usize,
     limits: MailboxLimits,
-    budget: Arc<Budget>,
+    shared: Arc<Shared>,
     queue: Mutex<Queue>,
     changed: Notify,
+}
+
+/// What the mailboxes of a server share.
+#[derive(Debug)]
+pub struct Shared {
+    /// How much waits in all of them.
+    pub budget: Budget,
+    /// Takes what could not be handed over.
+    pub keeper: Keeper,
 }
 
 #[derive(Debug, Default)]
@@ -248,9 +307,39 @@ struct Queue {
     owed: VecDeque<Owed>,
     owed_bytes: usize,
     deliveries: VecDeque<Delivery>,
+    /// What passed and is sealed, but not all written; `None` in the place of what the keeper has by now.
+    sealed: VecDeque<Option<Passing>>,
+    /// What passed and was written, and for which the recipient has not answered.
+    unanswered: VecDeque<Passing>,
+    /// Bytes of what passes, wherever it is.
     bytes: usize,
+    backlog: Backlog,
     listening: bool,
     end: Option<End>,
+}
+
+/// Where this connection stands in the client's queue in the store.
+#[derive(Debug, Default)]
+struct Backlog {
+    /// Everything up to here was put into the mailbox, or needs not be.
+    cursor: u64,
+    /// The store may hold something beyond the cursor.
+    behind: bool,
+    /// It is being asked.
+    asking: bool,
+    /// Something came to it since it was asked.
+    stale: bool,
+    /// Something came to it while the client did not listen.
+    missed: bool,
+    /// Changes whenever the client begins or ceases to listen.
+    era: u32,
+    /// What was put into the mailbox and is not acknowledged, in this order: number and bytes.
+    held: VecDeque<(u64, usize)>,
+    held_bytes: usize,
+    /// How many of `held`, from the front, were sealed.
+    sealed: usize,
+    /// The highest number that was sealed.
+    newest: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -261,8 +350,19 @@ enum End {
 
 impl Mailbox {
     /// The mailbox of a new connection, whose number no other connection of this process has.
-    pub fn new(connection: u64, max_payload: usize, limits: MailboxLimits, budget: Arc<Budget>) -> Self {
-        Self { connection, max_payload, limits, budget, queue: Mutex::default(), changed: Notify::new() }
+    pub fn new(
+        client: ClientId,
+        connection: u64,
+        max_payload: usize,
+        limits: MailboxLimits,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { client, connection, max_payload, limits, shared, queue: Mutex::default(), changed: Notify::new() }
+    }
+
+    /// The client.
+    pub const fn client(&self) -> &ClientId {
+        &self.client
     }
 
     /// The connection's number.
@@ -297,28 +397,200 @@ impl Mailbox {
         false
     }
 
-    /// Puts in something from another client.
+    /// Puts in a message that is in no store.
     ///
     /// # Errors
-    /// Gives it back with the reason: offline, queue-full or too-large.
-    pub fn deliver(&self, delivery: Delivery) -> Result<(), (Reason, Delivery)> {
-        if delivery.payload_len() > self.max_payload {
-            return Err((Reason::TooLarge, delivery));
+    /// [`NotPassed`].
+    pub fn pass(&self, passing: Passing) -> Result<(), NotPassed> {
+        if MESSAGE_HEAD + passing.bytes.len() > self.max_payload {
+            return Err(NotPassed::TooLarge);
         }
         let mut queue = self.lock();
-        if !queue.listening || queue.end.is_some() {
-            return Err((Reason::Offline, delivery));
-        }
-        let len = delivery.len();
-        let full = queue.deliveries.len() >= self.limits.messages || queue.bytes + len > self.limits.bytes;
-        if full || !self.budget.take(len, self.limits.total) {
-            return Err((Reason::QueueFull, delivery));
+        let len = passing.len();
+        let held = queue.deliveries.len() + queue.sealed.len() + queue.unanswered.len();
+        let full = held >= self.limits.messages || queue.bytes + len > self.limits.bytes;
+        let passes = queue.listening && queue.end.is_none() && !queue.backlog.behind && !full;
+        if !passes || !self.shared.budget.take(len, self.limits.total) {
+            self.keep_of(&mut queue, &passing.sender);
+            return Err(NotPassed::Keep(passing));
         }
         queue.bytes += len;
-        queue.deliveries.push_back(delivery);
+        queue.deliveries.push_back(Delivery::Passing(passing));
         drop(queue);
         self.changed.notify_one();
         Ok(())
+    }
+
+    /// The sender's next message waits in the store: what of his only passes is given to the keeper before it. What is
+    /// on its way already reaches the client twice.
+    pub fn keep_behind(&self, sender: &ClientId) {
+        self.keep_of(&mut self.lock(), sender);
+    }
+
+    fn keep_of(&self, queue: &mut Queue, sender: &ClientId) {
+        if queue.bytes == 0 {
+            return;
+        }
+        let is_his = |passing: &Passing| passing.sender == *sender;
+        let mut kept = Vec::new();
+        queue.unanswered.retain(|passing| {
+            let his = is_his(passing);
+            if his {
+                kept.push(passing.clone());
+            }
+            !his
+        });
+        for sealed in &mut queue.sealed {
+            kept.extend(sealed.take_if(|passing| is_his(passing)));
+        }
+        queue.deliveries.retain(|delivery| match delivery {
+            Delivery::Passing(passing) if is_his(passing) => {
+                kept.push(passing.clone());
+                false
+            }
+            _ => true,
+        });
+        let bytes = kept.iter().map(Passing::len).sum();
+        queue.bytes -= bytes;
+        self.shared.budget.give(bytes);
+        self.shared.keeper.keep_for(self.client, kept);
+    }
+
+    /// Something came into the store for the client: it is put in at once where the client has everything before it.
+    ///
+    /// # Errors
+    /// Gives it back if the client takes no record of this length: it cannot stay in the store.
+    pub fn offer(&self, item: Item) -> Result<(), Item> {
+        let mut queue = self.lock();
+        if !queue.listening && item.kind != ItemKind::Receipt {
+            queue.backlog.missed = true;
+            return Ok(());
+        }
+        if queue.end.is_some() {
+            return Ok(());
+        }
+        let backlog = &mut queue.backlog;
+        if backlog.behind || !self.has_room(backlog, item.bytes.len()) {
+            // Commits are told of by many, so a lower number may come behind a higher one.
+            backlog.cursor = backlog.cursor.min(item.seq.saturating_sub(1));
+            backlog.stale = true;
+            backlog.behind = true;
+        } else if payload_len(&item) > self.max_payload {
+            return Err(item);
+        } else {
+            backlog.hold(&item);
+            queue.deliveries.push_back(Delivery::Waiting(item));
+        }
+        drop(queue);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// What the store should be asked for now. It is asked once at a time: [`answered`](Self::answered) follows.
+    pub fn wanted(&self) -> Option<Wanted> {
+        let mut queue = self.lock();
+        let receipts_only = !queue.listening;
+        let ended = queue.end.is_some();
+        let backlog = &mut queue.backlog;
+        let (items, bytes) = self.window();
+        // Half a window at a time, so that the store is not asked for every single acknowledgement.
+        if ended
+            || backlog.asking
+            || !backlog.behind
+            || backlog.held.len() > items / 2
+            || backlog.held_bytes > bytes / 2
+        {
+            return None;
+        }
+        backlog.asking = true;
+        backlog.stale = false;
+        Some(Wanted {
+            after: backlog.cursor,
+            items: items - backlog.held.len(),
+            bytes: bytes - backlog.held_bytes,
+            receipts_only,
+            era: backlog.era,
+        })
+    }
+
+    /// Puts in what the store answered; `None` if it could not. Gives back what is too long for the client.
+    pub fn answered(&self, wanted: Wanted, answer: Option<Vec<Item>>) -> Vec<Item> {
+        let mut too_large = Vec::new();
+        let mut queue = self.lock();
+        queue.backlog.asking = false;
+        let Some(items) = answer.filter(|_| queue.backlog.era == wanted.era && queue.end.is_none()) else {
+            return too_large;
+        };
+        // With room for one more of the longest, the store has given all that it had.
+        let bytes: usize = items.iter().map(|item| item.bytes.len()).sum();
+        let exhausted = items.is_empty() || (items.len() < wanted.items && bytes + MAX_RECORD_LEN <= wanted.bytes);
+        for item in items {
+            let backlog = &mut queue.backlog;
+            backlog.cursor = backlog.cursor.max(item.seq);
+            if (wanted.receipts_only && item.kind != ItemKind::Receipt)
+                || backlog.held.iter().any(|(seq, _)| *seq == item.seq)
+            {
+                continue;
+            }
+            if payload_len(&item) > self.max_payload {
+                too_large.push(item);
+            } else {
+                backlog.hold(&item);
+                queue.deliveries.push_back(Delivery::Waiting(item));
+            }
+        }
+        let backlog = &mut queue.backlog;
+        if exhausted && !backlog.stale {
+            backlog.behind = false;
+        }
+        drop(queue);
+        self.changed.notify_one();
+        too_large
+    }
+
+    /// Takes the client's word that it has everything up to `seq`, and returns the numbers that the store can forget.
+    ///
+    /// # Errors
+    /// [`Reason::Malformed`] if no such number was delivered on this connection.
+    pub fn acknowledge(&self, seq: u64) -> Result<Vec<u64>, Reason> {
+        let mut queue = self.lock();
+        let backlog = &mut queue.backlog;
+        let place = backlog.held.iter().take(backlog.sealed).position(|(held, _)| *held == seq);
+        let Some(place) = place else {
+            return if seq <= backlog.newest { Ok(Vec::new()) } else { Err(Reason::Malformed) };
+        };
+        let acknowledged: Vec<_> = backlog.held.drain(..=place).collect();
+        backlog.sealed -= acknowledged.len();
+        backlog.held_bytes -= acknowledged.iter().map(|(_, len)| len).sum::<usize>();
+        give_back(&mut backlog.held);
+        drop(queue);
+        // There may be room for more now.
+        self.changed.notify_one();
+        Ok(acknowledged.into_iter().map(|(seq, _)| seq).collect())
+    }
+
+    /// The client has said what became of these messages: they need not be kept for it any longer.
+    pub fn settle(&self, chain: &ChainId, from: u32, to: u32) {
+        let mut queue = self.lock();
+        let queue = &mut *queue;
+        let mut freed = 0;
+        let mut keep = |passing: &Passing| {
+            let settled = passing.chain == *chain && (from..=to).contains(&passing.n);
+            if settled {
+                freed += passing.len();
+            }
+            !settled
+        };
+        // They are answered in the order in which they came, mostly.
+        while queue.unanswered.front().is_some_and(|first| !keep(first)) {
+            queue.unanswered.pop_front();
+        }
+        if queue.unanswered.iter().any(|passing| passing.chain == *chain && (from..=to).contains(&passing.n)) {
+            queue.unanswered.retain(&mut keep);
+        }
+        give_back(&mut queue.unanswered);
+        queue.bytes -= freed;
+        self.shared.budget.give(freed);
     }
 
     /// Whether the client takes messages now.
@@ -327,28 +599,60 @@ impl Mailbox {
         queue.listening && queue.end.is_none()
     }
 
-    /// From now on, messages come in.
-    pub fn listen(&self) {
-        self.lock().listening = true;
+    /// From now on, messages come in. `waiting`: the store holds something for the client, as everything shows that
+    /// the keeper was given before.
+    pub fn listen(&self, waiting: bool) {
+        let mut queue = self.lock();
+        if !core::mem::replace(&mut queue.listening, true) {
+            let backlog = &mut queue.backlog;
+            backlog.behind |= waiting || core::mem::take(&mut backlog.missed);
+            backlog.cursor = 0;
+            backlog.era = backlog.era.wrapping_add(1);
+        }
+        drop(queue);
+        self.changed.notify_one();
     }
 
-    /// No more messages. Gives back those that were not taken out.
-    pub fn stop_listening(&self) -> VecDeque<Delivery> {
+    /// Receipts that waited come in from now on, as nothing else does until the client listens.
+    pub fn greet(&self, waiting: bool) {
+        self.lock().backlog.behind |= waiting;
+        self.changed.notify_one();
+    }
+
+    /// No more messages. What was not sealed goes to the keeper.
+    pub fn stop_listening(&self) {
         let mut queue = self.lock();
+        let queue = &mut *queue;
         queue.listening = false;
-        self.hand_back(&mut queue)
+        let backlog = &mut queue.backlog;
+        backlog.era = backlog.era.wrapping_add(1);
+        // What waits in the store and was not sealed is not delivered.
+        while backlog.held.len() > backlog.sealed {
+            backlog.held_bytes -= backlog.held.pop_back().map_or(0, |(_, len)| len);
+        }
+        // The rest is on its way; the client says what became of it, or its connection ends.
+        let passing = take_passing(&mut queue.deliveries);
+        let bytes = passing.iter().map(Passing::len).sum();
+        queue.bytes -= bytes;
+        self.shared.budget.give(bytes);
+        self.shared.keeper.keep_for(self.client, passing);
     }
 
-    /// Ends the connection once it was told all it is owed. The first reason stands. Gives back what was for the client.
-    pub fn end(&self, reason: Option<Reason>) -> VecDeque<Delivery> {
+    /// Ends the connection once it was told all it is owed. The first reason stands. What the client did not answer for
+    /// goes to the keeper, though it may have it: whatever is kept for the client later is kept behind it.
+    pub fn end(&self, reason: Option<Reason>) {
         let mut queue = self.lock();
+        let queue = &mut *queue;
         if queue.end.is_none() {
             queue.end = Some(End::Close(reason));
         }
-        let back = self.hand_back(&mut queue);
-        drop(queue);
+        self.shared.budget.give(core::mem::take(&mut queue.bytes));
+        let mut all: Vec<_> = core::mem::take(&mut queue.unanswered).into();
+        all.extend(core::mem::take(&mut queue.sealed).into_iter().flatten());
+        all.append(&mut take_passing(&mut queue.deliveries));
+        // Under the lock: who finds this mailbox ended comes to the keeper behind this.
+        self.shared.keeper.keep_for(self.client, all);
         self.changed.notify_one();
-        back
     }
 
     /// Whether the channel should go on reading.
@@ -361,6 +665,7 @@ impl Mailbox {
     /// Takes out what is next, if its record fits into `room` bytes.
     pub fn next(&self, room: usize) -> Next {
         let mut queue = self.lock();
+        let queue = &mut *queue;
         if matches!(queue.end, Some(End::Overrun)) {
             return Next::Overrun;
         }
@@ -375,12 +680,17 @@ impl Mailbox {
             }
         }
         if let Some(delivery) = queue.deliveries.front() {
-            if delivery.payload_len() + RECORD_OVERHEAD > room {
+            if delivery.room() > room {
                 return Next::Full;
             }
             if let Some(delivery) = queue.deliveries.pop_front() {
-                queue.bytes -= delivery.len();
-                self.budget.give(delivery.len());
+                match &delivery {
+                    Delivery::Passing(passing) => queue.sealed.push_back(Some(passing.clone())),
+                    Delivery::Waiting(item) => {
+                        queue.backlog.sealed += 1;
+                        queue.backlog.newest = queue.backlog.newest.max(item.seq);
+                    }
+                }
                 give_back(&mut queue.deliveries);
                 return Next::Delivery(delivery);
             }
@@ -392,10 +702,35 @@ impl Mailbox {
         }
     }
 
-    fn hand_back(&self, queue: &mut Queue) -> VecDeque<Delivery> {
-        self.budget.give(queue.bytes);
-        queue.bytes = 0;
-        core::mem::take(&mut queue.deliveries)
+    /// The socket has taken the records of so many messages that passed, in the order in which they were sealed.
+    pub fn written(&self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        let mut queue = self.lock();
+        let queue = &mut *queue;
+        let mut freed = 0;
+        for _ in 0..count {
+            match queue.sealed.pop_front() {
+                Some(Some(passing)) if passing.is_answered_for() => queue.unanswered.push_back(passing),
+                Some(Some(passing)) => freed += passing.len(),
+                Some(None) => {}
+                None => break,
+            }
+        }
+        give_back(&mut queue.sealed);
+        queue.bytes -= freed;
+        self.shared.budget.give(freed);
+    }
+
+    /// Items and bytes from the store that the client may leave unacknowledged.
+    const fn window(&self) -> (usize, usize) {
+        if self.max_payload < DEVICE_PAYLOAD { (16, 16 * 1024) } else { (1024, 1024 * 1024) }
+    }
+
+    fn has_room(&self, backlog: &Backlog, len: usize) -> bool {
+        let (items, bytes) = self.window();
+        backlog.held.is_empty() || (backlog.held.len() < items && backlog.held_bytes + len <= bytes)
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -404,10 +739,20 @@ impl Mailbox {
     }
 }
 
+/// A client that takes no longer payload is a device.
+const DEVICE_PAYLOAD: usize = 8 * 1024;
+
+impl Backlog {
+    fn hold(&mut self, item: &Item) {
+        self.cursor = self.cursor.max(item.seq);
+        self.held.push_back((item.seq, item.bytes.len()));
+        self.held_bytes += item.bytes.len();
+    }
+}
+
 impl Drop for Mailbox {
     fn drop(&mut self) {
-        let bytes = self.lock().bytes;
-        self.budget.give(bytes);
+        self.end(None);
     }
 }
 
@@ -426,6 +771,16 @@ impl Budget {
     }
 }
 
+fn take_passing(deliveries: &mut VecDeque<Delivery>) -> Vec<Passing> {
+    core::mem::take(deliveries)
+        .into_iter()
+        .filter_map(|delivery| match delivery {
+            Delivery::Passing(passing) => Some(passing),
+            Delivery::Waiting(_) => None,
+        })
+        .collect()
+}
+
 /// An idle client keeps no memory of its last burst.
 fn give_back<T>(queue: &mut VecDeque<T>) {
     if queue.is_empty() {
@@ -436,65 +791,101 @@ fn give_back<T>(queue: &mut VecDeque<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keeper::Orders;
 
     const CHAIN: ChainId = [1; 8];
+    const BOB: ClientId = [2; 16];
     const LIMITS: MailboxLimits = MailboxLimits { messages: 3, bytes: 4096, total: 8192, owed: 4 };
 
-    fn mailbox(budget: &Arc<Budget>) -> Mailbox {
-        Mailbox::new(1, 1000, LIMITS, Arc::clone(budget))
+    fn shared() -> (Arc<Shared>, Orders) {
+        let (keeper, orders) = Keeper::new();
+        (Arc::new(Shared { budget: Budget::default(), keeper }), orders)
     }
 
-    fn envelope(n: u32, len: usize) -> Delivery {
-        let content = Content::Envelope { chain: CHAIN, n, wanted: Rungs::NONE, bytes: vec![7; len] };
-        Delivery { sender: [9; 16], content }
+    fn of(shared: &Arc<Shared>, max_payload: usize) -> Mailbox {
+        Mailbox::new(BOB, 1, max_payload, LIMITS, Arc::clone(shared))
+    }
+
+    fn mailbox() -> (Mailbox, Orders) {
+        let (shared, orders) = shared();
+        (of(&shared, 1000), orders)
+    }
+
+    fn wanting(n: u32, len: usize, wanted: Rungs) -> Passing {
+        Passing { sender: [9; 16], chain: CHAIN, n, wanted, bytes: vec![7; len].into() }
+    }
+
+    fn envelope(n: u32, len: usize) -> Passing {
+        wanting(n, len, Rungs::NONE)
+    }
+
+    fn item(seq: u64) -> Item {
+        item_of(seq, ItemKind::Envelope)
+    }
+
+    fn item_of(seq: u64, kind: ItemKind) -> Item {
+        Item { seq, sender: [9; 16], kind, chain: CHAIN, n: 0, wanted: 0, bytes: vec![7; 40].into(), at: 5 }
     }
 
     fn receipt(from: u32, to: u32) -> Owed {
         Owed::Receipt(Receipt { rung: Rung::Accepted, reason: None, chain: CHAIN, from, to, tag: None })
     }
 
-    fn reason(result: Result<(), (Reason, Delivery)>) -> Option<Reason> {
-        result.err().map(|(reason, _)| reason)
+    /// The numbers of what is sealed next, as long as something is.
+    fn sealed(mailbox: &Mailbox) -> Vec<u64> {
+        let mut seqs = Vec::new();
+        while let Next::Delivery(delivery) = mailbox.next(1 << 16) {
+            seqs.push(match delivery {
+                Delivery::Waiting(item) => item.seq,
+                Delivery::Passing(passing) => u64::from(passing.n),
+            });
+        }
+        seqs
+    }
+
+    fn numbers(orders: &mut Orders) -> Vec<u32> {
+        orders.items().into_iter().map(|item| item.n).collect()
     }
 
     #[test]
-    fn messages_come_in_only_while_the_client_listens_and_there_is_room() {
-        let budget = Arc::default();
-        let mailbox = mailbox(&budget);
-        assert_eq!(reason(mailbox.deliver(envelope(0, 40))), Some(Reason::Offline));
-        mailbox.listen();
+    fn messages_pass_only_while_the_client_listens_and_there_is_room() {
+        let (mailbox, mut orders) = mailbox();
+        assert_eq!(mailbox.pass(envelope(0, 40)), Err(NotPassed::Keep(envelope(0, 40))));
+        mailbox.listen(false);
         assert!(mailbox.is_listening());
-        assert_eq!(reason(mailbox.deliver(envelope(0, 998))), Some(Reason::TooLarge));
+        assert_eq!(mailbox.pass(envelope(0, 998)), Err(NotPassed::TooLarge));
         for n in 0..3 {
-            assert_eq!(mailbox.deliver(envelope(n, 40)), Ok(()));
+            assert_eq!(mailbox.pass(envelope(n, 40)), Ok(()));
         }
-        assert_eq!(reason(mailbox.deliver(envelope(3, 40))), Some(Reason::QueueFull));
-        assert_eq!(mailbox.stop_listening().len(), 3);
-        assert_eq!(reason(mailbox.deliver(envelope(3, 40))), Some(Reason::Offline));
-        assert_eq!(budget.0.load(Ordering::Relaxed), 0);
+        assert_eq!(mailbox.pass(envelope(3, 40)), Err(NotPassed::Keep(envelope(3, 40))));
+        mailbox.stop_listening();
+        assert_eq!(numbers(&mut orders), [0, 1, 2]);
+        assert_eq!(mailbox.pass(envelope(3, 40)), Err(NotPassed::Keep(envelope(3, 40))));
+        assert_eq!(mailbox.shared.budget.0.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn all_mailboxes_share_one_budget() {
-        let budget = Arc::default();
-        let boxes = [mailbox(&budget), mailbox(&budget), mailbox(&budget)];
+        let (shared, _orders) = shared();
+        let boxes = [of(&shared, 1000), of(&shared, 1000), of(&shared, 1000)];
         let mut taken = 0;
         for mailbox in &boxes {
-            mailbox.listen();
-            while mailbox.deliver(envelope(0, 990)).is_ok() {
-                taken += 1;
+            mailbox.listen(false);
+            // Fewer than one mailbox alone takes.
+            for _ in 0..3 {
+                taken += usize::from(mailbox.pass(envelope(0, 990)).is_ok());
             }
         }
         assert!(taken < 9, "three each would exceed the total");
         drop(boxes);
-        assert_eq!(budget.0.load(Ordering::Relaxed), 0);
+        assert_eq!(shared.budget.0.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn what_is_owed_goes_first_and_receipts_are_cumulative() {
-        let mailbox = mailbox(&Arc::default());
-        mailbox.listen();
-        assert_eq!(mailbox.deliver(envelope(0, 40)), Ok(()));
+        let (mailbox, _orders) = mailbox();
+        mailbox.listen(false);
+        assert_eq!(mailbox.pass(envelope(0, 40)), Ok(()));
         assert!(!mailbox.owe(receipt(5, 5)));
         assert!(mailbox.owe(receipt(6, 7)));
         assert!(!mailbox.owe(receipt(9, 9)));
@@ -502,26 +893,171 @@ mod tests {
         assert_eq!(mailbox.next(4096), Next::Owed(receipt(5, 7)));
         assert_eq!(mailbox.next(4096), Next::Owed(receipt(9, 9)));
         assert_eq!(mailbox.next(40 + 3 + RECORD_OVERHEAD - 1), Next::Full);
-        assert_eq!(mailbox.next(40 + 3 + RECORD_OVERHEAD), Next::Delivery(envelope(0, 40)));
+        assert_eq!(mailbox.next(40 + 3 + RECORD_OVERHEAD), Next::Delivery(Delivery::Passing(envelope(0, 40))));
         assert_eq!(mailbox.next(4096), Next::Empty);
     }
 
     #[test]
-    fn an_ending_mailbox_hands_back_messages_and_keeps_what_is_owed() {
-        let mailbox = mailbox(&Arc::default());
-        mailbox.listen();
-        assert_eq!(mailbox.deliver(envelope(0, 40)), Ok(()));
+    fn an_ending_mailbox_keeps_what_it_owes_and_gives_the_rest_to_the_keeper() {
+        let (mailbox, mut orders) = mailbox();
+        mailbox.listen(false);
+        assert_eq!(mailbox.pass(envelope(0, 40)), Ok(()));
         mailbox.owe(Owed::Done(4));
-        assert_eq!(mailbox.end(Some(Reason::TakenOver)).len(), 1);
+        mailbox.end(Some(Reason::TakenOver));
+        assert_eq!(numbers(&mut orders), [0]);
         mailbox.end(Some(Reason::Unavailable));
-        assert_eq!(reason(mailbox.deliver(envelope(1, 40))), Some(Reason::Offline));
+        assert!(matches!(mailbox.pass(envelope(1, 40)), Err(NotPassed::Keep(_))));
         assert_eq!(mailbox.next(4096), Next::Owed(Owed::Done(4)));
         assert_eq!(mailbox.next(4096), Next::Close(Some(Reason::TakenOver)));
     }
 
     #[test]
+    fn what_passed_is_held_until_it_is_written_or_answered_for() {
+        let (mailbox, mut orders) = mailbox();
+        let wanted = Rungs::NONE.with(Rung::Delivered);
+        mailbox.listen(false);
+        for passing in [wanting(0, 40, wanted), envelope(1, 40), wanting(2, 40, wanted)] {
+            assert_eq!(mailbox.pass(passing), Ok(()));
+        }
+        assert_eq!(sealed(&mailbox), [0, 1, 2]);
+        mailbox.written(2);
+        // The first is unanswered, the second is done, the third is on its way.
+        mailbox.end(None);
+        assert_eq!(numbers(&mut orders), [0, 2]);
+        assert_eq!(mailbox.shared.budget.0.load(Ordering::Relaxed), 0);
+        mailbox.written(1);
+
+        let (mailbox, mut orders) = self::mailbox();
+        mailbox.listen(false);
+        for n in 0..3 {
+            assert_eq!(mailbox.pass(wanting(n, 40, wanted)), Ok(()));
+        }
+        assert_eq!(sealed(&mailbox), [0, 1, 2]);
+        mailbox.written(3);
+        mailbox.settle(&[8; 8], 0, 9);
+        mailbox.settle(&CHAIN, 1, 1);
+        mailbox.settle(&CHAIN, 0, 0);
+        drop(mailbox);
+        assert_eq!(numbers(&mut orders), [2]);
+    }
+
+    #[test]
+    fn what_a_sender_has_kept_is_behind_what_of_his_passes() {
+        let (mailbox, mut orders) = mailbox();
+        let wanted = Rungs::NONE.with(Rung::Delivered);
+        mailbox.listen(false);
+        let of = |sender, n| Passing { sender: [sender; 16], ..wanting(n, 40, wanted) };
+        assert_eq!(mailbox.pass(of(7, 0)), Ok(()));
+        assert_eq!(mailbox.pass(of(9, 1)), Ok(()));
+        assert_eq!(sealed(&mailbox), [0, 1]);
+        mailbox.written(1);
+        assert_eq!(mailbox.pass(of(7, 2)), Ok(()));
+        // There is no room for the fourth: the others of its sender go ahead of it, wherever they are.
+        assert_eq!(mailbox.pass(of(7, 3)), Err(NotPassed::Keep(of(7, 3))));
+        assert_eq!(numbers(&mut orders), [0, 2]);
+        mailbox.keep_behind(&[9; 16]);
+        assert_eq!(numbers(&mut orders), [1]);
+        mailbox.written(1);
+        assert!(sealed(&mailbox).is_empty());
+        assert_eq!(mailbox.shared.budget.0.load(Ordering::Relaxed), 0);
+        drop(mailbox);
+        assert!(numbers(&mut orders).is_empty());
+    }
+
+    #[test]
+    fn nothing_passes_by_what_waits_in_the_store() {
+        let (mailbox, mut orders) = mailbox();
+        mailbox.listen(true);
+        assert!(matches!(mailbox.pass(envelope(9, 40)), Err(NotPassed::Keep(_))));
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!((wanted.after, wanted.items, wanted.receipts_only), (0, 16, false));
+        assert_eq!(mailbox.wanted(), None, "it is asked already");
+        // Something comes while the store is being asked: whether the answer holds it, nobody knows.
+        assert_eq!(mailbox.offer(item(8)), Ok(()));
+        assert_eq!(mailbox.answered(wanted, Some(vec![item(5), item(7)])), []);
+        assert_eq!(sealed(&mailbox), [5, 7]);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(wanted.after, 7);
+        assert_eq!(mailbox.answered(wanted, Some(vec![item(8)])), []);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.answered(wanted, Some(Vec::new())), []);
+        assert_eq!(mailbox.wanted(), None);
+        assert_eq!(mailbox.pass(envelope(9, 40)), Ok(()));
+        assert_eq!(sealed(&mailbox), [8, 9]);
+        // What waits stays in the store.
+        drop(mailbox);
+        assert_eq!(numbers(&mut orders), [9]);
+    }
+
+    #[test]
+    fn a_client_with_everything_is_offered_the_rest_at_once_in_the_order_of_commits_told() {
+        let (mailbox, _orders) = mailbox();
+        mailbox.listen(false);
+        for seq in [11, 10, 12] {
+            assert_eq!(mailbox.offer(item(seq)), Ok(()));
+        }
+        assert_eq!(mailbox.wanted(), None);
+        assert_eq!(mailbox.acknowledge(11), Err(Reason::Malformed), "it was not sealed");
+        assert_eq!(sealed(&mailbox), [11, 10, 12]);
+        assert_eq!(mailbox.acknowledge(11), Ok(vec![11]), "10 came behind it");
+        assert_eq!(mailbox.acknowledge(11), Ok(vec![]));
+        assert_eq!(mailbox.acknowledge(13), Err(Reason::Malformed));
+        assert_eq!(mailbox.acknowledge(12), Ok(vec![10, 12]));
+    }
+
+    #[test]
+    fn a_client_that_acknowledges_nothing_gets_one_window() {
+        let (mailbox, _orders) = mailbox();
+        mailbox.listen(false);
+        for seq in 1..=20 {
+            assert_eq!(mailbox.offer(item(seq)), Ok(()));
+        }
+        assert_eq!(sealed(&mailbox), (1..=16).collect::<Vec<_>>());
+        assert_eq!(mailbox.wanted(), None);
+        assert_eq!(mailbox.acknowledge(8).map(|seqs| seqs.len()), Ok(8));
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!((wanted.after, wanted.items), (16, 8));
+        assert_eq!(mailbox.answered(wanted, Some((17..=20).map(item).collect())), []);
+        assert_eq!(sealed(&mailbox), [17, 18, 19, 20]);
+        assert_eq!(mailbox.acknowledge(20).map(|seqs| seqs.len()), Ok(12));
+    }
+
+    #[test]
+    fn who_does_not_listen_gets_receipts_only_and_the_rest_later() {
+        let (mailbox, _orders) = mailbox();
+        mailbox.greet(true);
+        let wanted = mailbox.wanted().unwrap();
+        assert!(wanted.receipts_only);
+        assert_eq!(mailbox.answered(wanted, Some(vec![item(1), item_of(2, ItemKind::Receipt)])), []);
+        assert_eq!(mailbox.offer(item(3)), Ok(()));
+        assert!(matches!(mailbox.next(4096), Next::Delivery(Delivery::Waiting(Item { seq: 2, .. }))));
+        // An answer to a question that was asked before the client listened holds too little.
+        let stale = mailbox.wanted().unwrap();
+        mailbox.listen(false);
+        assert_eq!(mailbox.answered(stale, Some(Vec::new())), []);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!((wanted.after, wanted.receipts_only), (0, false));
+        let all = vec![item(1), item_of(2, ItemKind::Receipt), item(3)];
+        assert_eq!(mailbox.answered(wanted, Some(all)), []);
+        assert_eq!(sealed(&mailbox), [1, 3], "the receipt is under way already");
+        // Again from the start, for whoever listens anew.
+        mailbox.stop_listening();
+        mailbox.listen(true);
+        assert_eq!(mailbox.wanted().unwrap().after, 0);
+    }
+
+    #[test]
+    fn a_store_that_fails_is_asked_again() {
+        let (mailbox, _orders) = mailbox();
+        mailbox.listen(true);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.answered(wanted, None), []);
+        assert!(mailbox.wanted().is_some());
+    }
+
+    #[test]
     fn a_client_that_reads_nothing_is_overrun() {
-        let mailbox = mailbox(&Arc::default());
+        let (mailbox, _orders) = mailbox();
         for n in 0..5 {
             mailbox.owe(Owed::Done(n));
         }

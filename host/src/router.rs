@@ -2,22 +2,25 @@
 //!
 //! A client is *connected* while it holds a seat here, and *online* while its mailbox listens. The router reads no more of
 //! an envelope than chain and number. It knows the routes of chains that were used lately; the store knows all of them,
-//! and whoever calls asks it first. Whatever cannot go on is told to its sender: nothing is dropped in silence.
+//! and whoever calls asks it first. What cannot pass now is given back to be kept, or goes to the keeper: nothing is
+//! dropped in silence.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ossicle_core::{EnvelopeHeader, Reason, Receipt, Rung, Rungs};
 
-use crate::mailbox::{Content, Delivery, Mailbox, Owed, refusal};
-use crate::store::{ChainId, ChainRoute, ClientId};
+use crate::keeper::{self, Keeper};
+use crate::mailbox::{Mailbox, NotPassed, Owed, Passing, refusal};
+use crate::store::{ChainId, ChainRoute, ClientId, ItemKind, NewItem};
 
 /// Routes that are remembered at least; twice as many at most.
 const REMEMBERED: usize = 32_768;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Router {
+    keeper: Keeper,
     seats: RwLock<HashMap<ClientId, Arc<Mailbox>>>,
     routes: Mutex<Routes>,
 }
@@ -29,10 +32,30 @@ struct Routes {
     old: HashMap<ChainId, Arc<ChainRoute>>,
 }
 
+/// A message as its sender gave it.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'m> {
+    /// Its chain, and its number there.
+    pub header: &'m EnvelopeHeader,
+    /// The receipts that the sender wants.
+    pub wanted: Rungs,
+    /// The envelope, header included.
+    pub envelope: &'m [u8],
+}
+
+/// What became of a message so far.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// This is what its sender is told, if anything.
+    Told(Option<Receipt>),
+    /// It has to wait for these recipients; another one may have refused it.
+    Keep(Vec<NewItem>, Option<Reason>),
+}
+
 /// What a recipient's receipt comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told {
-    /// The sender was told, or is not connected: it sends again what it needs a receipt for.
+    /// The sender was told, or is told when it comes back.
     Done,
     /// The teller is no recipient of this chain, or there is no such chain.
     Forbidden,
@@ -41,6 +64,11 @@ pub enum Told {
 }
 
 impl Router {
+    /// A router that nobody has a seat at.
+    pub fn new(keeper: Keeper) -> Self {
+        Self { keeper, seats: RwLock::default(), routes: Mutex::default() }
+    }
+
     /// Gives the client's seat to a new connection. The mailbox of an older one is handed back, to be ended.
     pub fn enter(&self, client: ClientId, mailbox: Arc<Mailbox>) -> Option<Arc<Mailbox>> {
         self.seats_mut().insert(client, mailbox)
@@ -76,14 +104,14 @@ impl Router {
         self.forget_client(client);
         let mailbox = self.mailbox(client);
         if let Some(mailbox) = &mailbox {
-            self.end(mailbox, Some(reason));
+            mailbox.end(Some(reason));
         }
         mailbox.is_some()
     }
 
     /// Ends all connections.
     pub fn end_all(&self, reason: Reason) {
-        self.for_each(|mailbox| self.end(mailbox, Some(reason)));
+        self.for_each(|mailbox| mailbox.end(Some(reason)));
     }
 
     /// Does something for every connected client.
@@ -91,35 +119,6 @@ impl Router {
         let mailboxes: Vec<_> = self.seats().values().cloned().collect();
         for mailbox in mailboxes {
             action(&mailbox);
-        }
-    }
-
-    /// Ends one connection. Whose messages it did not get any more is told.
-    pub fn end(&self, mailbox: &Mailbox, reason: Option<Reason>) {
-        self.hand_back(mailbox.end(reason), Reason::Offline);
-    }
-
-    /// Tells the senders of `deliveries` that they went no further.
-    pub fn hand_back(&self, deliveries: impl IntoIterator<Item = Delivery>, reason: Reason) {
-        for delivery in deliveries {
-            self.refuse(&delivery, reason);
-        }
-    }
-
-    /// Tells the sender of `delivery` that it went no further.
-    pub fn refuse(&self, delivery: &Delivery, reason: Reason) {
-        match &delivery.content {
-            Content::Envelope { .. } => self.owe(&delivery.sender, delivery.refusal(reason)),
-            Content::Wrap { connection, .. } => {
-                self.answer(&delivery.sender, *connection, delivery.refusal(reason));
-            }
-        }
-    }
-
-    /// A recipient's socket has taken `delivery`: a wrap is answered only now, so that `Done` is never a lie.
-    pub fn handed_over(&self, delivery: &Handed) {
-        if let Handed { sender, wrap: Some((connection, request)), .. } = delivery {
-            self.answer(sender, *connection, Owed::Done(*request));
         }
     }
 
@@ -154,7 +153,8 @@ impl Router {
         routes.old.retain(|_, route| !concerns(route));
     }
 
-    /// Takes a message to the mailboxes of its recipients, and returns the receipt that its sender gets, if any.
+    /// Takes a message to the mailboxes of its recipients, where it can pass. `behind_others`: what this sender sent
+    /// before has to wait, and this with it. `at` is now.
     ///
     /// A chain that the store does not know, and one that is another client's, are answered alike with `rekey`: the
     /// sender's library starts a new chain, and nobody learns which chains exist.
@@ -162,38 +162,85 @@ impl Router {
         &self,
         sender: &ClientId,
         route: Option<&ChainRoute>,
-        header: &EnvelopeHeader,
-        wanted: Rungs,
-        envelope: &[u8],
-    ) -> Option<Receipt> {
-        let (chain, n) = (header.chain_id, header.n);
+        message: Outgoing<'_>,
+        behind_others: bool,
+        at: impl Fn() -> u64,
+    ) -> Sent {
+        let Outgoing { header: &EnvelopeHeader { chain_id: chain, n, .. }, wanted, envelope } = message;
         let Some(route) = route.filter(|route| route.sender == *sender && !route.recipients.is_empty()) else {
-            return Some(refusal(chain, n, Reason::Rekey));
+            return Sent::Told(Some(refusal(chain, n, Reason::Rekey)));
         };
+        let keep_all = behind_others || wanted.contains(Rung::Stored);
+        let bytes: Arc<[u8]> = envelope.into();
         let mut refused = None;
+        let mut keep = Vec::new();
         for recipient in &route.recipients {
-            let content = Content::Envelope { chain, n, wanted, bytes: envelope.to_vec() };
-            if let Err(reason) = self.deliver(recipient, Delivery { sender: *sender, content }) {
-                refused.get_or_insert(reason);
+            let passing = Passing { sender: *sender, chain, n, wanted, bytes: Arc::clone(&bytes) };
+            let passed = match self.mailbox(recipient) {
+                Some(mailbox) if !keep_all => mailbox.pass(passing),
+                Some(mailbox) => {
+                    mailbox.keep_behind(sender);
+                    Err(NotPassed::Keep(passing))
+                }
+                None => Err(NotPassed::Keep(passing)),
+            };
+            match passed {
+                Ok(()) => {}
+                Err(NotPassed::TooLarge) => {
+                    refused.get_or_insert(Reason::TooLarge);
+                }
+                Err(NotPassed::Keep(passing)) => keep.push(passing.into_item(*recipient, at())),
             }
         }
-        match refused {
-            Some(reason) => Some(refusal(chain, n, reason)),
-            None if wanted.contains(Rung::Accepted) => {
-                Some(Receipt { rung: Rung::Accepted, reason: None, chain, from: n, to: n, tag: None })
-            }
-            None => None,
+        if keep.is_empty() {
+            Sent::Told(keeper::outcome(chain, n, wanted, refused, Rung::Accepted))
+        } else {
+            Sent::Keep(keep, refused)
         }
     }
 
-    /// Puts something into a recipient's mailbox.
-    ///
-    /// # Errors
-    /// Why it is not there: offline, queue-full or too-large.
-    pub fn deliver(&self, recipient: &ClientId, delivery: Delivery) -> Result<(), Reason> {
-        match self.mailbox(recipient) {
-            Some(mailbox) => mailbox.deliver(delivery).map_err(|(reason, _)| reason),
-            None => Err(Reason::Offline),
+    /// Something of a client's is in the store by now under this number: it is put into its mailbox if it is here.
+    pub fn offer(&self, new: NewItem, seq: u64) {
+        let Some(mailbox) = self.mailbox(&new.recipient) else {
+            return;
+        };
+        let recipient = new.recipient;
+        if let Err(item) = mailbox.offer(keeper::item(new, seq)) {
+            self.too_large(&recipient, [(item.seq, item.kind, item.sender, item.chain, item.n)]);
+        }
+    }
+
+    /// Receipts wait in the store for these clients: who is here gets them.
+    pub fn greet<'c>(&self, clients: impl IntoIterator<Item = &'c ClientId>) {
+        for mailbox in clients.into_iter().filter_map(|client| self.mailbox(client)) {
+            mailbox.greet(true);
+        }
+    }
+
+    /// These items are too long for their recipient, who takes shorter records than it did: their senders are told, and
+    /// they are forgotten.
+    pub fn too_large(
+        &self,
+        recipient: &ClientId,
+        items: impl IntoIterator<Item = (u64, ItemKind, ClientId, ChainId, u32)>,
+    ) {
+        let mut seqs = Vec::new();
+        for (seq, kind, sender, chain, n) in items {
+            if kind == ItemKind::Envelope {
+                self.tell_sender(&sender, recipient, &refusal(chain, n, Reason::TooLarge));
+            }
+            seqs.push(seq);
+        }
+        self.keeper.forget(*recipient, seqs);
+    }
+
+    /// Tells a sender what became of a message for `recipient`, now or when it comes back.
+    pub fn tell_sender(&self, sender: &ClientId, recipient: &ClientId, receipt: &Receipt) {
+        match self.mailbox(sender) {
+            Some(mailbox) => {
+                mailbox.owe(Owed::Receipt(*receipt));
+            }
+            None => self.keeper.keep_receipt(*sender, *recipient, receipt),
         }
     }
 
@@ -211,24 +258,10 @@ impl Router {
         }
         match route {
             Some(route) if route.recipients.contains(teller) => {
-                self.owe(&route.sender, Owed::Receipt(*receipt));
+                self.tell_sender(&route.sender, teller, receipt);
                 Told::Done
             }
             _ => Told::Forbidden,
-        }
-    }
-
-    /// Puts something into the mailbox of a client, if it is connected.
-    fn owe(&self, client: &ClientId, owed: Owed) {
-        if let Some(mailbox) = self.mailbox(client) {
-            mailbox.owe(owed);
-        }
-    }
-
-    /// Answers a request, if the connection that it came on is still there.
-    fn answer(&self, client: &ClientId, connection: u64, owed: Owed) {
-        if let Some(mailbox) = self.mailbox(client).filter(|mailbox| mailbox.connection() == connection) {
-            mailbox.owe(owed);
         }
     }
 
@@ -256,41 +289,11 @@ impl Routes {
     }
 }
 
-/// What remains to be known of a delivery while its record is on its way into the socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Handed {
-    sender: ClientId,
-    chain: ChainId,
-    n: u32,
-    /// Connection and request of a wrap.
-    wrap: Option<(u64, u16)>,
-}
-
-impl Handed {
-    /// Keeps what must be known of `delivery`.
-    pub const fn new(delivery: &Delivery) -> Self {
-        match &delivery.content {
-            Content::Envelope { chain, n, .. } => Self { sender: delivery.sender, chain: *chain, n: *n, wrap: None },
-            Content::Wrap { connection, request, .. } => {
-                Self { sender: delivery.sender, chain: [0; 8], n: 0, wrap: Some((*connection, *request)) }
-            }
-        }
-    }
-
-    /// The same as a delivery without its bytes, to be refused.
-    pub const fn into_delivery(self) -> Delivery {
-        let content = match self.wrap {
-            Some((connection, request)) => Content::Wrap { connection, request, bytes: Vec::new() },
-            None => Content::Envelope { chain: self.chain, n: self.n, wanted: Rungs::NONE, bytes: Vec::new() },
-        };
-        Delivery { sender: self.sender, content }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mailbox::{MailboxLimits, Next};
+    use crate::keeper::Orders;
+    use crate::mailbox::{Budget, Delivery, MailboxLimits, Next, Shared};
 
     const ALICE: ClientId = [1; 16];
     const BOB: ClientId = [2; 16];
@@ -301,14 +304,34 @@ mod tests {
         ChainRoute { sender: ALICE, sid: [6; 16], recipients: vec![BOB] }
     }
 
+    fn router() -> (Router, Orders) {
+        let (keeper, orders) = Keeper::new();
+        (Router::new(keeper), orders)
+    }
+
     fn seat(router: &Router, client: ClientId, connection: u64) -> Arc<Mailbox> {
-        let mailbox = Arc::new(Mailbox::new(connection, 1000, MailboxLimits::default(), Arc::default()));
+        let shared = Arc::new(Shared { budget: Budget::default(), keeper: router.keeper.clone() });
+        let mailbox = Arc::new(Mailbox::new(client, connection, 1000, MailboxLimits::default(), shared));
         router.enter(client, Arc::clone(&mailbox));
         mailbox
     }
 
-    fn send(router: &Router, sender: &ClientId, route: Option<&ChainRoute>, wanted: Rungs) -> Option<Receipt> {
-        router.send(sender, route, &HEADER, wanted, &[0; 37])
+    fn send(router: &Router, sender: &ClientId, route: Option<&ChainRoute>, wanted: Rungs) -> Sent {
+        router.send(sender, route, Outgoing { header: &HEADER, wanted, envelope: &[0; 37] }, false, || 99)
+    }
+
+    fn kept(wanted: Rungs) -> Sent {
+        let item = NewItem {
+            recipient: BOB,
+            sender: ALICE,
+            kind: ItemKind::Envelope,
+            chain: HEADER.chain_id,
+            n: 7,
+            wanted: wanted.bits(),
+            bytes: [0; 37].into(),
+            at: 99,
+        };
+        Sent::Keep(vec![item], None)
     }
 
     fn receipt(rung: Rung, reason: Option<Reason>, tag: Option<[u8; 16]>) -> Receipt {
@@ -316,77 +339,104 @@ mod tests {
     }
 
     #[test]
-    fn a_message_goes_to_who_listens_and_nobody_else() {
-        let router = Router::default();
+    fn a_message_passes_to_who_listens_and_is_kept_for_everybody_else() {
+        let (router, _orders) = router();
         let route = route();
-        assert_eq!(send(&router, &ALICE, Some(&route), Rungs::NONE), Some(refusal([4; 8], 7, Reason::Offline)));
+        assert_eq!(send(&router, &ALICE, Some(&route), Rungs::NONE), kept(Rungs::NONE));
         let bob = seat(&router, BOB, 1);
         assert!(!router.is_online(&BOB));
-        assert_eq!(send(&router, &ALICE, Some(&route), Rungs::NONE), Some(refusal([4; 8], 7, Reason::Offline)));
-        bob.listen();
+        assert_eq!(send(&router, &ALICE, Some(&route), Rungs::NONE), kept(Rungs::NONE));
+        bob.listen(false);
         assert!(router.is_online(&BOB));
-        assert_eq!(send(&router, &ALICE, Some(&route), Rungs::NONE), None);
-        let wanted = Rungs::NONE.with(Rung::Accepted);
-        assert_eq!(send(&router, &ALICE, Some(&route), wanted), Some(receipt(Rung::Accepted, None, None)));
-        assert!(matches!(bob.next(4096), Next::Delivery(Delivery { sender: ALICE, .. })));
-        assert!(matches!(bob.next(4096), Next::Delivery(Delivery { sender: ALICE, .. })));
+        assert_eq!(send(&router, &ALICE, Some(&route), Rungs::NONE), Sent::Told(None));
+        let accepted = Rungs::NONE.with(Rung::Accepted);
+        let told = Sent::Told(Some(receipt(Rung::Accepted, None, None)));
+        assert_eq!(send(&router, &ALICE, Some(&route), accepted), told);
+        for _ in 0..2 {
+            assert!(matches!(bob.next(4096), Next::Delivery(Delivery::Passing(Passing { sender: ALICE, .. }))));
+        }
+        assert_eq!(bob.next(4096), Next::Empty);
+        // Whoever wants to know that it is durable, and whoever sent something before that is on its way there.
+        let stored = Rungs::NONE.with(Rung::Stored);
+        assert_eq!(send(&router, &ALICE, Some(&route), stored), kept(stored));
+        let message = Outgoing { header: &HEADER, wanted: Rungs::NONE, envelope: &[0; 37] };
+        let behind = router.send(&ALICE, Some(&route), message, true, || 99);
+        assert_eq!(behind, kept(Rungs::NONE));
         assert_eq!(bob.next(4096), Next::Empty);
     }
 
     #[test]
     fn unknown_chains_and_those_of_others_are_answered_alike() {
-        let router = Router::default();
-        seat(&router, BOB, 1).listen();
-        let rekey = Some(refusal([4; 8], 7, Reason::Rekey));
-        assert_eq!(send(&router, &ALICE, None, Rungs::NONE), rekey);
-        assert_eq!(send(&router, &CAROL, Some(&route()), Rungs::NONE), rekey);
-        assert_eq!(send(&router, &BOB, Some(&route()), Rungs::NONE), rekey);
+        let (router, _orders) = router();
+        seat(&router, BOB, 1).listen(false);
+        let rekey = || Sent::Told(Some(refusal([4; 8], 7, Reason::Rekey)));
+        assert_eq!(send(&router, &ALICE, None, Rungs::NONE), rekey());
+        assert_eq!(send(&router, &CAROL, Some(&route()), Rungs::NONE), rekey());
+        assert_eq!(send(&router, &BOB, Some(&route()), Rungs::NONE), rekey());
     }
 
     #[test]
     fn a_message_longer_than_the_recipient_takes_is_refused() {
-        let router = Router::default();
-        seat(&router, BOB, 1).listen();
-        let told = router.send(&ALICE, Some(&route()), &HEADER, Rungs::NONE, &[0; 998]);
-        assert_eq!(told, Some(refusal([4; 8], 7, Reason::TooLarge)));
-        assert_eq!(router.send(&ALICE, Some(&route()), &HEADER, Rungs::NONE, &[0; 997]), None);
+        let (router, _orders) = router();
+        seat(&router, BOB, 1).listen(false);
+        let send = |len: usize| {
+            let message = Outgoing { header: &HEADER, wanted: Rungs::NONE, envelope: &vec![0; len] };
+            router.send(&ALICE, Some(&route()), message, false, || 99)
+        };
+        assert_eq!(send(998), Sent::Told(Some(refusal([4; 8], 7, Reason::TooLarge))));
+        assert_eq!(send(997), Sent::Told(None));
     }
 
     #[test]
-    fn what_a_connection_did_not_get_any_more_is_told_to_its_sender() {
-        let router = Router::default();
-        let alice = seat(&router, ALICE, 1);
+    fn what_a_connection_did_not_get_any_more_is_kept_for_the_next_one() {
+        let (router, mut orders) = router();
         let bob = seat(&router, BOB, 2);
-        bob.listen();
-        assert_eq!(send(&router, &ALICE, Some(&route()), Rungs::NONE), None);
-        let wrap = Content::Wrap { connection: 1, request: 9, bytes: vec![0; 8] };
-        assert_eq!(router.deliver(&BOB, Delivery { sender: ALICE, content: wrap.clone() }), Ok(()));
-        assert!(router.evict(&BOB, Reason::Unauthorised));
-        assert_eq!(alice.next(4096), Next::Owed(Owed::Receipt(refusal([4; 8], 7, Reason::Offline))));
-        assert_eq!(alice.next(4096), Next::Owed(Owed::refused(9, Reason::Offline)));
-        assert_eq!(bob.next(4096), Next::Close(Some(Reason::Unauthorised)));
-
-        // A later connection of the sender never gets answers to requests of an earlier one.
-        let again = seat(&router, ALICE, 3);
-        router.refuse(&Delivery { sender: ALICE, content: wrap }, Reason::Offline);
-        assert_eq!(again.next(4096), Next::Empty);
+        bob.listen(false);
+        assert_eq!(send(&router, &ALICE, Some(&route()), Rungs::NONE), Sent::Told(None));
+        assert!(router.evict(&BOB, Reason::TakenOver));
+        assert_eq!(bob.next(4096), Next::Close(Some(Reason::TakenOver)));
+        let kept = orders.items();
+        assert_eq!(kept.len(), 1);
+        assert_eq!((kept[0].recipient, kept[0].sender, kept[0].chain, kept[0].n), (BOB, ALICE, HEADER.chain_id, 7));
+        // Whoever comes later is behind it.
+        assert!(matches!(send(&router, &ALICE, Some(&route()), Rungs::NONE), Sent::Keep(..)));
     }
 
     #[test]
-    fn a_wrap_is_answered_when_it_was_handed_over() {
-        let router = Router::default();
+    fn receipts_wait_for_a_sender_who_is_not_here() {
+        let (router, mut orders) = router();
+        let delivered = receipt(Rung::Delivered, None, Some([8; 16]));
+        assert_eq!(router.tell(&BOB, Some(&route()), &delivered), Told::Done);
+        let kept = orders.items();
+        assert_eq!(kept.len(), 1);
+        assert_eq!((kept[0].recipient, kept[0].sender, kept[0].kind), (ALICE, BOB, ItemKind::Receipt));
+        assert_eq!(ossicle_core::Message::decode(&kept[0].bytes), Ok(ossicle_core::Message::Told(delivered)));
+        // It is offered to a connection that does not listen, as nothing else is.
+        let alice = seat(&router, ALICE, 3);
+        let message = NewItem { kind: ItemKind::Envelope, ..kept[0].clone() };
+        router.offer(message, 5);
+        assert_eq!(alice.next(4096), Next::Empty);
+        router.offer(kept[0].clone(), 6);
+        let Next::Delivery(delivery) = alice.next(4096) else { panic!("a receipt") };
+        assert_eq!(delivery.announcement(), Some(ossicle_core::Message::Waited { seq: 6, at: kept[0].at }));
+        assert_eq!(delivery.message(), Ok(ossicle_core::Message::Told(delivered)));
+    }
+
+    #[test]
+    fn what_a_client_cannot_take_any_more_is_refused_and_forgotten() {
+        let (router, mut orders) = router();
         let alice = seat(&router, ALICE, 1);
-        let wrap = Content::Wrap { connection: 1, request: 9, bytes: vec![0; 8] };
-        let handed = Handed::new(&Delivery { sender: ALICE, content: wrap });
-        router.handed_over(&handed);
-        assert_eq!(alice.next(4096), Next::Owed(Owed::Done(9)));
-        router.refuse(&handed.into_delivery(), Reason::Offline);
-        assert_eq!(alice.next(4096), Next::Owed(Owed::refused(9, Reason::Offline)));
+        seat(&router, BOB, 2).listen(false);
+        let Sent::Keep(mut items, None) = kept(Rungs::NONE) else { panic!("kept") };
+        items[0].bytes = vec![0; 998].into();
+        router.offer(items.remove(0), 5);
+        assert_eq!(alice.next(4096), Next::Owed(Owed::Receipt(refusal([4; 8], 7, Reason::TooLarge))));
+        assert_eq!(orders.forgotten(), [(BOB, vec![5])]);
     }
 
     #[test]
     fn only_a_recipient_tells_and_only_what_is_his_to_say() {
-        let router = Router::default();
+        let (router, _orders) = router();
         let alice = seat(&router, ALICE, 1);
         let tag = Some([8; 16]);
         let delivered = receipt(Rung::Delivered, None, tag);
@@ -414,9 +464,10 @@ mod tests {
 
     #[test]
     fn a_new_connection_takes_the_seat_and_the_old_one_cannot_free_it() {
-        let router = Router::default();
+        let (router, _orders) = router();
         let first = seat(&router, ALICE, 1);
-        let second = Arc::new(Mailbox::new(2, 1000, MailboxLimits::default(), Arc::default()));
+        let shared = Arc::new(Shared { budget: Budget::default(), keeper: router.keeper.clone() });
+        let second = Arc::new(Mailbox::new(ALICE, 2, 1000, MailboxLimits::default(), shared));
         let taken = router.enter(ALICE, Arc::clone(&second)).map(|mailbox| mailbox.connection());
         assert_eq!(taken, Some(1));
         assert!(!router.leave(&ALICE, &first));
@@ -426,7 +477,7 @@ mod tests {
 
     #[test]
     fn routes_are_bounded_and_those_in_use_stay() {
-        let router = Router::default();
+        let (router, _orders) = router();
         let route = Arc::new(route());
         router.remember([0xff; 8], Arc::clone(&route));
         for i in 0..3 * REMEMBERED as u64 {

@@ -10,7 +10,7 @@ use core::pin::pin;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -23,8 +23,9 @@ use tracing::{debug, error, info, warn};
 
 use crate::channel;
 use crate::crypto::{CryptoPool, IdentityKey};
+use crate::keeper::{self, Keeper, Orders};
 use crate::limits::{Limits, Rates};
-use crate::mailbox::{Budget, Mailbox, MailboxLimits, Owed, refuse_waiting};
+use crate::mailbox::{Budget, Mailbox, MailboxLimits, Owed, Shared, refuse_waiting};
 use crate::resumption::{ChannelKey, Channels};
 use crate::router::Router;
 use crate::store::{ChainId, ChainRoute, ChannelId, ClientId, NewKey, RotateError, SharedStore, StoreError};
@@ -63,7 +64,9 @@ pub struct Config {
     pub unauthenticated: usize,
     /// Devices of unfinished batches that are held for all enrollers together, each less than 1 KiB.
     pub held_devices: usize,
-    /// How much may wait for a client.
+    /// So long something waits in the store for a client that does not come.
+    pub queue_age: Duration,
+    /// How much may be in memory for a client.
     pub mailbox: MailboxLimits,
     /// How fast a client or a source may be.
     pub rates: Rates,
@@ -71,6 +74,9 @@ pub struct Config {
 
 /// The longest time between two full handshakes of a client.
 pub const MAX_CHANNEL_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// So often the server looks for what waited for too long, and takes so much at once.
+const EXPIRE: Duration = Duration::from_secs(60);
+const EXPIRED_AT_ONCE: usize = 1000;
 /// What channels were issued is written so often.
 const WRITE_CHANNELS: Duration = Duration::from_secs(1);
 
@@ -87,6 +93,7 @@ impl Default for Config {
             channel_age: MAX_CHANNEL_AGE,
             unauthenticated: 8192,
             held_devices: 16_384,
+            queue_age: Duration::from_secs(30 * 24 * 60 * 60),
             mailbox: MailboxLimits::default(),
             rates: Rates::default(),
         }
@@ -102,12 +109,16 @@ pub struct Server {
     pub(crate) router: Router,
     pub(crate) limits: Limits,
     pub(crate) channels: Channels,
-    pub(crate) budget: Arc<Budget>,
+    pub(crate) keeper: Keeper,
+    /// What all mailboxes share.
+    pub(crate) mailboxes: Arc<Shared>,
     /// Room for the devices of unfinished batches.
     pub(crate) held_devices: Arc<Semaphore>,
     connections: AtomicU64,
     revocations: AtomicU64,
     stopping: watch::Sender<bool>,
+    /// For the keeper's task, until it runs.
+    orders: Mutex<Option<Orders>>,
 }
 
 impl Server {
@@ -119,6 +130,7 @@ impl Server {
         channel_key: ChannelKey,
         pool: Arc<CryptoPool>,
     ) -> Arc<Self> {
+        let (keeper, orders) = Keeper::new();
         Arc::new(Self {
             channels: Channels::new(channel_key),
             limits: Limits::new(&config.rates),
@@ -127,8 +139,10 @@ impl Server {
             store,
             identity,
             pool,
-            router: Router::default(),
-            budget: Arc::default(),
+            router: Router::new(keeper.clone()),
+            mailboxes: Arc::new(Shared { budget: Budget::default(), keeper: keeper.clone() }),
+            keeper,
+            orders: Mutex::new(Some(orders)),
             connections: AtomicU64::new(0),
             revocations: AtomicU64::new(0),
             stopping: watch::Sender::new(false),
@@ -155,7 +169,9 @@ impl Server {
         tell: impl FnOnce() + Send,
     ) -> Result<bool, StoreError> {
         let at = now();
-        let revoked = self.store.revoke(client, at, refuse_waiting(Reason::Unknown, at)).await?.is_some();
+        let told = self.store.revoke(client, at, refuse_waiting(Reason::Unknown, at)).await?;
+        self.router.greet(told.iter().flatten());
+        let revoked = told.is_some();
         tell();
         // Whoever is entering on what the store said before sees this number change, or is seated and evicted here.
         self.revocations.fetch_add(1, Ordering::SeqCst);
@@ -308,6 +324,12 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
             writer.channels.write(&*writer.store).await;
         }
     });
+    let orders = server.orders.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(orders) = orders {
+        let server = Arc::clone(&server);
+        background.spawn(async move { keeper::run(orders, Arc::clone(&server.store), &server.router).await });
+    }
+    background.spawn(expire(Arc::clone(&server)));
     accept_all(listener, &server, &mut tasks, shutdown).await;
 
     server.stopping.send_replace(true);
@@ -321,8 +343,35 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
         warn!(connections = tasks.len(), "some clients did not take their leave in time");
     }
     tasks.shutdown().await;
+    // What the clients left behind.
+    if timeout(server.config().farewell_within, server.keeper.settled()).await.is_err() {
+        warn!("the store did not take in time what clients left behind: their senders will send it again");
+    }
     background.shutdown().await;
     server.channels.write(&*server.store).await;
+}
+
+/// Refuses to its senders what waited for too long, as long as the server runs.
+async fn expire(server: Arc<Server>) {
+    let mut due = interval(EXPIRE);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        due.tick().await;
+        let at = now();
+        let before = at.saturating_sub(server.config().queue_age.as_secs());
+        match server.store.expire(before, EXPIRED_AT_ONCE, refuse_waiting(Reason::Expired, at)).await {
+            Ok(expired) => {
+                if !expired.is_empty() {
+                    info!(items = expired.len(), "refused what waited for too long");
+                }
+                if expired.len() == EXPIRED_AT_ONCE {
+                    due.reset_immediately();
+                }
+                server.router.greet(expired.iter().map(|(_, item)| &item.sender));
+            }
+            Err(error) => warn!(%error, "could not look for what waited for too long"),
+        }
+    }
 }
 
 async fn accept_all(

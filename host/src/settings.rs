@@ -382,6 +382,7 @@ impl<'l> Layers<'l> {
             unauthenticated: self.take(&MAX_HANDSHAKES, usual.unauthenticated),
             // No operator has a reason to choose.
             held_devices: usual.held_devices,
+            queue_age: self.take(&QUEUE_AGE, usual.queue_age),
             mailbox: MailboxLimits {
                 messages: self.take(&MAILBOX_MESSAGES, usual.mailbox.messages),
                 bytes: self.take(&MAILBOX_BYTES, usual.mailbox.bytes),
@@ -718,8 +719,18 @@ const MAX_HANDSHAKES: Key<usize> = Key {
     read: |text| number(text, 1, 1_000_000),
     show: count_shown,
 };
+const QUEUE_AGE: Key<Duration> = Key {
+    about: limit("queue-age", "TIME", "Time that a message waits in the store for a client that does not come"),
+    form: Form::Text,
+    read: |text| duration(text, Duration::from_secs(60), 10 * 365 * DAY),
+    show: time_shown,
+};
 const MAILBOX_MESSAGES: Key<usize> = Key {
-    about: limit("mailbox-messages", "COUNT", "Messages that may wait for one client"),
+    about: limit(
+        "mailbox-messages",
+        "COUNT",
+        "Messages that may be in memory for one client; what comes beyond it waits in the store",
+    ),
     form: Form::Number,
     read: |text| number(text, 1, 10_000_000),
     show: count_shown,
@@ -732,7 +743,7 @@ const MAILBOX_BYTES: Key<usize> = Key {
     show: size_shown,
 };
 const MAILBOX_TOTAL: Key<usize> = Key {
-    about: limit("mailbox-total", "SIZE", "Bytes that may wait for all clients together"),
+    about: limit("mailbox-total", "SIZE", "Bytes that may be in memory for all clients together"),
     form: Form::Size,
     read: |text| size(text, 64 << 10, 1 << 44),
     show: size_shown,
@@ -910,6 +921,7 @@ mod tests {
             ("key-age", text(["1m", "2m", "3m"])),
             ("channel-age", text(["1m", "2m", "3m"])),
             ("max-handshakes", number([1, 2, 3])),
+            ("queue-age", text(["1m", "2m", "3m"])),
             ("mailbox-messages", number([1, 2, 3])),
             ("mailbox-bytes", text(["1MiB", "2MiB", "3MiB"])),
             ("mailbox-total", text(["101MiB", "102MiB", "103MiB"])),

@@ -460,7 +460,7 @@ pub(crate) const WORDS: &[Row] = &[
             let bundle = mallorys(1);
             say_wrap(client, MALLORY, &wrap(0x5a), &bundle.bundle, &bundle.signature);
         },
-        &[Refused(REQUEST, Reason::Offline), Alive],
+        &[Seen::Message(0x0f00), Alive],
     ),
     scenario(
         "a wrap and an envelope to oneself, who listens",
@@ -469,14 +469,14 @@ pub(crate) const WORDS: &[Row] = &[
             let bundle = mallorys(1);
             say_wrap(client, MALLORY, &wrap(0x5b), &bundle.bundle, &bundle.signature);
             client.say_message(&Message::Send { wanted: Rungs::NONE, envelope: &envelope(0x5b, 0, 60) });
-            let mut codes: Vec<_> = (0..3)
+            let mut codes: Vec<_> = (0..4)
                 .map(|_| match client.hear() {
                     RawHeard::Payload(payload) => [payload[0], payload[1]],
                     other => panic!("{other:?}"),
                 })
                 .collect();
             codes.sort_unstable();
-            assert_eq!(codes, [[2, 0x20], [0x0b, 0x20], [0x0f, 0]]);
+            assert_eq!(codes, [[2, 0x20], [2, 0x21], [0x0b, 0x20], [0x0f, 0]]);
         },
         ALIVE,
     ),

@@ -178,6 +178,10 @@ pub struct Client {
     pub stream: TcpStream,
     /// Keys of the server that were replaced.
     pub renewals: u32,
+    /// The numbers under which what it heard had waited.
+    pub waited: Vec<u64>,
+    /// Whether it acknowledges what had waited as soon as it has it.
+    pub acknowledges: bool,
     rx: Vec<u8>,
 }
 
@@ -269,7 +273,16 @@ impl Client {
         let mut out = vec![0; 512];
         let len = connection.transmit(&mut out).expect("there is room");
         stream.write_all(&out[..len]).await.expect("the server reads");
-        Self { id: [0; 16], settings: Settings::default(), connection, stream, renewals: 0, rx: Vec::new() }
+        Self {
+            id: [0; 16],
+            settings: Settings::default(),
+            connection,
+            stream,
+            renewals: 0,
+            waited: Vec::new(),
+            acknowledges: true,
+            rx: Vec::new(),
+        }
     }
 
     /// Verifies the server and sends {ClientAuth}.
@@ -351,21 +364,38 @@ impl Client {
         self.write(&record).await;
     }
 
-    /// The next message, close or end. Signs of life are answered on the way.
+    /// The next message, close or end. Signs of life are answered on the way, and what had waited is acknowledged.
     pub async fn hear(&mut self) -> Heard {
+        let mut waited = None;
         loop {
             let heard = self.hear_next().await;
-            let status = match &heard {
-                Heard::Message(payload) => match Message::decode(payload) {
-                    Ok(Message::Status { request }) => Some(request),
-                    _ => None,
-                },
-                _ => None,
-            };
-            match status {
-                Some(request) => self.send(&Message::StatusResponse { request }).await,
-                None => return heard,
+            if let Heard::Message(payload) = &heard {
+                match Message::decode(payload) {
+                    Ok(Message::Status { request }) => {
+                        self.send(&Message::StatusResponse { request }).await;
+                        continue;
+                    }
+                    Ok(Message::Waited { seq, .. }) => {
+                        assert_eq!(waited.replace(seq), None, "something stands between two announcements");
+                        continue;
+                    }
+                    Ok(message) => {
+                        let is_delivery = matches!(
+                            message,
+                            Message::Deliver { .. } | Message::WrapDelivery { .. } | Message::Told(_)
+                        );
+                        assert!(is_delivery || waited.is_none(), "{message:?} cannot have waited");
+                    }
+                    Err(_) => {}
+                }
             }
+            if let Some(seq) = waited {
+                self.waited.push(seq);
+                if self.acknowledges {
+                    self.send(&Message::Acknowledge { seq }).await;
+                }
+            }
+            return heard;
         }
     }
 

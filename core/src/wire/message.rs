@@ -118,6 +118,16 @@ impl Rungs {
         Self(self.0 | rung.bit())
     }
 
+    /// The set as it is on the wire (PROTOCOL 7.2).
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// The set that these bits stand for, if they stand for one.
+    pub const fn from_bits(bits: u8) -> Option<Self> {
+        if bits & !Self::MASK == 0 { Some(Self(bits)) } else { None }
+    }
+
     /// Whether `rung` is wanted.
     pub const fn contains(self, rung: Rung) -> bool {
         matches!(rung, Rung::Refused) || self.0 & rung.bit() != 0
