@@ -264,6 +264,9 @@ fn a_claim_for_another_key_is_refused_like_an_unknown_one() {
     assert_eq!(pair.server.refuse(Reason::Rate, 7, &mut [0; 64]), Err(ApiMisuse::Closed.into()), "once");
     let reason = PeerError::Refused { reason: Reason::Rate, retry_after: 0x0102_0304 };
     refused(&mut pair.client, &mut refusal, reason);
+    // Who has refused waits for nothing more; who was refused has failed.
+    assert_eq!(pair.server.end_of_stream(), Ok(()));
+    assert_eq!(pair.client.end_of_stream(), Err(reason.into()));
 }
 
 /// A refusal with the keys of this client's server, of any content and under any number.
