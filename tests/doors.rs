@@ -171,6 +171,8 @@ fn foreign_crates_of_the_host_stay_in_their_rooms() {
     only("host/src", &["firmware_example"], &["host/src/device.rs"]);
     only("host/src", &["smoltcp"], &["host/src/ethernet/"]);
     only("host/src", &["toml"], &["host/src/settings.rs"]);
+    only("host/src", &["prometheus_client", "hyper", "hyper_util", "http_body_util"], &["host/src/metrics"]);
+    only("host/src", &["sd_notify"], &["host/src/cli/supervised.rs"]);
 }
 
 #[test]

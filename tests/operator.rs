@@ -1,13 +1,19 @@
-//! A server under its operator's hand while it runs: settings that change, and everybody whom they concern.
+//! A server under its operator's hand and eye while it runs: settings that change, status, metrics, its supervisor, its end.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::time::Instant;
 
 use ossicle::crypto::IdentityKey;
 use ossicle::limits::{Rate, Rates};
+use ossicle::metrics::Monitor;
 use ossicle::server::{Config, Policy};
 use ossicle_core::{Credentials, Error, Message, PeerError, Reason, Settings};
-use ossicle_tests::cli::World;
+use ossicle_tests::cli::{DEADLINE, Running, World, binary};
 use ossicle_tests::node::{Client, Heard, Node, open};
 use ossicle_tests::script::Script;
 use ossicle_tests::{keys, public};
@@ -139,4 +145,232 @@ fn a_clients_command_takes_new_times_from_its_server() {
     }
     assert!(server.is_ended());
     drop(listening);
+}
+
+fn status(world: &World, home: &str, arguments: &[&str]) -> Value {
+    serde_json::from_str(&world.run(home, &[&["status", "--json"], arguments].concat()).ok()).unwrap()
+}
+
+#[test]
+fn status_tells_both_how_it_is() {
+    let mut world = World::with(&["--metrics", "127.0.0.1:0", "--handshake-rate", "100", "--handshake-burst", "100"]);
+    world.init("alice");
+    let data = world.path("server").to_str().unwrap().to_owned();
+    let listening = world.listen("alice", &[]);
+    let of_server = status(&world, "nobody", &["--data", &data]);
+    assert_eq!(of_server["address"], format!("127.0.0.1:{}", world.port()));
+    assert_eq!((&of_server["connected"], &of_server["online"]), (&1.into(), &1.into()));
+    assert_eq!((&of_server["enroll"], &of_server["listening"]), (&"open".into(), &true.into()));
+    assert_eq!(of_server["store"]["refusing"], Value::Null);
+    assert!(of_server["store"]["bytes"].as_u64() > Some(0) && of_server["handshakes"]["full"].as_u64() > Some(0));
+    assert!(world.url.contains(of_server["fingerprint"].as_str().unwrap()));
+    let text = world.run("nobody", &["status", "--data", &data]).ok();
+    assert!(text.contains("1 connected, 1 of them online") && text.contains("is written"), "{text}");
+
+    // Through the process that holds the home, and by itself.
+    for connected in [Some(listening), None] {
+        let of_client = status(&world, "alice", &[]);
+        assert_eq!((&of_client["name"], &of_client["connected"]), (&"alice".into(), &true.into()));
+        assert_eq!((&of_client["waiting"], &of_client["letters"]), (&0.into(), &0.into()));
+        assert!(of_client["full_handshake"].is_string() && of_client["trouble"].is_null(), "{of_client}");
+        drop(connected);
+    }
+    world.end_server();
+    let done = world.run("alice", &["status"]).failed(3, "not connected");
+    assert!(done.out.contains("  state     not connected"), "{done:?}");
+    world.run("nobody", &["status", "--data", &data]).failed(3, "no server runs on");
+}
+
+/// The whole answer to these bytes, or what came of it.
+fn http(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    // Whoever is hung up on may be so while he still writes.
+    let _ = stream.write_all(request.as_bytes());
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}
+
+fn get(address: &str, path: &str) -> (String, String) {
+    let answer = http(address, &format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n"));
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+#[test]
+fn metrics_are_served_to_whoever_asks_and_name_nobody() {
+    let world = World::with(&["--metrics", "127.0.0.1:0"]);
+    world.init("alice-with-a-name");
+    let _listening = world.listen("alice-with-a-name", &[]);
+    let of_server = status(&world, "nobody", &["--data", world.path("server").to_str().unwrap()]);
+    let at = of_server["metrics"].as_str().unwrap();
+    assert_eq!(get(at, "/healthz"), ("HTTP/1.1 200 OK".to_owned(), "ok\n".to_owned()));
+    assert_eq!(get(at, "/readyz"), ("HTTP/1.1 200 OK".to_owned(), "ready\n".to_owned()));
+    let (head, text) = get(at, "/metrics");
+    assert_eq!(head, "HTTP/1.1 200 OK");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    for line in [
+        "ossicle_clients_connected 1",
+        "ossicle_clients_online 1",
+        "ossicle_handshakes_total{kind=\"full\"} 1",
+        "ossicle_rate_limited_total{limit=\"messages\"} 0",
+        "ossicle_handshakes_refused_total{reason=\"unauthorised\"} 0",
+        "ossicle_store_refusing 0",
+        "ossicle_queue_items 0",
+        "# UNIT ossicle_store_commit_seconds seconds",
+        "# TYPE ossicle_store_commit_seconds histogram",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line:?} in {text}");
+    }
+    // Each series belongs to a family that says what it is, and no label is a client's.
+    let families: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()).collect();
+    assert!(families.len() > 20, "{families:?}");
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        let suffixes = ["", "_total", "_bucket", "_sum", "_count", "_info"];
+        let known = |family: &&str| suffixes.iter().any(|suffix| name.strip_suffix(suffix) == Some(*family));
+        assert!(families.iter().any(known) && name.starts_with("ossicle_"), "{line}");
+    }
+    let of_client = status(&world, "alice-with-a-name", &[]);
+    for secret in ["alice", "127.0.0.1", of_client["id"].as_str().unwrap()] {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
+    let first = |request: &str| http(at, request).lines().next().unwrap_or_default().to_owned();
+    assert_eq!(first("POST /metrics HTTP/1.1\r\nHost: x\r\n\r\n"), "HTTP/1.1 405 Method Not Allowed");
+    assert_eq!(first("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), "HTTP/1.1 404 Not Found");
+    assert_eq!(first("\0\0\0 nonsense\r\n\r\n"), "HTTP/1.1 400 Bad Request");
+    let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(100_000));
+    assert!(!first(&long).contains("200"), "a head without end");
+    let headers = "X: y\r\n".repeat(1000);
+    assert!(!first(&format!("GET /metrics HTTP/1.1\r\n{headers}\r\n")).contains("200"), "headers without end");
+
+    // Those who say nothing are hung up on, further ones at once; and then others are served again.
+    let silent: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(at).unwrap()).collect();
+    for mut stream in silent {
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let heard = stream.read(&mut [0; 1024]);
+        assert!(heard.map_or_else(|error| error.kind() == std::io::ErrorKind::ConnectionReset, |_| true));
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+    let begun = Instant::now();
+    while !http(at, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 200") {
+        assert!(begun.elapsed() < DEADLINE, "it serves again");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_stops_is_not_ready() {
+    let node = Node::start(open()).await;
+    let monitor = Monitor::new(node.server.clone());
+    let _alice = node.enrol(ALICE, "alice", keys::alice()).await;
+    assert_eq!(monitor.obstacles().await, [""; 0]);
+    let server = node.server.clone();
+    node.stop().await;
+    assert_eq!(monitor.obstacles().await, ["the server is stopping"]);
+    assert!(!server.is_listening());
+    let text = monitor.text();
+    assert!(text.contains("ossicle_connections_ended_total{cause=\"unavailable\"} 1"), "{text}");
+}
+
+fn serve(world: &World, data: &str, arguments: &[&str]) -> Command {
+    let mut command = world.command("nobody", &["serve", "--bind", "127.0.0.1", "--port", "0", "--rsa", "2048"]);
+    command.arg("--data").arg(world.path(data)).args(arguments).env("RUST_LOG", "info");
+    command
+}
+
+#[test]
+fn its_supervisor_hears_that_it_is_ready_lives_and_stops() {
+    let world = World::new();
+    let path = world.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut command = serve(&world, "supervised", &[]);
+    let server = Running::start(command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000"));
+    let hear = |wanted: &str| {
+        let mut bytes = [0; 4096];
+        loop {
+            let len = socket.recv(&mut bytes).expect("it says so in time");
+            let said = String::from_utf8(bytes[..len].to_vec()).unwrap();
+            if said.lines().any(|line| line.starts_with(wanted)) {
+                return said;
+            }
+        }
+    };
+    assert!(hear("READY=1").contains("STATUS=0 clients are connected"));
+    hear("WATCHDOG=1");
+    hear("WATCHDOG=1");
+    server.signal("TERM");
+    assert!(hear("STOPPING=1").contains("STATUS="));
+    server.wait().ok();
+}
+
+#[test]
+fn what_stands_in_the_way_of_metrics_is_one_sentence() {
+    let world = World::new();
+    let taken = format!("127.0.0.1:{}", world.port());
+    Running::start(&mut serve(&world, "other", &["--metrics", &taken])).wait().failed(1, "cannot serve metrics at");
+    let done = Running::start(&mut serve(&world, "other", &["--metrics", "9100"])).wait();
+    done.failed(2, "--metrics: give an address of this machine and a port");
+}
+
+/// The unit for systemd, with the place of this binary.
+fn unit() -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../host/systemd/ossicle.service");
+    let unit = std::fs::read_to_string(path).unwrap();
+    assert_eq!(unit.matches("/usr/local/bin/ossicle ").count(), 1);
+    unit.replace("/usr/local/bin/ossicle ", &format!("{} ", binary().display()))
+}
+
+#[test]
+fn the_unit_starts_what_there_is() {
+    let unit = unit();
+    let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    let words: Vec<&str> = start.split(' ').collect();
+    let done = Running::start(Command::new(words[0]).args(&words[1..]).arg("--check")).wait();
+    assert!(done.ok().contains("metrics = \"127.0.0.1:9515\""));
+}
+
+#[test]
+#[ignore = "needs systemd-analyze"]
+fn the_unit_is_one_for_systemd() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ossicle.service");
+    std::fs::write(&path, unit()).unwrap();
+    let verified = Running::start(Command::new("systemd-analyze").arg("verify").arg(&path)).wait();
+    assert!(!verified.err.contains("ossicle.service"), "{verified:?}");
+    let judged =
+        Command::new("systemd-analyze").args(["security", "--offline=true", "--threshold=20"]).arg(&path).output();
+    let judged = judged.unwrap();
+    assert!(judged.status.success(), "{}", String::from_utf8_lossy(&judged.stdout));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let world = World::new();
+    let mut command = serve(&world, "impatient", &["--farewell-within", "5m", "--heartbeat", "30m", "--timeout", "1h"]);
+    let server = Running::start(&mut command);
+    let url = server.line();
+    for name in ["alice", "bob"] {
+        world.run(name, &["init", "--name", name, "--rsa", "2048", &url]).ok();
+    }
+    let listening = world.listen("bob", &[]);
+    // It reads no more, until what is on the way to it fills every buffer between.
+    listening.signal("STOP");
+    let mut sending = world.spawn("alice", &["send", "bob", "-", "--wait", "accepted"]);
+    let line = "x".repeat(12_000) + "\n";
+    sending.write(line.repeat(900).as_bytes());
+    sending.end_input();
+    sending.wait().ok();
+    server.signal("TERM");
+    let begun = Instant::now();
+    while !server.said().contains("told to stop") {
+        assert!(begun.elapsed() < DEADLINE, "{}", server.said());
+        std::thread::sleep(core::time::Duration::from_millis(10));
+    }
+    server.signal("TERM");
+    let done = server.wait();
+    assert_eq!(done.code, Some(130), "{done:?}");
+    assert!(done.err.contains("ossicle: ended at once"), "{done:?}");
+    listening.signal("CONT");
 }

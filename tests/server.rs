@@ -985,7 +985,7 @@ async fn the_operator_revokes_anybody_while_the_server_runs_and_while_it_does_no
     let listener = control::bind(&data).unwrap();
     assert_eq!(data.join("control").metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let settings = settings::resolve(&Flags::default(), &|_| None).unwrap();
-    let operated = Arc::new(Operated::new(node.server.clone(), settings));
+    let operated = Arc::new(Operated::new(node.server.clone(), settings, node.address, None));
     let operators = tokio::spawn(control::serve(listener, operated));
     let error = control::revoke(&data, "nobody").await.unwrap_err();
     assert_eq!(error.to_string(), "there is no client named nobody here");

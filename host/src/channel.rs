@@ -94,6 +94,26 @@ enum Exit {
     Truncated,
 }
 
+impl Exit {
+    /// One of a few words for it, to be counted.
+    const fn word(&self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Ended(reason) | Self::Refused(reason) => reason.as_str(),
+            Self::Hello => "hello-timeout",
+            Self::Io(_) => "socket",
+            Self::Overrun => "overrun",
+            Self::Pool(_) => "pool",
+            Self::Protocol(_) => "protocol",
+            Self::Rate => "rate",
+            Self::Silent => "silent",
+            Self::Stopping => "stopping",
+            Self::Timeout => "timeout",
+            Self::Truncated => "truncated",
+        }
+    }
+}
+
 /// Serves one peer until it or the server is done. Logs how it ended.
 pub(crate) async fn run(server: Arc<Server>, stream: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
     // Boxed, so that the handshake's buffers and keys are gone once it is over.
@@ -109,7 +129,13 @@ pub(crate) async fn run(server: Arc<Server>, stream: TcpStream, address: SocketA
     drop(permit);
     match entered {
         Ok(peer) => peer.serve().await,
-        Err(why) => info!(%address, %why, "did not enter"),
+        Err(why) => {
+            server.metrics.not_entered.count(why.word());
+            if let Exit::Refused(reason) = why {
+                server.metrics.handshakes_refused.count(reason);
+            }
+            info!(%address, %why, "did not enter");
+        }
     }
 }
 
@@ -193,6 +219,7 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
         closed: None,
         farewell: None,
     });
+    if resumed { &server.metrics.resumed } else { &server.metrics.full }.count();
     // Only now, with the client's Finished verified, does anything change for anybody.
     if let Some(older) = server.router.enter(client.id, Arc::clone(&peer.mailbox)) {
         info!(%address, client = %Uuid::from_bytes(client.id), name = client.name, "took over an older connection");
@@ -273,6 +300,9 @@ async fn authenticate(
 ) -> Result<ClientRecord, Exit> {
     // Here only: who has resumed has cost no signature.
     let admission = server.limits.handshake(address.ip());
+    if admission != Admission::Admit {
+        server.metrics.hasty_handshakes.count();
+    }
     if admission == Admission::Ignore {
         return Err(Exit::Rate);
     }
@@ -522,6 +552,7 @@ impl Peer {
             Ok(why) | Err(why) => why,
         };
         self.leave();
+        self.server.metrics.ended.count(why.word());
         info!(address = %self.address, client = %Uuid::from_bytes(self.id), %why, "disconnected");
         note(self.id, self.server.store.touch(&self.id, now()).await);
         if matches!(why, Exit::Closed | Exit::Ended(_)) {
@@ -661,7 +692,7 @@ impl Peer {
 
     /// Opens records until the data ends or one of them needs time, and returns how many bytes they had.
     fn receive(&mut self, data: &mut [u8]) -> Result<usize, Exit> {
-        let mut used = 0;
+        let (mut used, mut records) = (0, 0);
         // Whoever was revoked a moment ago has nothing more to ask.
         while self.job.is_none() && self.paused_until.is_none() && !self.mailbox.pressure().ending {
             let rest = data.get_mut(used..).unwrap_or_default();
@@ -669,6 +700,7 @@ impl Peer {
                 break;
             };
             used += len;
+            records += 1;
             match event {
                 Event::Progress => {}
                 Event::Message(payload) => self.handle(payload)?,
@@ -680,6 +712,9 @@ impl Peer {
             self.keep(None)?;
         }
         if used > 0 {
+            // Once for all of them: others count, too.
+            self.server.metrics.records.add(records);
+            self.server.metrics.received_bytes.add(u64::try_from(used).unwrap_or_default());
             self.heard = Instant::now();
             self.asked = false;
         }
@@ -690,6 +725,7 @@ impl Peer {
     fn handle(&mut self, payload: &[u8]) -> Result<(), Exit> {
         let message = Message::decode(payload);
         if let Err(wait) = self.server.limits.message(&self.id) {
+            self.server.metrics.hasty_records.count();
             match message.as_ref().ok().and_then(|message| refused_for_haste(message, wait)) {
                 Some(owed) => {
                     let is_receipt = matches!(owed, Owed::Receipt(_));
@@ -804,7 +840,10 @@ impl Peer {
         while self.written < self.out.len() {
             let rest = self.out.get(self.written..).unwrap_or_default();
             match self.stream.try_write(rest) {
-                Ok(len) => self.written += len,
+                Ok(len) => {
+                    self.server.metrics.sent_bytes.add(u64::try_from(len).unwrap_or_default());
+                    self.written += len;
+                }
                 Err(error) if is_blocked(&error) => return Ok(false),
                 Err(error) => return Err(error.into()),
             }
@@ -831,6 +870,7 @@ impl Peer {
                 };
                 let whole = scratch.passed.partition_point(|end| *end <= written);
                 self.mailbox.written(whole);
+                self.server.metrics.sent_bytes.add(u64::try_from(written).unwrap_or_default());
                 if let Some(error) = failed {
                     return Err(error.into());
                 }

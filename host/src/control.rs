@@ -4,6 +4,7 @@
 //! no server runs, the same commands work on the store itself. Who can open the socket (mode 0600, in a directory of mode
 //! 0700) may do everything: there is no other check.
 
+use core::net::SocketAddr;
 use core::time::Duration;
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -22,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::mailbox::refuse_waiting;
 use crate::name::Name;
-use crate::server::{Server, now};
+use crate::server::{Policy, Server, now};
 use crate::settings::{Effective, Mistakes, Settings};
 use crate::store::{ChannelId, ClientId, ClientRecord, SharedStore, SqliteStore, StoreError};
 
@@ -51,6 +52,8 @@ enum Command {
     Revoke(String),
     /// Change these settings, and tell them all.
     Settings(BTreeMap<String, String>),
+    /// Tell how the server is.
+    Status,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,18 +66,98 @@ enum Answer {
     /// What is wrong with changes, of which none was made.
     Mistakes(Vec<String>),
     Settings(Effective),
+    Status(Box<ServerStatus>),
+}
+
+/// How a server is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// What runs.
+    pub version: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Where it serves metrics.
+    pub metrics: Option<SocketAddr>,
+    /// The fingerprint of its key.
+    pub fingerprint: [u8; 32],
+    /// When it was started, in seconds since 1970.
+    pub started: u64,
+    /// What time it is there.
+    pub now: u64,
+    /// Who may enrol: `open`, `token` or `closed`.
+    pub enroll: String,
+    /// Whether it takes connections.
+    pub listening: bool,
+    /// Connected clients.
+    pub connected: u64,
+    /// Those of them that take messages.
+    pub online: u64,
+    /// Full handshakes, resumptions and refusals since it was started.
+    pub handshakes: [u64; 3],
+    /// Handshakes and records that came too fast since then.
+    pub hasty: [u64; 2],
+    /// Messages, wraps and receipts that wait in the store.
+    pub waiting: u64,
+    /// Their bytes.
+    pub waiting_bytes: u64,
+    /// Clients that they wait for.
+    pub waiting_clients: u64,
+    /// Bytes of the store's files.
+    pub store_bytes: u64,
+    /// Why the store does not write.
+    pub refusing: Option<String>,
 }
 
 /// A server that runs, as its operator sees it.
 pub struct Operated {
     server: Arc<Server>,
     settings: Mutex<Settings>,
+    address: SocketAddr,
+    metrics: Option<SocketAddr>,
 }
 
 impl Operated {
-    /// This server, which was started with `settings`.
-    pub fn new(server: Arc<Server>, settings: Settings) -> Self {
-        Self { server, settings: Mutex::new(settings) }
+    /// This server, which was started with `settings`, listens at `address` and serves metrics at `metrics`.
+    pub fn new(server: Arc<Server>, settings: Settings, address: SocketAddr, metrics: Option<SocketAddr>) -> Self {
+        Self { server, settings: Mutex::new(settings), address, metrics }
+    }
+
+    async fn status(&self) -> ServerStatus {
+        let server = &self.server;
+        let (connected, online) = server.router.present();
+        let counted = server.metrics();
+        // What it refused last may be over.
+        let probed = timeout(PATIENCE / 2, server.store.probe()).await;
+        let store = server.store.health();
+        let refusing = match probed {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("the store does not answer".to_owned()),
+        };
+        let enroll = match server.config().enrol {
+            Policy::Open => "open",
+            Policy::Token => "token",
+            Policy::Closed => "closed",
+        };
+        ServerStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            address: self.address,
+            metrics: self.metrics,
+            fingerprint: server.fingerprint(),
+            started: server.started(),
+            now: now(),
+            enroll: enroll.to_owned(),
+            listening: server.is_listening(),
+            connected,
+            online,
+            handshakes: [counted.full.total(), counted.resumed.total(), counted.handshakes_refused.total()],
+            hasty: [counted.hasty_handshakes.total(), counted.hasty_records.total()],
+            waiting: store.waiting,
+            waiting_bytes: store.waiting_bytes,
+            waiting_clients: store.waiting_clients,
+            store_bytes: store.bytes,
+            refusing,
+        }
     }
 
     /// Changes all of these settings, or none.
@@ -304,6 +387,7 @@ async fn attend(stream: UnixStream, operated: &Operated) -> anyhow::Result<()> {
                 Ok(effective) => Answer::Settings(effective),
                 Err(Mistakes(mistakes)) => Answer::Mistakes(mistakes),
             },
+            Ok(Command::Status) => Answer::Status(Box::new(operated.status().await)),
             Err(_) => Answer::Error("this server does not know that command: is it another version?".into()),
         };
         let mut line = serde_json::to_string(&answer)?;
@@ -351,6 +435,21 @@ pub async fn settings(data: &Path, changes: BTreeMap<String, String>) -> anyhow:
         Ok(_) => match ask(data, &Command::Settings(changes)).await? {
             Answer::Settings(effective) => Ok(Some(effective)),
             Answer::Mistakes(mistakes) => Err(Mistakes(mistakes).into()),
+            _ => bail!("the server's answer is of another version"),
+        },
+        Err(error) if is_nobody(&error) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot reach the server that runs on {}", data.display())),
+    }
+}
+
+/// How the server is that runs on `data`, or `None` if none does.
+///
+/// # Errors
+/// One sentence that says what is wrong.
+pub async fn status(data: &Path) -> anyhow::Result<Option<ServerStatus>> {
+    match UnixStream::connect(path(data)).await {
+        Ok(_) => match ask(data, &Command::Status).await? {
+            Answer::Status(status) => Ok(Some(*status)),
             _ => bail!("the server's answer is of another version"),
         },
         Err(error) if is_nobody(&error) => Ok(None),

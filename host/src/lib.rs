@@ -11,6 +11,7 @@
 //!        |  control: a local|   |  local: a local  |                       | ethernet    |
 //!        |  operator's door |   |  process's door  |                       | search      |
 //!        |  directory,limits|   |                  |                       +-------------+
+//!        |  metrics         |   |                  |
 //!        +---+---------+----+   +----+--------+----+
 //!            |         |             |        |
 //!        +---v---+  +--v-------------v--+  +--v----------+
@@ -35,6 +36,7 @@ pub mod ethernet;
 pub mod keeper;
 pub mod limits;
 pub mod mailbox;
+pub mod metrics;
 pub mod name;
 pub mod resumption;
 pub mod router;

@@ -94,6 +94,16 @@ impl Router {
         self.seats().len()
     }
 
+    /// How many clients are connected, and how many of them take messages.
+    pub fn present(&self) -> (u64, u64) {
+        let (mut connected, mut online) = (0, 0);
+        self.for_each(|mailbox| {
+            connected += 1;
+            online += u64::from(mailbox.is_listening());
+        });
+        (connected, online)
+    }
+
     /// Whether the client is connected and takes messages.
     pub fn is_online(&self, client: &ClientId) -> bool {
         self.seats().get(client).is_some_and(|mailbox| mailbox.is_listening())

@@ -7,7 +7,7 @@
 use core::future::Future;
 use core::net::SocketAddr;
 use core::pin::pin;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +26,7 @@ use crate::crypto::{CryptoPool, IdentityKey};
 use crate::keeper::{self, Keeper, Orders};
 use crate::limits::{Limits, Rates};
 use crate::mailbox::{Budget, Mailbox, MailboxLimits, Owed, Shared, refuse_waiting};
+use crate::metrics::Metrics;
 use crate::resumption::{ChannelKey, Channels};
 use crate::router::Router;
 use crate::store::{ChainId, ChainRoute, ChannelId, ClientId, NewKey, RotateError, SharedStore, StoreError};
@@ -114,6 +115,9 @@ pub struct Server {
     pub(crate) mailboxes: Arc<Shared>,
     /// Room for the devices of unfinished batches.
     pub(crate) held_devices: Arc<Semaphore>,
+    pub(crate) metrics: Metrics,
+    started: u64,
+    listening: AtomicBool,
     connections: AtomicU64,
     revocations: AtomicU64,
     stopping: watch::Sender<bool>,
@@ -143,6 +147,9 @@ impl Server {
             mailboxes: Arc::new(Shared { budget: Budget::default(), keeper: keeper.clone() }),
             keeper,
             orders: Mutex::new(Some(orders)),
+            metrics: Metrics::default(),
+            started: now(),
+            listening: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             revocations: AtomicU64::new(0),
             stopping: watch::Sender::new(false),
@@ -256,6 +263,21 @@ impl Server {
         }
     }
 
+    /// When it was made, in seconds since 1970.
+    pub fn started(&self) -> u64 {
+        self.started
+    }
+
+    /// What it has counted so far.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Whether it takes connections.
+    pub fn is_listening(&self) -> bool {
+        self.listening.load(Ordering::Relaxed)
+    }
+
     /// Connected clients.
     pub fn connected(&self) -> usize {
         self.router.connected()
@@ -283,7 +305,8 @@ impl Server {
         self.revocations.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn is_stopping(&self) -> bool {
+    /// Whether it was told to stop.
+    pub fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
     }
 
@@ -330,7 +353,9 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
         background.spawn(async move { keeper::run(orders, Arc::clone(&server.store), &server.router).await });
     }
     background.spawn(expire(Arc::clone(&server)));
+    server.listening.store(true, Ordering::Relaxed);
     accept_all(listener, &server, &mut tasks, shutdown).await;
+    server.listening.store(false, Ordering::Relaxed);
 
     server.stopping.send_replace(true);
     server.router.end_all(Reason::Unavailable);
@@ -392,11 +417,13 @@ async fn accept_all(
             accepted = listener.accept(), if paused_until.is_none() => match accepted {
                 Ok((stream, address)) => {
                     back_off = BACK_OFF_MIN;
+                    server.listening.store(true, Ordering::Relaxed);
                     begin(server, stream, address, &unauthenticated, tasks);
                 }
                 Err(error) if is_the_peers_fault(&error) => debug!(%error, "a connection was gone before it was accepted"),
                 Err(error) => {
                     error!(%error, seconds = back_off.as_secs(), "cannot accept connections: trying again after a pause");
+                    server.listening.store(false, Ordering::Relaxed);
                     paused_until = Some(Instant::now() + back_off);
                     back_off = (back_off * 2).min(BACK_OFF_MAX);
                 }
@@ -422,8 +449,10 @@ fn begin(
     unauthenticated: &Arc<Semaphore>,
     tasks: &mut JoinSet<()>,
 ) {
+    server.metrics.connections.count();
     let Ok(permit) = Arc::clone(unauthenticated).try_acquire_owned() else {
         debug!(%address, "turned away: too many connections are in their handshake");
+        server.metrics.turned_away.count("handshakes");
         return;
     };
     tasks.spawn(channel::run(Arc::clone(server), stream, address, permit));

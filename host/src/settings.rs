@@ -6,7 +6,7 @@
 //! and no message repeats a value: who puts a token in the wrong place does not find it in a log.
 
 use core::fmt;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::time::Duration;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -184,6 +184,8 @@ pub struct Settings {
     pub rsa: usize,
     /// What clients dial, if it was chosen.
     pub advertise: Option<String>,
+    /// Where metrics are served, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// What the server itself takes, the policy included.
     pub config: Config,
     /// The file that was read.
@@ -369,6 +371,7 @@ impl<'l> Layers<'l> {
         let rsa = self.take(&RSA, 3072);
         let advertise = self.take_or_none(&ADVERTISE);
         self.note("the bound address, or that of the default route");
+        let metrics = self.take_or_none(&METRICS);
         let rates = usual.rates;
         let config = Config {
             enrol,
@@ -401,7 +404,7 @@ impl<'l> Layers<'l> {
             },
         };
         let chosen = core::mem::take(&mut self.chosen);
-        Settings { data, bind, port, rsa, advertise, config, file, chosen }
+        Settings { data, bind, port, rsa, advertise, metrics, config, file, chosen }
     }
 
     fn take<T: Clone>(&mut self, key: &Key<T>, default: T) -> T {
@@ -665,6 +668,12 @@ const ADVERTISE: Key<String> = Key {
     read: host,
     show: |host| Shown::Text(host.clone()),
 };
+const METRICS: Key<SocketAddr> = Key {
+    about: about("metrics", "ADDR:PORT", "Serve /metrics, /healthz and /readyz here, over HTTP; anybody may read them"),
+    form: Form::Text,
+    read: |text| text.parse().map_err(|_| "give an address of this machine and a port, such as 127.0.0.1:9515".into()),
+    show: |address| Shown::Text(address.to_string()),
+};
 const HEARTBEAT: Key<u16> = Key {
     about: also(
         live(limit("heartbeat", "TIME", "Silence after which the server asks whether a client is there")),
@@ -913,6 +922,7 @@ mod tests {
             ("enroll", text(["closed", "open", "closed"])),
             ("rsa", number([2048, 4096, 2048])),
             ("advertise", text(["a.example", "b.example", "c.example"])),
+            ("metrics", text(["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"])),
             ("heartbeat", text(["1s", "2s", "3s"])),
             ("timeout", text(["1m", "2m", "3m"])),
             ("hello-within", text(["1s", "2s", "3s"])),

@@ -18,6 +18,8 @@ pub mod revoke;
 pub mod send;
 pub mod serve;
 pub mod settings;
+pub mod status;
+mod supervised;
 pub mod verify;
 pub mod who;
 
@@ -78,6 +80,8 @@ pub enum Command {
     Revoke(revoke::Revoke),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Settings(settings::Settings),
+    #[allow(missing_docs, reason = "the command's own documentation is its help")]
+    Status(status::Status),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Backup(backup::Backup),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
@@ -142,6 +146,7 @@ impl Command {
             Self::Enroll(enroll) => enroll.run().await,
             Self::Revoke(revoke) => revoke.run().await,
             Self::Settings(settings) => settings.run().await,
+            Self::Status(status) => status.run().await,
             Self::Backup(backup) => backup.run().await,
             Self::Restore(restore) => restore.run().await,
             Self::Channel(channel) => channel.run().await,
@@ -209,6 +214,7 @@ impl<'h> Asking<'h> {
             Request::Enrol(_)
                 | Request::Exporter
                 | Request::Peer { .. }
+                | Request::Status
                 | Request::Verify { accept: false, .. }
                 | Request::Who
         );

@@ -19,19 +19,22 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, ValueEnum
 use ossicle_core::{Secret, token_verifier};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
-use super::{harmless, is_harmless, json, print, say};
+use super::{harmless, is_harmless, json, print, say, supervised};
 use crate::control::{self, Operated};
 use crate::crypto::{CryptoPool, IdentityKey};
 use crate::endpoint::Failure;
+use crate::metrics::{self, Monitor};
 use crate::resumption::ChannelKey;
 use crate::server::{self, Policy, Server, now};
 use crate::settings::{self, Chosen, Effective, Flags, Mistakes, Settings, Shown};
 use crate::store::{SharedStore, SqliteStore, Token, Tokens};
 
+/// The exit code after a second signal.
+const IMPATIENT: i32 = 130;
 /// Seconds for which the token in the printed URL admits clients.
 const TOKEN_AGE: u64 = 24 * 60 * 60;
 
@@ -232,6 +235,10 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
     let listener = listener.map_err(|error| bind_sentence(&settings, &error))?;
     let address = listener.local_addr()?;
     let control = control::bind(&settings.data).map_err(|error| control_sentence(&settings, &error))?;
+    let metrics = match settings.metrics {
+        Some(at) => Some(TcpListener::bind(at).await.map_err(|error| metrics_sentence(at, &error))?),
+        None => None,
+    };
     let pool = CryptoPool::start().context("cannot start threads for RSA")?;
 
     let enrol = settings.config.enrol;
@@ -247,20 +254,36 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
     info!(%address, data = %settings.data.display(), policy = ?enrol, "serving");
 
     let mut code = 0;
-    let operated = Operated::new(Arc::clone(&server), settings.clone());
-    let operators = tokio::spawn(control::serve(control, Arc::new(operated)));
+    let metrics_at = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
+    let operated = Operated::new(Arc::clone(&server), settings.clone(), address, metrics_at);
+    let mut aside = JoinSet::new();
+    aside.spawn(control::serve(control, Arc::new(operated)));
+    if let Some(listener) = metrics {
+        info!(address = ?metrics_at, "serving metrics");
+        aside.spawn(metrics::serve(listener, Arc::new(Monitor::new(Arc::clone(&server)))));
+    }
+    aside.spawn(supervised::report(Arc::clone(&server)));
     server::run(listener, Arc::clone(&server), async {
         tokio::select! {
-            _ = terminated.recv() => info!("told to stop"),
+            _ = terminated.recv() => info!("told to stop: a second signal ends it at once"),
             _ = interrupted.recv() => {
-                info!("interrupted");
+                info!("interrupted: a second signal ends it at once");
                 code = 130;
             }
         }
+        supervised::stopping();
+        // Whoever asks twice does not want to wait: what was acknowledged is on the disk already.
+        aside.spawn(async move {
+            tokio::select! {
+                _ = terminated.recv() => {}
+                _ = interrupted.recv() => {}
+            }
+            say("ossicle: ended at once");
+            std::process::exit(IMPATIENT)
+        });
     })
     .await;
-    operators.abort();
-    let _ = operators.await;
+    aside.shutdown().await;
     control::remove(&settings.data);
     // The store writes out what it holds while it is dropped.
     spawn_blocking(move || drop(server)).await?;
@@ -291,6 +314,10 @@ fn bind_sentence(settings: &Settings, error: &io::Error) -> anyhow::Error {
         }
         _ => anyhow!("cannot listen on port {port} of {bind} ({error}): choose others with --bind and --port"),
     }
+}
+
+fn metrics_sentence(at: SocketAddr, error: &io::Error) -> anyhow::Error {
+    anyhow!("cannot serve metrics at {at} ({error}): choose another address or port with --metrics")
 }
 
 fn control_sentence(settings: &Settings, error: &io::Error) -> anyhow::Error {

@@ -901,6 +901,9 @@ impl Agent {
             resumed: self.connected.is_some_and(|(_, resumed)| resumed),
             trouble: self.trouble.clone(),
             waiting: self.inbox.waiting(),
+            letters: self.outbox.waiting(),
+            keys_made: self.own.made,
+            full_handshake: self.kept.since(),
         }
     }
 

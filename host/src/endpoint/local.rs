@@ -199,6 +199,15 @@ pub struct Status {
     pub trouble: Option<String>,
     /// Messages that wait for their reader.
     pub waiting: u64,
+    /// Messages that wait to be sent.
+    #[serde(default)]
+    pub letters: u64,
+    /// When its end-to-end keys were made, in seconds since 1970.
+    #[serde(default)]
+    pub keys_made: u64,
+    /// When the full handshake was that the kept channel comes from, if one is kept.
+    #[serde(default)]
+    pub full_handshake: Option<u64>,
 }
 
 /// What is pinned of a peer, and what the directory shows.

@@ -190,6 +190,14 @@ impl Outbox {
         }
     }
 
+    /// Letters that are not settled yet.
+    pub(super) fn waiting(&self) -> u64 {
+        let of =
+            |it: &Correspondence| it.queue.len() + it.chains.iter().map(|chain| chain.under_way.len()).sum::<usize>();
+        let waiting: usize = self.correspondences.values().map(of).sum();
+        u64::try_from(waiting).unwrap_or(u64::MAX)
+    }
+
     /// Tells everybody who waits.
     pub(super) fn broadcast(&self, reply: &Reply) {
         for correspondence in self.correspondences.values() {

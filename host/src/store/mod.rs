@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::metrics::StoreHealth;
 use crate::name::{Name, Pattern};
 
 #[cfg(test)]
@@ -46,6 +47,15 @@ pub const MAX_ROUTES: usize = 64;
 pub trait Store: Send + Sync + fmt::Debug {
     /// What was decided when the store was made.
     fn meta(&self) -> Meta;
+
+    /// How it is, as far as that is known without a look at what it holds.
+    fn health(&self) -> StoreHealth;
+
+    /// Writes something that changes nothing, to see whether that works.
+    ///
+    /// # Errors
+    /// [`StoreError`]: what everybody would be told who has something to write.
+    async fn probe(&self) -> Result<(), StoreError>;
 
     /// The client with this id, revoked or not.
     ///

@@ -14,7 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -29,6 +29,7 @@ use super::{
     PutError, QueueLimits, Refuse, RefusedEntry, RotateError, Store, StoreError, Successor, Token, TokenError, TokenId,
     TokenRefusal, Tokens, Waiting,
 };
+use crate::metrics::{StoreHealth, WriterMetrics};
 use crate::name::{Name, Pattern};
 
 mod queue;
@@ -289,6 +290,28 @@ impl core::fmt::Debug for SqliteStore {
 impl Store for SqliteStore {
     fn meta(&self) -> Meta {
         self.meta
+    }
+
+    fn health(&self) -> StoreHealth {
+        let shared = &self.shared;
+        let is_full = shared.tight.load(Ordering::Relaxed);
+        let refusing =
+            shared.failed.get().cloned().or_else(|| is_full.then(|| StoreError::Full(shared.directory.clone())));
+        let lengths = shared.files.iter().filter_map(|path| path.metadata().ok()).map(|file| file.len());
+        let (waiting_clients, all) = self.queues.counts.all();
+        StoreHealth {
+            refusing: refusing.map(|error| error.to_string()),
+            bytes: lengths.sum(),
+            waiting: all.items,
+            waiting_bytes: all.bytes,
+            waiting_clients,
+            writer: Some(Arc::clone(&shared.metrics)),
+        }
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        // The page is written, whatever is on it.
+        self.update(|db| db.execute("UPDATE meta SET server_id = server_id", []).map(|_| ())).await
     }
 
     async fn client(&self, id: &ClientId) -> Result<Option<ClientRecord>, StoreError> {
@@ -823,8 +846,11 @@ pub(super) struct Shared {
     seen: Mutex<Arc<HashMap<ClientId, u64>>>,
     /// Whether the writer has been told about `seen`.
     nudged: AtomicBool,
-    /// Whether the last transaction found the disk full. Only the writer asks.
+    /// Whether the last transaction found the disk full.
     tight: AtomicBool,
+    metrics: Arc<WriterMetrics>,
+    /// Its own file, and that of what was written last.
+    files: [PathBuf; 2],
 }
 
 /// What is known of the queues without a look at the disk.
@@ -1000,6 +1026,7 @@ impl Writer<'_, '_> {
                 }
                 self.ledger.roll_back();
                 self.shared.tight.store(matches!(error, StoreError::Full(_)), Ordering::Relaxed);
+                self.shared.metrics.failures.count();
                 if matches!(error, StoreError::Io(_)) {
                     tracing::error!(directory = %self.shared.directory, %error, "nothing more is stored");
                     // Only this thread sets it, once.
@@ -1059,7 +1086,12 @@ impl Writer<'_, '_> {
             )?
             .execute(params![id, to_time(*now)])?;
         }
-        run("COMMIT")
+        run("COMMIT")?;
+        if weight > 0 {
+            self.shared.metrics.seconds.took(begun.elapsed());
+            self.shared.metrics.operations.were(u32::try_from(weight).unwrap_or(u32::MAX));
+        }
+        Ok(())
     }
 
     fn run_one(&mut self, job: &mut dyn Write, outcome: &mut Result<(), StoreError>) -> rusqlite::Result<()> {
@@ -1112,6 +1144,8 @@ impl Shared {
             seen: Mutex::default(),
             nudged: AtomicBool::new(false),
             tight: AtomicBool::new(false),
+            metrics: Arc::default(),
+            files: ["store.db", "store.db-wal"].map(|name| directory.join(name)),
         }
     }
 

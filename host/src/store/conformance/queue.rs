@@ -407,3 +407,27 @@ pub(crate) async fn who_reads_while_others_write_misses_nothing(backend: &impl B
     drop(store);
     assert_eq!(queue(&backend.open().await, 2).await, []);
 }
+
+pub(crate) async fn it_is_known_how_a_store_is(backend: &impl Backend) {
+    let store = with_three(backend, QueueLimits::default()).await;
+    let health = store.health();
+    assert_eq!((health.refusing, health.waiting, health.waiting_bytes, health.waiting_clients), (None, 0, 0, 0));
+    assert!(health.bytes > 0);
+    stored(&store, vec![item(1, 2, 1), item(1, 3, 1), wrap(2, 1, 1, b"wrap")]).await;
+    let health = store.health();
+    assert_eq!((health.waiting, health.waiting_bytes, health.waiting_clients), (3, 204, 2));
+    // Trying to write changes nothing.
+    let meta = store.meta();
+    assert_eq!(store.probe().await, Ok(()));
+    drop(store);
+    let store = backend.open().await;
+    assert_eq!(store.meta(), meta);
+    assert_eq!(store.health().waiting, 3);
+    store.acknowledge(&id(1), u64::MAX).await.unwrap();
+    let health = store.health();
+    assert_eq!((health.waiting, health.waiting_bytes, health.waiting_clients), (1, 4, 1));
+    if let Some(writer) = health.writer {
+        assert!(writer.seconds.count() > 0 && writer.seconds.count() == writer.operations.count());
+        assert_eq!(writer.failures.total(), 0);
+    }
+}

@@ -123,6 +123,17 @@ impl Counts {
         }
     }
 
+    /// For how many clients something waits, and how much for all of them.
+    pub(super) fn all(&self) -> (u64, Waiting) {
+        let (mut clients, mut all) = (0, Waiting::default());
+        for count in self.lock().values().filter(|count| count.items + count.receipts > 0) {
+            clients += 1;
+            all.items = all.items.saturating_add(count.items).saturating_add(count.receipts);
+            all.bytes = all.bytes.saturating_add(count.bytes).saturating_add(count.receipt_bytes);
+        }
+        (clients, all)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<ClientId, Count>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
