@@ -63,6 +63,7 @@ fn a_lost_identity_comes_back_with_new_keys_and_is_heard_and_hears() {
     world.run("alice", &["send", "--timeout", "1s", "bob", "nobody is there"]).failed(3, "not reached");
     let ears = world.listen("bob", &[]);
     world.run("alice", &["send", "bob", "it is still me"]).ok();
+    assert!(ears.line().contains("nobody is there"), "it waited for him");
     assert!(ears.line().contains("it is still me"), "pinned, and no alarm");
     drop(listen);
 
