@@ -85,7 +85,7 @@ fn a_backup_of_an_identity_holds_no_key_of_a_conversation() {
         world.init(name);
     }
     let listen = world.listen("alice", &[]);
-    world.run("bob", &["send", "alice", "a chain stands"]).ok();
+    world.run("bob", &["send", "alice", "a chain stands", "--wait", "opened"]).ok();
     assert!(listen.line().contains("a chain stands"));
     drop(listen);
     let file = world.path("alice.backup");

@@ -111,7 +111,6 @@ fn what_is_not_done_is_said_on_standard_error_and_by_the_exit_code() {
         assert!(done.err.contains(sentence), "{sentence:?} in {done:?}");
         assert!(done.err.lines().all(|line| line.len() < 400), "{done:?}");
     };
-    failed(b"/tell bob are you there?\n", 1, "✗ not delivered to bob: are you there?: refused(offline)");
     failed(b"/tell carol hi\n", 1, "✗ not delivered to carol: hi: refused(unknown)");
     failed(b"/tell alice hi\n", 2, "own name");
     failed(b"to nobody\n", 2, "to whom?");
@@ -138,6 +137,20 @@ fn what_is_not_done_is_said_on_standard_error_and_by_the_exit_code() {
     let done = chat(&world, "alice", "/tell bob hi\n");
     assert_eq!(done.code, Some(3), "{done:?}");
     assert!(done.err.contains("✗ not confirmed by bob: hi: not reached within 30s"), "{done:?}");
+}
+
+#[test]
+fn what_is_told_to_somebody_offline_is_at_the_server_and_settled_later() {
+    let world = people(&["alice", "bob"]);
+    let told = chat(&world, "alice", "/tell bob are you there?\n").ok();
+    assert!(told.starts_with("  … bob is offline"), "{told}");
+    assert!(told.ends_with(": stored until bob comes: are you there?\n"), "{told}");
+    assert_eq!(text(&world.run("bob", &["listen", "--json", "--count", "1"]).ok()), "are you there?");
+    let mut alice = world.spawn("alice", &["chat"]);
+    let settled = alice.line();
+    assert!(settled.starts_with("  ✓ delivered to bob: are you there?, of 20"), "{settled}");
+    alice.end_input();
+    alice.wait().ok();
 }
 
 #[test]
@@ -559,8 +572,11 @@ fn a_server_that_goes_and_comes_is_told() {
     alice.shows("connected  no: ");
     world.restart_server();
     alice.shows("connected again");
-    // Bob was never there, and the letter was not forgotten.
-    alice.shows("✗ not delivered to bob: waits: refused(offline)");
+    // Bob is not there, and the letter was not forgotten.
+    alice.shows("stored until bob comes: waits");
+    let _bob = world.listen("bob", &[]);
+    alice.shows("✓ delivered to bob: waits");
+    alice.shows("✓ opened by bob: waits");
     alice.write("/quit\r");
     assert_eq!(alice.wait(), Some(0));
 }

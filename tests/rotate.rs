@@ -107,7 +107,7 @@ fn peers_follow_a_signed_key_and_are_told() {
     assert_eq!(text(&bob.line()), "five");
     // Who meets him only now has nothing to follow.
     let sent = world.run("carol", &["send", "bob", "six"]);
-    assert_eq!(sent.err, "accepted\ndelivered\n");
+    assert_eq!(sent.err, "stored\ndelivered\n");
     assert_eq!(text(&bob.line()), "six");
     assert!(bob.is_running());
 

@@ -25,6 +25,8 @@ pub struct Script {
     pub channel: Option<Channel>,
     /// Seconds of silence that it wants signs of life after, and gives up after.
     pub beat: (u16, u16),
+    /// What it says of its store.
+    pub store_epoch: [u8; 8],
 }
 
 /// The connection of a [`Script`]'s client, after an honest handshake.
@@ -49,7 +51,7 @@ impl Script {
     /// A server with this key on this port of the loopback.
     pub fn at(port: u16, key: IdentityKey) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
-        Self { listener, key, connections: 0, channel: None, beat: (15, 45) }
+        Self { listener, key, connections: 0, channel: None, beat: (15, 45), store_epoch: [0; 8] }
     }
 
     /// Where it listens.
@@ -73,6 +75,7 @@ impl Script {
             timeout: self.beat.1,
             channel: [self.connections; 16],
             valid_for: 600,
+            store_epoch: self.store_epoch,
             ..Settings::default()
         };
         scripted.handshake(&self.key, client, self.channel.as_ref(), &settings);
@@ -145,10 +148,16 @@ impl Scripted {
 
     /// The payload of the next message.
     pub fn receive(&mut self) -> Vec<u8> {
+        self.receive_or_close().expect("another event than a message")
+    }
+
+    /// The payload of the next message; `None` if the client closes instead.
+    pub fn receive_or_close(&mut self) -> Option<Vec<u8>> {
         loop {
             let mut record = self.record();
             match self.connection.receive(&mut record).expect("a good record") {
-                Received::Record { event: Event::Message(payload), .. } => return payload.to_vec(),
+                Received::Record { event: Event::Message(payload), .. } => return Some(payload.to_vec()),
+                Received::Record { event: Event::Closed(_), .. } => return None,
                 Received::Record { event: Event::Progress, .. } => {}
                 _ => panic!("another event than a message"),
             }

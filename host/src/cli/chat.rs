@@ -31,7 +31,8 @@ use tokio::time::{Instant, sleep_until};
 use self::command::{Command, help};
 use self::console::{Console, Input, Tone};
 use super::{
-    HomeArg, PATIENCE, key_changed_but, key_followed_but, listen, log, refusal, rfc3339, too_late, verify, who,
+    HomeArg, PATIENCE, away, key_changed_but, key_followed_but, listen, log, refusal, rfc3339, settled, too_late,
+    verify, who,
 };
 use crate::endpoint::{Access, Failure, Notice, Presence, Reply, Request, Requested, Status};
 use crate::name::{Name, Pattern};
@@ -50,8 +51,10 @@ const SHOWN: usize = 48;
 
 /// Talk: show messages as they come, and send what is typed
 ///
-/// This client is online while `chat` runs. Type /help for what can be typed. Where standard input is no terminal, its
-/// lines are commands all the same: what was refused goes to standard error, and the exit code is the first failure's.
+/// This client is online while `chat` runs. Type /help for what can be typed. What is sent to somebody who is not there
+/// waits at the server, what does not reach the server in this home's outbox; what became of either is shown. Where standard
+/// input is no terminal, its lines are commands all the same: what was refused goes to standard error, and the exit code is
+/// the first failure's.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   ossicle chat
@@ -171,6 +174,8 @@ enum Asked {
     Letter {
         to: Name,
         text: String,
+        /// Whether nobody needs to wait for more.
+        is_there: bool,
     },
     /// Who is online.
     List,
@@ -239,12 +244,15 @@ impl Talk<'_> {
         }
         self.prompt();
         loop {
-            let is_done = self.open.values().all(|open| matches!(open.what, Asked::Names));
+            let is_done =
+                self.open.values().all(|open| matches!(open.what, Asked::Names | Asked::Letter { is_there: true, .. }));
             if self.leaving.is_some_and(|until| is_done || until <= Instant::now()) {
                 return Err(Ended::With(self.code));
             }
-            let letters = self.open.values().filter(|open| matches!(open.what, Asked::Letter { .. })).count();
-            let takes = self.leaving.is_none() && (is_terminal || (letters == self.open.len() && letters < WINDOW));
+            let is_letter = |open: &&Open| matches!(open.what, Asked::Letter { .. });
+            let letters = self.open.values().filter(is_letter).count();
+            let takes =
+                self.leaving.is_none() && (is_terminal || (letters == self.open.len() && self.unconfirmed() < WINDOW));
             let deadline = self.open.values().filter_map(|open| open.deadline).chain(self.leaving).min();
             tokio::select! {
                 input = self.console.input(), if takes => self.typed(input).await?,
@@ -371,18 +379,21 @@ impl Talk<'_> {
         if self.is_connected == Some(false) {
             self.show(Tone::Plain, "  … there is no connection: it goes as soon as there is one").await?;
         }
-        let request = Request::Send {
-            to: to.as_str().to_owned(),
-            body: text.clone().into_bytes(),
-            signed: true,
-            until: Rung::Delivered,
-        };
-        self.ask(request, Asked::Letter { to, text: beginning(&text) });
+        // Who reads sees also when it was read; a script ends before that.
+        let until = if self.console.is_terminal() { Rung::Opened } else { Rung::Delivered };
+        let body = text.clone().into_bytes();
+        let request = Request::Send { to: to.as_str().to_owned(), body, signed: true, until };
+        self.ask(request, Asked::Letter { to, text: beginning(&text), is_there: false });
         Ok(())
     }
 
+    /// Messages that are neither delivered nor at the server for somebody who is not there.
+    fn unconfirmed(&self) -> usize {
+        self.open.values().filter(|open| matches!(open.what, Asked::Letter { is_there: false, .. })).count()
+    }
+
     async fn leave(&mut self) -> Result<(), Ended> {
-        let letters = self.open.values().filter(|open| matches!(open.what, Asked::Letter { .. })).count();
+        let letters = self.unconfirmed();
         self.console.finish();
         if self.console.is_terminal() {
             // What is not shown yet waits for the next time.
@@ -412,7 +423,7 @@ impl Talk<'_> {
                 continue;
             };
             match &open.what {
-                Asked::Letter { to, text } => {
+                Asked::Letter { to, text, .. } => {
                     let trouble = open.trouble.take().unwrap_or_else(|| format!("{to} does not answer"));
                     if self.console.is_terminal() {
                         let said = format!("  … not delivered to {to} yet: {text} ({trouble}; it is tried further)");
@@ -420,7 +431,8 @@ impl Talk<'_> {
                         self.open.insert(number, open);
                         self.show(Tone::Bad, &said).await?;
                     } else {
-                        // Nobody waits for the answer any more, so it is not sent later.
+                        let trouble =
+                            format!("{trouble}; it stays in this home's outbox and goes at the next connection");
                         let said = format!("  ✗ not confirmed by {to}: {text}: {}", too_late(PATIENCE, Some(trouble)));
                         self.fail(3, &said).await?;
                     }
@@ -443,6 +455,10 @@ impl Talk<'_> {
                      right type /verify {name} accept"
                 );
                 self.show(Tone::Alarm, &key_changed_but(&name, &remedy)).await?;
+            }
+            Notice::Settled(news) => {
+                let (tone, mark) = if news.outcome.is_ok() { (Tone::Good, '✓') } else { (Tone::Bad, '✗') };
+                self.show(tone, &format!("  {mark} {}", settled(&news))).await?;
             }
             Notice::KeyFollowed { name } => {
                 self.show(Tone::Bad, &key_followed_but(&name, &format!("/verify {name}"))).await?;
@@ -478,19 +494,38 @@ impl Talk<'_> {
             return Ok(());
         };
         if !reply.is_final() {
-            if let Reply::Trouble(trouble) = reply {
-                open.trouble = Some(trouble);
-            }
-            return Ok(());
+            let is_terminal = self.console.is_terminal();
+            let shown = match (&mut open.what, reply) {
+                (_, Reply::Trouble(trouble)) => {
+                    open.trouble = Some(trouble);
+                    return Ok(());
+                }
+                (Asked::Letter { to, text, is_there }, Reply::Away { last_seen }) => {
+                    *is_there = true;
+                    (Tone::Plain, format!("  … {}: stored until {to} comes: {text}", away(to.as_str(), last_seen)))
+                }
+                // A person is told of `opened` by itself.
+                (Asked::Letter { to, text, is_there }, Reply::Rung { rung, .. })
+                    if rung == Rung::Delivered || (rung == Rung::Opened && !is_terminal) =>
+                {
+                    *is_there = true;
+                    (Tone::Good, format!("  ✓ delivered to {to}: {text}"))
+                }
+                _ => return Ok(()),
+            };
+            // Nothing that is still to come is late.
+            open.deadline = None;
+            return self.show(shown.0, &shown.1).await;
         }
         let Some(open) = self.open.remove(&number) else {
             return Ok(());
         };
         match (open.what, reply) {
-            (Asked::Letter { to, text }, Reply::Done) => {
-                self.show(Tone::Good, &format!("  ✓ delivered to {to}: {text}")).await
+            (Asked::Letter { to, text, .. }, Reply::Done) if self.console.is_terminal() => {
+                self.show(Tone::Good, &format!("  ✓ opened by {to}: {text}")).await
             }
-            (Asked::Letter { to, text }, reply) => {
+            (Asked::Letter { .. }, Reply::Done) => Ok(()),
+            (Asked::Letter { to, text, .. }, reply) => {
                 let failure = why(&to, reply);
                 self.fail(failure.code, &format!("  ✗ not delivered to {to}: {text}: {}", failure.sentence)).await
             }
@@ -574,8 +609,8 @@ impl Talk<'_> {
                 let id = uuid::Uuid::from_bytes(status.id);
                 text.push_str(&format!("\n  id         {id}\n  key        {}", hex::encode(status.key)));
                 if about == About::All {
-                    let letters = self.open.values().filter(|open| matches!(open.what, Asked::Letter { .. })).count();
-                    text.push_str(&format!("\n  waiting    {} to be shown, {letters} not confirmed", status.waiting));
+                    let Status { waiting, letters, .. } = status;
+                    text.push_str(&format!("\n  waiting    {waiting} to be shown, {letters} not confirmed"));
                 } else {
                     text.push_str("\n/verify NAME shows the number that is the same for NAME if nobody is in between.");
                 }
@@ -602,7 +637,7 @@ fn why(name: &Name, reply: Reply) -> Failure {
 }
 
 /// The beginning of a text, in one line.
-fn beginning(text: &str) -> String {
+pub(super) fn beginning(text: &str) -> String {
     let mut shown: String = text.chars().take(SHOWN).map(|c| if c == '\n' { ' ' } else { c }).collect();
     if text.chars().nth(SHOWN).is_some() {
         shown.push('…');

@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
-use super::{HomeArg, harmless, json, key_changed, key_followed, print, rfc3339, say};
+use super::{HomeArg, harmless, json, key_changed, key_followed, print, rfc3339, say, settled};
 use crate::endpoint::{Access, Failure, Notice};
 use crate::name::{Name, Pattern};
 use crate::store::home::Waiting;
@@ -20,7 +20,8 @@ const PAGE: u32 = 64;
 ///
 /// This client is online while `listen` runs. With --json each line is an object with `id`, `from` (the sender's name),
 /// `conversation`, `signed` (false: whoever holds the conversation's key could have written it), `time` (when it came, RFC
-/// 3339) and `text`, or `data` in base64 where it is not UTF-8.
+/// 3339), `server_accepted` if it waited at the server (since when: the server's word), and `text`, or `data` in base64
+/// where it is not UTF-8. What became of messages that this home sent earlier goes to standard error.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   ossicle listen
@@ -49,6 +50,8 @@ struct Line<'m> {
     conversation: String,
     signed: bool,
     time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_accepted: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,6 +83,10 @@ impl Listen {
                     }
                     Notice::KeyFollowed { name } => {
                         say(&harmless(&key_followed(&name)));
+                        continue;
+                    }
+                    Notice::Settled(news) => {
+                        say(&harmless(&settled(&news)));
                         continue;
                     }
                 }
@@ -121,6 +128,7 @@ fn object(waiting: &Waiting) -> Result<String, Failure> {
         conversation: hex::encode(message.sid),
         signed: message.signed,
         time: rfc3339(message.time),
+        server_accepted: message.accepted.map(rfc3339),
         kind: (message.kind != crate::endpoint::KIND_TEXT).then_some(message.kind),
         text,
         data: text.is_none().then(|| STANDARD.encode(&message.body)),
@@ -135,7 +143,8 @@ pub(super) fn plain(waiting: &Waiting) -> String {
         Err(_) => format!("({} bytes: {})", message.body.len(), STANDARD.encode(&message.body)),
     };
     let word = if message.signed { "" } else { " (not signed)" };
-    format!("{} {}{word}: {text}", rfc3339(message.time), harmless(&waiting.from))
+    let waited = message.accepted.map(|at| format!(" (at the server since {})", rfc3339(at))).unwrap_or_default();
+    format!("{} {}{word}{waited}: {text}", rfc3339(message.time), harmless(&waiting.from))
 }
 
 #[cfg(test)]
@@ -153,6 +162,7 @@ mod tests {
             signed: true,
             kind: 0,
             time: 1_700_000_000,
+            accepted: None,
             body: body.to_vec(),
             delivered_tag: [0; 16],
             opened_tag: None,
@@ -171,5 +181,10 @@ mod tests {
         assert!(object(&waiting(&[0xff, 0])).unwrap().ends_with("\"data\":\"/wA=\"}"));
         assert_eq!(plain(&waiting(b"a\nb\x1b")), "2023-11-14T22:13:20Z alice: a\\u{a}b\\u{1b}");
         assert_eq!(plain(&waiting(&[0xff, 0])), "2023-11-14T22:13:20Z alice: (2 bytes: /wA=)");
+        let mut late = waiting(b"a");
+        late.message.accepted = Some(1_600_000_000);
+        let since = "2020-09-13T12:26:40Z";
+        assert!(object(&late).unwrap().contains(&format!("\"server_accepted\":\"{since}\"")));
+        assert_eq!(plain(&late), format!("2023-11-14T22:13:20Z alice (at the server since {since}): a"));
     }
 }

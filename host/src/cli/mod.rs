@@ -29,14 +29,14 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 
-use ossicle_core::Reason;
+use ossicle_core::{Reason, Rung};
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
-use crate::endpoint::{Access, Failure, Home, Reply, Request};
+use crate::endpoint::{Access, Failure, Home, Reply, Request, Settled};
 
 /// How long a command that only asks waits for the server.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -269,14 +269,16 @@ fn unexpected() -> Failure {
 /// A refusal as people read it: the reason as scripts know it, and what to do.
 fn refusal(reason: Reason, name: &str, detail: Option<&str>) -> Failure {
     let known = match reason {
-        Reason::Offline => format!("{name} is not listening, and nothing keeps messages yet: send again when it is"),
+        Reason::Offline => format!("{name} is not there, and nothing keeps it: send it again when {name} is"),
         Reason::Unknown => format!("the server knows nobody named {name}: see who is there with `ossicle who`"),
         Reason::KeyChanged if detail.is_some() => format!("nothing was sent: {}", accept(name)),
         Reason::KeyChanged => {
             format!("{name} has pinned another key for this client: ask {name} to compare and accept the present one")
         }
         Reason::TooLarge => "send less, or in parts".to_owned(),
-        Reason::QueueFull => format!("too many messages wait for {name}: try again later"),
+        Reason::QueueFull if detail.is_some() => "wait until some of them are, and try again".to_owned(),
+        Reason::QueueFull => format!("too many messages wait for {name}: try again when {name} has read some"),
+        Reason::Expired => format!("{name} did not come for it in time: send it again if it still matters"),
         Reason::Rate => "too many requests: try again later".to_owned(),
         Reason::NameInUse => format!("another client has the name {name}: choose another"),
         Reason::Forbidden => "this client has no right to that: ask the server's operator".to_owned(),
@@ -290,6 +292,25 @@ fn refusal(reason: Reason, name: &str, detail: Option<&str>) -> Failure {
         Some(detail) => format!("refused({reason}): {detail}; {known}"),
         None => format!("refused({reason}): {known}"),
     })
+}
+
+/// What became of a message for which nobody waited any more.
+fn settled(news: &Settled) -> String {
+    let Settled { to, text, time, outcome } = news;
+    let what = format!("{}, of {}", chat::beginning(text), rfc3339(*time));
+    match outcome {
+        Ok(Rung::Opened) => format!("opened by {to}: {what}"),
+        Ok(rung) => format!("{rung} to {to}: {what}"),
+        Err(reason) => format!("not delivered to {to}: {what}: {}", refusal(*reason, to, None)),
+    }
+}
+
+/// Since when somebody is not there, as people read it.
+fn away(name: &str, last_seen: Option<u64>) -> String {
+    match last_seen {
+        Some(seen) => format!("{name} is offline, last seen {}", rfc3339(seen)),
+        None => format!("{name} is offline and was never seen"),
+    }
 }
 
 /// What is said of a peer whose key is not the pinned one.

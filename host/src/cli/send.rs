@@ -1,7 +1,8 @@
 //! `ossicle send`: one message, or one per line of standard input, and what became of them.
 //!
 //! Several lines are under way at a time, in order. The first refusal ends it: what was given after that line may have
-//! arrived. Whoever asks another process and loses it sends nothing twice.
+//! arrived. What did not come as far as it must when this ends stays in the home's outbox, and is settled by whichever
+//! process holds the home next. Whoever asks another process and loses it sends nothing twice.
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -15,7 +16,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::{HomeArg, json, print, refusal, say, too_late};
+use super::{HomeArg, away, harmless, json, print, refusal, say, too_late};
 use crate::endpoint::{Access, Failure, Home, MAX_TEXT_LEN, Reply, Request, Requested};
 use crate::name::Name;
 
@@ -25,15 +26,18 @@ const WINDOW: usize = 32;
 /// Send a message to one client
 ///
 /// Ends when the message has come as far as --wait says, or is refused. Each step goes to standard error as it comes, with
-/// --json to standard output.
+/// --json to standard output. A message that did not come so far in time is not lost: it stays in this home's outbox and
+/// goes its way at the home's next connection.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   ossicle send bob 'good morning'
   ossicle send --wait opened --timeout 10m bob 'call me'
   make 2>&1 | ossicle send bob -                 one message per line
+  ossicle send --wait stored bob 'read this'     bob may be offline: the server keeps it for him
   ossicle send sensor-01 'led on'                messages are signed: an actuator asks for that
 
-A refusal ends it with exit code 1 and its reason, as in refused(offline); a timeout with 3.")]
+A refusal ends it with exit code 1 and its reason, as in refused(queue-full); a timeout with 3: the message is in the
+outbox then, and must not be sent again.")]
 pub struct Send {
     #[command(flatten)]
     #[allow(missing_docs, reason = "its own documentation is its help")]
@@ -63,6 +67,8 @@ pub struct Send {
 pub enum Wait {
     /// The server passed it on
     Accepted,
+    /// The server has it on its disk until the recipient comes
+    Stored,
     /// The recipient's client has it
     Delivered,
     /// The recipient has seen it
@@ -73,6 +79,7 @@ impl Wait {
     const fn rung(self) -> Rung {
         match self {
             Self::Accepted => Rung::Accepted,
+            Self::Stored => Rung::Stored,
             Self::Delivered => Rung::Delivered,
             Self::Opened => Rung::Opened,
         }
@@ -96,8 +103,25 @@ struct UnderWay {
     line: u64,
     body: Vec<u8>,
     requested: Requested,
+    /// What was said before `requested` is listened to.
+    said: VecDeque<Reply>,
     deadline: Instant,
+    /// Its name in the home's outbox, once it is there.
+    letter: Option<i64>,
+    reached: Option<Rung>,
+    /// Why it takes longer.
     trouble: Option<String>,
+    /// Why its recipient does not confirm it.
+    away: Option<String>,
+}
+
+impl UnderWay {
+    async fn next(&mut self) -> Reply {
+        match self.said.pop_front() {
+            Some(reply) => reply,
+            None => self.requested.next().await,
+        }
+    }
 }
 
 impl Send {
@@ -131,6 +155,8 @@ impl Send {
         // What ends the input, once everything before it has arrived.
         let mut end = None;
         let mut number = 0;
+        // Whether it was said that the recipient is not there.
+        let mut is_away = false;
         loop {
             let room = end.is_none() && under_way.len() < WINDOW;
             let Some(front) = under_way.front_mut() else {
@@ -147,6 +173,7 @@ impl Send {
                 }
                 continue;
             };
+            let deadline = front.deadline;
             tokio::select! {
                 line = lines.recv(), if room => match line {
                     Some(Ok(body)) => {
@@ -156,8 +183,26 @@ impl Send {
                     Some(Err(failure)) => end = Some(Err(failure)),
                     None => end = Some(Ok(())),
                 },
-                reply = front.requested.next() => match reply {
-                    Reply::Rung { rung, id } => self.show(front.line, Some(&id), rung.as_str(), None)?,
+                reply = front.next() => match reply {
+                    // Told again by another process.
+                    Reply::Rung { rung, .. } if front.reached >= Some(rung) => {}
+                    Reply::Rung { rung, id } => {
+                        front.reached = Some(rung);
+                        if rung > Rung::Stored {
+                            front.away = None;
+                            is_away = false;
+                        }
+                        self.show(front.line, Some(&id), rung.as_str(), None)?;
+                    }
+                    Reply::Kept { letter } => front.letter = Some(letter),
+                    Reply::Away { last_seen } => {
+                        let said = away(self.name.as_str(), last_seen);
+                        // Once, however many lines wait for the same.
+                        if !core::mem::replace(&mut is_away, true) {
+                            say(&harmless(&format!("{said}: the server keeps it until {} comes", self.name)));
+                        }
+                        front.away = Some(said);
+                    }
                     Reply::Trouble(what) => front.trouble = Some(what),
                     Reply::Done => {
                         under_way.pop_front();
@@ -173,28 +218,30 @@ impl Send {
                         return Err(refusal(reason, self.name.as_str(), detail.as_deref()));
                     }
                     Reply::Failed(failure) => return Err(failure),
-                    Reply::Gone { taken: true } => {
+                    Reply::Forgotten => {
+                        return Err(Failure::refused(format!(
+                            "the process that held this home ended, and the message has left the outbox since: it was \
+                             delivered or refused, ask {} before you send it again",
+                            self.name
+                        )));
+                    }
+                    Reply::Gone { taken: true } if front.letter.is_none() => {
                         return Err(Failure::refused(
                             "the process that holds this home ended before the message was confirmed: it may have \
                              arrived or not, ask before you send it again",
                         ));
                     }
-                    Reply::Gone { taken: false } => {
-                        // Those behind were given later to the same process, which had not begun with them either.
+                    gone @ Reply::Gone { .. } => {
+                        front.said.push_front(gone);
                         drop(access.take());
-                        *access = Some(Access::open(home, "send").await?);
+                        let reopened = access.insert(Access::open(home, "send").await?);
                         for letter in &mut under_way {
-                            let body = core::mem::take(&mut letter.body);
-                            *letter = self.post(access.as_ref(), letter.line, body, Some(letter.deadline));
+                            self.go_on(reopened, letter).await;
                         }
                     }
                     _ => {}
                 },
-                () = sleep_until(front.deadline) => {
-                    return Err(too_late(self.timeout, front.trouble.take().or_else(|| {
-                        Some(format!("{} did not confirm it", self.name))
-                    })));
-                }
+                () = sleep_until(deadline) => return Err(self.late(front)),
             }
         }
     }
@@ -208,7 +255,68 @@ impl Send {
         };
         let requested = access.map_or_else(Requested::gone, |access| access.request(request));
         let deadline = deadline.unwrap_or_else(|| Instant::now() + self.timeout);
-        UnderWay { line, body, requested, deadline, trouble: None }
+        UnderWay {
+            line,
+            body,
+            requested,
+            said: VecDeque::new(),
+            deadline,
+            letter: None,
+            reached: None,
+            trouble: None,
+            away: None,
+        }
+    }
+
+    /// The process that was asked has gone: what it left in the outbox is asked for there, and what it never had is given
+    /// again.
+    async fn go_on(&self, access: &Access, letter: &mut UnderWay) {
+        let mut said = VecDeque::new();
+        // A process that has gone says no more, so this ends.
+        let taken = loop {
+            match letter.next().await {
+                Reply::Gone { taken } => break taken,
+                Reply::Kept { letter: name } => letter.letter = Some(name),
+                reply => {
+                    let is_final = reply.is_final();
+                    said.push_back(reply);
+                    if is_final {
+                        letter.said = said;
+                        return;
+                    }
+                }
+            }
+        };
+        letter.said = said;
+        match letter.letter {
+            Some(name) => letter.requested = access.request(Request::Await { letter: name }),
+            // It says so when it is its turn.
+            None if taken => letter.said.push_back(Reply::Gone { taken }),
+            None => {
+                let body = core::mem::take(&mut letter.body);
+                *letter = self.post(Some(access), letter.line, body, Some(letter.deadline));
+            }
+        }
+    }
+
+    /// It did not come so far in time, and is not lost.
+    fn late(&self, letter: &UnderWay) -> Failure {
+        let name = &self.name;
+        let line = if self.text == "-" { format!("line {}: ", letter.line) } else { String::new() };
+        let trouble = match (&letter.away, &letter.trouble) {
+            (Some(away), _) => away.clone(),
+            (None, Some(trouble)) => trouble.clone(),
+            (None, None) => format!("{name} did not confirm it"),
+        };
+        let rest = match (letter.reached, letter.letter) {
+            (Some(Rung::Delivered), _) => format!("; {name} has it"),
+            (Some(Rung::Stored), _) => format!("; the server keeps it until {name} comes: do not send it again"),
+            (_, Some(_)) => {
+                "; it stays in this home's outbox and goes at the next connection: do not send it again".to_owned()
+            }
+            (_, None) => String::new(),
+        };
+        too_late(self.timeout, Some(format!("{line}{trouble}{rest}")))
     }
 
     fn show(

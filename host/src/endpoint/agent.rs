@@ -18,11 +18,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::home::Opened;
-use super::inbox::{Inbox, opened_receipt};
+use super::inbox::{Inbox, Waited, opened_receipt};
 use super::kept::Kept;
 use super::link::{Incoming, Link, LinkError, Server, Target};
 use super::local::{HeldChannel, NewDevice, PeerKeys, Presence, Reply, Request, Requested, Status};
-use super::outbox::{Outbox, Replies, member};
+use super::outbox::{Outbox, Replies, Settled, member};
 use super::peers::{Alarm, Rejected, admit, check_bundle, verification};
 use super::rotation::{self, Walk};
 use super::url::address;
@@ -49,6 +49,8 @@ const KEY_AGE: Duration = Duration::from_secs(3600);
 const CONNECTION_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Clients of a server that are listed: a directory without end must not fill this machine's memory.
 const MAX_LISTED: usize = 1 << 18;
+/// What waited at the server and is not acknowledged: the server sends far fewer at a time.
+const MAX_UNACKNOWLEDGED: usize = 4096;
 /// The correlation ids of signs of life: ordinary ones, and the one whose answer is the last thing that is waited for.
 const ALIVE: u16 = 1;
 const LAST: u16 = 0;
@@ -76,6 +78,8 @@ pub enum Notice {
         /// The peer's name.
         name: String,
     },
+    /// A message of this home came to its end, and nobody waited for that any more.
+    Settled(Settled),
 }
 
 /// To an agent; cheap to clone.
@@ -126,7 +130,9 @@ impl Handle {
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, Failure>>) -> Command) -> Result<T, Failure> {
         let (answer, answered) = oneshot::channel();
         let _ = self.commands.send(command(answer));
-        answered.await.unwrap_or_else(|_| Err(Failure::refused("the connection has ended")))
+        let ended = || Failure::refused("the connection has ended");
+        // Whoever comes too late for a failure learns of it all the same.
+        answered.await.unwrap_or_else(|_| Err(self.failed.get().cloned().unwrap_or_else(ended)))
     }
 }
 
@@ -137,6 +143,7 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
     let key = Arc::new(opened.key);
     let me = member(opened.profile.id, key.fingerprint());
     let inbox = Inbox::new(opened.store.backlog()?);
+    let outbox = Outbox::load(&opened.store)?;
     let alarm = Alarm::new(listening.then(|| notices.clone()));
     let failed = Arc::<OnceLock<Failure>>::default();
     let agent = Agent {
@@ -154,8 +161,10 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
         notices,
         alarm,
         requests: Requests::default(),
-        outbox: Outbox::default(),
+        outbox,
         inbox,
+        waited: None,
+        unacknowledged: VecDeque::new(),
         asked: VecDeque::new(),
         stopping: None,
         is_drained: false,
@@ -227,6 +236,8 @@ pub(super) enum Pending {
     Publish,
     /// The recipient of letters.
     Recipient { key: String },
+    /// Whether the recipient of letters is there.
+    Whereabouts { key: String },
     /// The sender of a wrap.
     Sender { id: [u8; 16] },
     /// A peer whose keys somebody wants.
@@ -253,7 +264,11 @@ impl Pending {
             | Self::Verify { replies, .. }
             | Self::Rotate { replies } => Some(replies),
             Self::Successor { walk } => walk.then.replies(),
-            Self::Publish | Self::Recipient { .. } | Self::Sender { .. } | Self::Wrap { .. } => None,
+            Self::Publish
+            | Self::Recipient { .. }
+            | Self::Whereabouts { .. }
+            | Self::Sender { .. }
+            | Self::Wrap { .. } => None,
         }
     }
 }
@@ -291,6 +306,11 @@ struct Agent {
     requests: Requests,
     outbox: Outbox,
     inbox: Inbox,
+    /// Number and time that the server has said of the next delivery, wrap or receipt.
+    waited: Waited,
+    /// Numbers of what waited at the server and was received over this connection, in the order in which it came, until they
+    /// are acknowledged.
+    unacknowledged: VecDeque<u64>,
     /// Requests that wait for a connection; letters wait in the outbox.
     asked: VecDeque<(Request, Replies)>,
     /// Who waits for its end, and until when it may still say what it owes.
@@ -334,7 +354,9 @@ impl Agent {
                 Ended::Link(_) if self.stopping.is_some() => return self.stopped(),
                 Ended::Link(error) => error,
                 Ended::Aged => {
-                    self.disconnected();
+                    if let Err(failure) = self.disconnected() {
+                        return self.fail(&failure);
+                    }
                     continue;
                 }
             };
@@ -352,7 +374,9 @@ impl Agent {
                     }
                 }
             }
-            self.disconnected();
+            if let Err(failure) = self.disconnected() {
+                return self.fail(&failure);
+            }
             if begun.elapsed() > LONGEST_PAUSE {
                 wait = FIRST_PAUSE;
                 pause = FIRST_PAUSE;
@@ -368,6 +392,9 @@ impl Agent {
 
     fn stopped(mut self) {
         let waiting = self.stopping.take();
+        if let Err(error) = self.outbox.save(&mut self.store) {
+            tracing::warn!("{error}");
+        }
         // The state is closed before anybody else is told that he may have it.
         drop(self);
         if let Some((stopped, _)) = waiting {
@@ -434,9 +461,11 @@ impl Agent {
         }
     }
 
-    fn disconnected(&mut self) {
-        self.outbox.disconnected();
+    fn disconnected(&mut self) -> Result<(), Failure> {
+        self.outbox.disconnected(&mut self.store)?;
         self.inbox.disconnected();
+        self.waited = None;
+        self.unacknowledged.clear();
         for (_, pending) in self.requests.open.drain() {
             let pending = match pending {
                 Pending::Successor { walk } => walk.then,
@@ -462,11 +491,13 @@ impl Agent {
                 }
                 Pending::Publish
                 | Pending::Recipient { .. }
+                | Pending::Whereabouts { .. }
                 | Pending::Sender { .. }
                 | Pending::Successor { .. }
                 | Pending::Wrap { .. } => {}
             }
         }
+        Ok(())
     }
 
     /// Waits, and takes commands meanwhile.
@@ -496,6 +527,9 @@ impl Agent {
         self.beat = Beat::of(link.settings());
         if self.own.restored {
             self.renew(&mut link).await?;
+        }
+        if self.profile.store_epoch.is_some_and(|known| known != link.settings().store_epoch) {
+            self.outbox.unstored();
         }
         (self.connected, self.trouble) = (Some((now(), link.is_resumed())), None);
         self.tell_reader(Notice::Connected);
@@ -574,11 +608,56 @@ impl Agent {
             came = true;
             self.handle(link, incoming)?;
         }
-        self.with_desk(link, |_, inbox, desk| inbox.commit(desk))?;
+        self.settle_read(link)?;
+        self.tell_news();
+        Ok(came)
+    }
+
+    fn tell_news(&mut self) {
         if self.inbox.take_news() {
             let _ = self.notices.send(Notice::Inbox);
         }
-        Ok(came)
+    }
+
+    /// Makes durable what one read brought, and says what waited for that.
+    fn settle_read(&mut self, link: &mut Link) -> Result<(), Ended> {
+        self.with_desk(link, |outbox, inbox, desk| {
+            inbox.commit(desk)?;
+            outbox.commit(desk)
+        })?;
+        self.tell_settled();
+        // An acknowledgement says this of all that came before, too.
+        let done = self.unacknowledged.iter().take_while(|seq| !self.inbox.holds(**seq)).count();
+        match self.unacknowledged.drain(..done).next_back() {
+            Some(seq) => Ok(link.send(&Message::Acknowledge { seq })?),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether what came waited at the server.
+    fn take_waited(&mut self) -> Result<Waited, Ended> {
+        let waited = self.waited.take();
+        if self.unacknowledged.len() >= MAX_UNACKNOWLEDGED {
+            let endless = "the server sends without end what nobody has acknowledged";
+            return Err(LinkError::Broken(endless.into()).into());
+        }
+        self.unacknowledged.extend(waited.map(|(seq, _)| seq));
+        Ok(waited)
+    }
+
+    /// Says what became of letters that nobody waits for.
+    fn tell_settled(&mut self) {
+        for settled in self.outbox.take_news() {
+            match (self.listening, settled.outcome) {
+                (true, _) => self.tell_reader(Notice::Settled(settled)),
+                (false, Ok(rung)) => tracing::info!("a message to {} was {rung}", settled.to),
+                (false, Err(reason)) => tracing::warn!(
+                    "refused({reason}): the message to {} that waited in this home's outbox is given up: {:?}",
+                    settled.to,
+                    settled.text
+                ),
+            }
+        }
     }
 
     /// Takes no more messages, and keeps those that are already on their way.
@@ -593,7 +672,7 @@ impl Agent {
             while let Some(incoming) = link.next()? {
                 self.handle(link, incoming)?;
             }
-            self.with_desk(link, |_, inbox, desk| inbox.commit(desk))?;
+            self.settle_read(link)?;
         }
         Ok(())
     }
@@ -724,6 +803,8 @@ impl Agent {
             self.own.prekeys.forget(prekey);
         }
         self.with_desk(link, |_, inbox, desk| inbox.forget_skipped(desk))?;
+        self.outbox.expire();
+        self.settle_read(link)?;
         let store_epoch = link.settings().store_epoch;
         self.publish(link, &store_epoch)
     }
@@ -841,7 +922,13 @@ impl Agent {
             Some(Command::Read(row, len, answer)) => {
                 self.inbox.read(len);
                 match link {
-                    Some(link) => self.tell_opened(link, row)?,
+                    Some(link) => {
+                        self.tell_opened(link, row)?;
+                        if self.with_desk(link, |_, inbox, desk| inbox.resume(desk))? {
+                            self.settle_read(link)?;
+                            self.tell_news();
+                        }
+                    }
                     None => self.store.mark(row, Progress::Opened)?,
                 }
                 let _ = answer.send(Ok(()));
@@ -876,6 +963,13 @@ impl Agent {
                 self.outbox.post(name, body, signed, until, replies);
                 match link {
                     Some(link) => self.with_desk(link, |outbox, _, desk| outbox.pump(desk)),
+                    None => Ok(self.outbox.save(&mut self.store)?),
+                }
+            }
+            (Request::Await { letter }, link) => {
+                self.outbox.attend(letter, &replies);
+                match link {
+                    Some(link) => self.with_desk(link, |outbox, _, desk| outbox.commit(desk)),
                     None => Ok(()),
                 }
             }
@@ -901,7 +995,7 @@ impl Agent {
             resumed: self.connected.is_some_and(|(_, resumed)| resumed),
             trouble: self.trouble.clone(),
             waiting: self.inbox.waiting(),
-            letters: self.outbox.waiting(),
+            letters: self.outbox.letters(),
             keys_made: self.own.made,
             full_handshake: self.kept.since(),
         }
@@ -970,8 +1064,10 @@ impl Agent {
                 let subject = Subject::Name(&given);
                 link.send(&Message::Lookup(Lookup { request, key: true, bundle: false, subject }))?;
             }
-            // Neither of them waits for a connection.
-            Request::Send { .. } | Request::Status => return self.take(request, replies, Some(link)),
+            // None of them waits for a connection.
+            Request::Await { .. } | Request::Send { .. } | Request::Status => {
+                return self.take(request, replies, Some(link));
+            }
             Request::Who => {
                 let request = self.requests.open(Pending::List { lines: Vec::new(), replies });
                 link.send(&Message::List { request, after: "" })?;
@@ -1059,14 +1155,25 @@ impl Agent {
         };
         match message {
             Message::Deliver { wanted, envelope } => {
+                let waited = self.take_waited()?;
                 let mut envelope = envelope.to_vec();
-                self.with_desk(link, |_, inbox, desk| inbox.deliver(desk, wanted, &mut envelope))
+                self.with_desk(link, |_, inbox, desk| inbox.deliver(desk, wanted, &mut envelope, waited))
             }
             Message::WrapDelivery { from, wrap, bundle } => {
-                self.with_desk(link, |_, inbox, desk| inbox.wrap(desk, from, wrap, &bundle))
+                let waited = self.take_waited()?;
+                self.with_desk(link, |_, inbox, desk| inbox.wrap(desk, from, wrap, &bundle, waited))
             }
-            Message::Told(receipt) if self.is_behind(&receipt) => self.begin_anew(link),
-            Message::Told(receipt) => self.with_desk(link, |outbox, _, desk| outbox.told(desk, &receipt)),
+            Message::Told(receipt) => {
+                self.take_waited()?;
+                if self.is_behind(&receipt) {
+                    return self.begin_anew(link);
+                }
+                self.with_desk(link, |outbox, _, desk| outbox.told(desk, &receipt))
+            }
+            Message::Waited { seq, at } => {
+                self.waited = Some((seq, at));
+                Ok(())
+            }
             Message::Settings(settings) => {
                 self.beat = Beat::of(&settings);
                 Ok(())
@@ -1262,6 +1369,10 @@ impl Agent {
             Pending::Recipient { key } => {
                 let answer = entry();
                 self.with_desk(link, |outbox, _, desk| outbox.found(desk, &key, answer))
+            }
+            Pending::Whereabouts { key } => {
+                self.outbox.located(&key, entry());
+                Ok(())
             }
             Pending::Sender { id } => {
                 let answer = entry();

@@ -2,10 +2,11 @@
 //!
 //! Wraps and envelopes come in, messages go into the home's store, receipts go out, in this order: a receipt is made only
 //! after message and chain are durable, together. What came in one read is kept in one transaction. A wrap of somebody
-//! unknown waits until the directory was asked, and with it what comes on its chain. Refused, each with a receipt that
+//! unknown waits until the directory was asked, and with it what comes on its chain; what the server keeps anyway waits for
+//! room here. Refused, each with a receipt that
 //! says why: unknown chains (`rekey`), what does not open, what is too far ahead, what went back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use ossicle_core::{
     AcceptError, Bundle, Conversation, DirectoryEntry, EnvelopeHeader, Lookup, Message, OpenError, Reason, Receipt,
@@ -23,17 +24,24 @@ use crate::store::home::{MAX_WAITING, MAX_WAITING_BYTES, Owed, Peer, Progress, R
 const SKIP: usize = 256;
 /// They are kept for so many seconds after the first of them.
 const SKIPPED_AGE: u64 = 7 * 24 * 3600;
-/// Wraps of unknown senders, and envelopes on their chains, that wait for the directory.
+/// Wraps of unknown senders that wait for the directory.
 const MAX_PARKED: usize = 64;
+/// Envelopes on their chains, and envelopes that wait for room: as many as a server sends before it waits itself.
+const MAX_PARKED_ENVELOPES: usize = 1024;
 /// Chains kept in memory; the others are read again when they are needed.
 const MAX_HELD: usize = 256;
 
 type Chain = ReceivingChain<SKIP>;
 
+/// Number and time of something that waited at the server.
+pub(super) type Waited = Option<(u64, u64)>;
+
 pub(super) struct Inbox {
     held: HashMap<[u8; 8], Held>,
     parked: Vec<Parked>,
-    parked_envelopes: Vec<(Rungs, Vec<u8>)>,
+    parked_envelopes: Vec<Envelope>,
+    /// Until their reader has made room. The server has them, too.
+    stalled: VecDeque<Envelope>,
     /// Opened, and not durable yet.
     fresh: Vec<Received>,
     /// To be said once `fresh` is durable.
@@ -51,7 +59,11 @@ struct Held {
     changed: bool,
 }
 
+/// An envelope, the receipts that its sender wants, and whether it waited.
+type Envelope = (Rungs, Vec<u8>, Waited);
+
 struct Parked {
+    waited: Waited,
     from: [u8; 16],
     wrap: Vec<u8>,
     bundle: Vec<u8>,
@@ -71,6 +83,7 @@ impl Inbox {
             held: HashMap::new(),
             parked: Vec::new(),
             parked_envelopes: Vec::new(),
+            stalled: VecDeque::new(),
             fresh: Vec::new(),
             owed: Vec::new(),
             backlog,
@@ -82,6 +95,14 @@ impl Inbox {
     pub(super) fn disconnected(&mut self) {
         self.parked.clear();
         self.parked_envelopes.clear();
+        self.stalled.clear();
+    }
+
+    /// Whether what waited at the server under this number is not done with here.
+    pub(super) fn holds(&self, seq: u64) -> bool {
+        let parked = self.parked.iter().map(|parked| parked.waited);
+        let envelopes = self.parked_envelopes.iter().chain(&self.stalled).map(|(_, _, waited)| *waited);
+        parked.chain(envelopes).flatten().any(|(held, _)| held == seq)
     }
 
     /// Somebody begins a chain.
@@ -91,6 +112,7 @@ impl Inbox {
         from: [u8; 16],
         wrap: &[u8],
         bundle: &SignedBundle<'_>,
+        waited: Waited,
     ) -> Result<(), Ended> {
         if from == desk.me.id {
             return refuse_wrap(desk, wrap, Reason::Unreadable);
@@ -109,6 +131,7 @@ impl Inbox {
             desk.link.send(&Message::Lookup(Lookup { request, key: true, bundle: false, subject }))?;
         }
         self.parked.push(Parked {
+            waited,
             from,
             wrap: wrap.to_vec(),
             bundle: bundle.bundle.to_vec(),
@@ -149,10 +172,29 @@ impl Inbox {
                 }
             }
         }
-        for (wanted, mut envelope) in core::mem::take(&mut self.parked_envelopes) {
-            self.deliver(desk, wanted, &mut envelope)?;
+        for (wanted, mut envelope, waited) in core::mem::take(&mut self.parked_envelopes) {
+            self.deliver(desk, wanted, &mut envelope, waited)?;
         }
         Ok(())
+    }
+
+    /// There is more room than before. Whether something waited for that.
+    pub(super) fn resume(&mut self, desk: &mut Desk<'_>) -> Result<bool, Ended> {
+        let before = self.stalled.len();
+        while self.stalled.front().is_some_and(|(_, envelope, _)| self.has_room(envelope.len()))
+            && let Some((wanted, mut envelope, waited)) = self.stalled.pop_front()
+        {
+            let behind = core::mem::take(&mut self.stalled);
+            let done = self.deliver(desk, wanted, &mut envelope, waited);
+            self.stalled = behind;
+            done?;
+        }
+        Ok(self.stalled.len() < before)
+    }
+
+    fn has_room(&self, len: usize) -> bool {
+        let len = u64::try_from(len).unwrap_or(u64::MAX);
+        self.backlog.0 < MAX_WAITING && self.backlog.1.saturating_add(len) <= MAX_WAITING_BYTES
     }
 
     fn accept(
@@ -210,7 +252,13 @@ impl Inbox {
     }
 
     /// An envelope has come. What is said about it is said by the next [`Inbox::commit`].
-    pub(super) fn deliver(&mut self, desk: &mut Desk<'_>, wanted: Rungs, envelope: &mut [u8]) -> Result<(), Ended> {
+    pub(super) fn deliver(
+        &mut self,
+        desk: &mut Desk<'_>,
+        wanted: Rungs,
+        envelope: &mut [u8],
+        waited: Waited,
+    ) -> Result<(), Ended> {
         let Ok(header) = EnvelopeHeader::decode(envelope) else {
             tracing::warn!("the server delivered something that is no envelope");
             return Ok(());
@@ -218,8 +266,8 @@ impl Inbox {
         if !self.held.contains_key(&header.chain_id) {
             match desk.store.chain(&header.chain_id)? {
                 Some(stored) => self.hold(&stored),
-                None if self.is_parked(&header.chain_id) && self.parked_envelopes.len() < MAX_PARKED => {
-                    self.parked_envelopes.push((wanted, envelope.to_vec()));
+                None if self.is_parked(&header.chain_id) && self.parked_envelopes.len() < MAX_PARKED_ENVELOPES => {
+                    self.parked_envelopes.push((wanted, envelope.to_vec(), waited));
                     return Ok(());
                 }
                 None => {}
@@ -229,8 +277,13 @@ impl Inbox {
             self.owed.push(untagged(Reason::Rekey, header.chain_id, header.n));
             return Ok(());
         };
-        let len = u64::try_from(envelope.len()).unwrap_or(u64::MAX);
-        if self.backlog.0 >= MAX_WAITING || self.backlog.1.saturating_add(len) > MAX_WAITING_BYTES {
+        let is_full = self.backlog.0 >= MAX_WAITING
+            || self.backlog.1.saturating_add(u64::try_from(envelope.len()).unwrap_or(u64::MAX)) > MAX_WAITING_BYTES;
+        if (is_full || !self.stalled.is_empty()) && waited.is_some() && self.stalled.len() < MAX_PARKED_ENVELOPES {
+            self.stalled.push_back((wanted, envelope.to_vec(), waited));
+            return Ok(());
+        }
+        if is_full {
             self.owed.push(held.chain.refusal(&desk.me.id, Reason::QueueFull, header.n, &header.salt));
             return Ok(());
         }
@@ -245,6 +298,7 @@ impl Inbox {
                     signed: opened.signed,
                     kind: opened.kind,
                     time: now(),
+                    accepted: waited.map(|(_, at)| at),
                     body: opened.body.to_vec(),
                     delivered_tag: tag(&held.chain, &desk.me.id, Rung::Delivered, opened.n),
                     opened_tag: wanted

@@ -19,11 +19,16 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::agent::Handle;
 use super::{Failure, Home};
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a command asks of the agent.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
+    /// Tell what becomes of a letter that is kept already.
+    Await {
+        /// Which, as [`Reply::Kept`] named it.
+        letter: i64,
+    },
     /// The channels that can be resumed.
     Channels,
     /// Enrol these devices, all or none.
@@ -72,6 +77,11 @@ pub enum Request {
 /// What the agent answers.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
+    /// The message waits at the server for its recipient, who is not there.
+    Away {
+        /// When he was last seen, in seconds since 1970.
+        last_seen: Option<u64>,
+    },
     /// The channels that the server would resume.
     Channels(Vec<HeldChannel>),
     /// It was done.
@@ -80,10 +90,17 @@ pub enum Reply {
     Exporter([u8; 32]),
     /// It failed.
     Failed(Failure),
+    /// The letter is not kept any more: it came to its end, and nobody is left who knows to which.
+    Forgotten,
     /// The holder of the home has gone without a final answer.
     Gone {
         /// Whether it had begun.
         taken: bool,
+    },
+    /// The message is in the home's outbox: it is sent, by this process or another, until it is settled.
+    Kept {
+        /// Its name there.
+        letter: i64,
     },
     /// None of the devices was enrolled.
     NotEnrolled {
@@ -132,7 +149,7 @@ pub enum Reply {
 impl Reply {
     /// Whether nothing follows.
     pub const fn is_final(&self) -> bool {
-        !matches!(self, Self::Rung { .. } | Self::Taken | Self::Trouble(_))
+        !matches!(self, Self::Away { .. } | Self::Kept { .. } | Self::Rung { .. } | Self::Taken | Self::Trouble(_))
     }
 }
 
@@ -199,7 +216,7 @@ pub struct Status {
     pub trouble: Option<String>,
     /// Messages that wait for their reader.
     pub waiting: u64,
-    /// Messages that wait to be sent.
+    /// Messages of this home that are not delivered yet.
     #[serde(default)]
     pub letters: u64,
     /// When its end-to-end keys were made, in seconds since 1970.

@@ -6,7 +6,7 @@
 //!     Access  --- holds the lock ---> local ---+
 //!        |                              |
 //!      Agent: one task per home  <------+
-//!        |-- outbox: chains to peers, letters until their receipts have come
+//!        |-- outbox: chains to peers, letters until their receipts have come, also across processes
 //!        |-- inbox:  chains from peers, messages until their reader has them
 //!        |-- rotation: identity keys that follow others, its own and those of peers
 //!        +-- Link:   one TCP connection
@@ -38,6 +38,7 @@ pub use home::{Home, HomeLock};
 pub use local::{
     HeldChannel, NewDevice, PeerKeys, PinnedKey, Presence, Reply, Request, Requested, Status, Verification,
 };
+pub use outbox::Settled;
 pub(crate) use outbox::message_id;
 pub use probe::{Caller, Obstacle, Probed, probe};
 pub use rotation::prepare_rotation;

@@ -1,15 +1,18 @@
 //! A home's state: one SQLite file that one client owns.
 //!
-//! Its profile, its bundle keys, the peers it pinned, the chains it receives on and the messages that wait for their
-//! reader. Every `Ok` means durable (`synchronous=FULL`), and whatever belongs together is one transaction: a chain's
+//! Its profile, its bundle keys, the peers it pinned, the chains it receives on, the messages that wait for their reader
+//! and (`letters`) what it has to send. Every `Ok` means durable (`synchronous=FULL`), and whatever belongs together is one transaction: a chain's
 //! state and the message it opened are never apart. Sending chains and channel secrets are never in here. The file has
 //! mode 0600; what is erased is overwritten.
+
+mod letters;
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+pub use letters::{Letter, LetterChain, LetterChange, MAX_LETTER_BYTES, MAX_LETTERS};
 use ossicle_core::{Bundle, BundleKeys, BundleView, ExchangeKey, FORMER, Member, Prekey, Prekeys, Secret, SigningKey};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use zeroize::Zeroizing;
@@ -30,7 +33,7 @@ const PUBLISHED: i64 = 1;
 const RESTORED: i64 = 2;
 
 /// What each version adds to the one before; a new file goes through all of them.
-const VERSIONS: [&str; 3] = [
+const VERSIONS: [&str; 4] = [
     "
 CREATE TABLE profile (
     one INTEGER PRIMARY KEY CHECK (one = 1), complete INTEGER NOT NULL,
@@ -85,6 +88,19 @@ PRAGMA user_version = 2;
     "
 ALTER TABLE peer ADD COLUMN shown BLOB;
 PRAGMA user_version = 3;
+",
+    "
+ALTER TABLE inbox ADD COLUMN accepted INTEGER;
+CREATE TABLE letter (
+    row INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, body BLOB NOT NULL, signed INTEGER NOT NULL,
+    until INTEGER NOT NULL, reached INTEGER, tries INTEGER NOT NULL, time INTEGER NOT NULL,
+    chain BLOB, n INTEGER, salt BLOB, envelope BLOB, UNIQUE (chain, n)
+) STRICT;
+CREATE TABLE letter_chain (
+    id BLOB PRIMARY KEY, peer BLOB NOT NULL, receipts BLOB NOT NULL, wrap BLOB NOT NULL, bundle BLOB NOT NULL,
+    signature BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 4;
 ",
 ];
 
@@ -201,6 +217,8 @@ pub struct Received {
     pub kind: u8,
     /// When it came, in seconds since 1970.
     pub time: u64,
+    /// When the server took it, in seconds since 1970, if it waited there: the server's word.
+    pub accepted: Option<u64>,
     /// What it says.
     pub body: Vec<u8>,
     /// The tag of the receipt that it was delivered.
@@ -756,7 +774,7 @@ impl HomeStore {
         }
         for message in messages {
             let sql = "INSERT INTO inbox (chain, n, salt, peer, sid, signed, kind, time, body, delivered_tag,
-                       opened_tag, opened) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 0)";
+                       opened_tag, accepted, opened) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 0)";
             transaction.prepare_cached(sql)?.execute(params![
                 message.chain,
                 message.n,
@@ -768,7 +786,8 @@ impl HomeStore {
                 seconds(message.time),
                 message.body,
                 message.delivered_tag,
-                message.opened_tag
+                message.opened_tag,
+                message.accepted.map(seconds)
             ])?;
         }
         Ok(transaction.commit()?)
@@ -797,7 +816,7 @@ impl HomeStore {
     /// [`HomeStoreError`].
     pub fn waiting(&self, after: i64, limit: u32) -> Result<Vec<Waiting>> {
         let sql =
-            "SELECT row, peer.name, chain, n, salt, peer, sid, signed, kind, time, body, opened_tag, delivered_tag
+            "SELECT row, peer.name, chain, n, salt, peer, sid, signed, kind, time, body, opened_tag, delivered_tag, accepted
                    FROM inbox JOIN peer ON peer.id = inbox.peer
                    WHERE opened = 0 AND row > ?1 ORDER BY row LIMIT ?2";
         let mut statement = self.db.prepare_cached(sql)?;
@@ -903,6 +922,7 @@ fn read_message(row: &Row<'_>) -> rusqlite::Result<Received> {
         body: row.get::<_, Option<Vec<u8>>>(10)?.unwrap_or_default(),
         opened_tag: row.get(11)?,
         delivered_tag: row.get(12)?,
+        accepted: row.get::<_, Option<i64>>(13)?.map(i64::unsigned_abs),
     })
 }
 
@@ -950,6 +970,7 @@ mod tests {
             signed: true,
             kind: 0,
             time: 1_700_000_000,
+            accepted: Some(1_600_000_000),
             body: b"text".to_vec(),
             delivered_tag: [5; 16],
             opened_tag: Some([4; 16]),

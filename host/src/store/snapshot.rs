@@ -94,7 +94,8 @@ pub(crate) fn standing(data: &Path) -> Result<Vec<Standing>, StoreError> {
     read().map_err(|error| Shared::new(data).classify(&error))
 }
 
-/// Copies a home's state to `to`, for the holder of its lock: who it is, whom it pinned, what waits for its reader.
+/// Copies a home's state to `to`, for the holder of its lock: who it is, whom it pinned, what waits for its reader, and
+/// what has not reached the server yet. That is sealed anew by whoever restores it.
 ///
 /// # Errors
 /// [`HomeStoreError`].
@@ -107,7 +108,8 @@ pub(crate) fn copy_home(database: &Path, to: &Path) -> Result<(), HomeStoreError
     scrub(
         &copy,
         "DELETE FROM prekey; DELETE FROM chain; DELETE FROM sending; DELETE FROM successor;
-         DELETE FROM inbox WHERE opened = 2;
+         DELETE FROM inbox WHERE opened = 2; DELETE FROM letter_chain; DELETE FROM letter WHERE reached >= 2;
+         UPDATE letter SET chain = NULL, n = NULL, salt = NULL, envelope = NULL, reached = NULL;
          UPDATE bundle SET exchange = x'', signing = x'', published = 0;
          UPDATE profile SET store_epoch = NULL",
     )?;
@@ -124,8 +126,9 @@ pub(crate) fn check_home(database: &Path) -> Result<Bundle, HomeStoreError> {
     drop(store);
     let db = Connection::open(database)?;
     let sound: String = db.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
-    let secrets: i64 =
-        db.query_row("SELECT (SELECT count(*) FROM prekey) + (SELECT count(*) FROM chain)", [], |row| row.get(0))?;
+    let count = "SELECT (SELECT count(*) FROM prekey) + (SELECT count(*) FROM chain)
+                     + (SELECT count(*) FROM letter_chain) + (SELECT count(*) FROM letter WHERE envelope NOT NULL)";
+    let secrets: i64 = db.query_row(count, [], |row| row.get(0))?;
     let bundle: Vec<u8> = db.query_row("SELECT bundle FROM bundle", [], |row| row.get(0))?;
     let bundle = Bundle::decode(&bundle).map_err(|_| HomeStoreError::Damaged)?;
     if sound == "ok" && complete && secrets == 0 { Ok(bundle) } else { Err(HomeStoreError::Damaged) }

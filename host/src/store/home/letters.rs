@@ -1,0 +1,298 @@
+//! Letters at rest: what this client has been given to send and what is not settled yet.
+//!
+//! A letter is durable before it leaves, together with the envelope that it leaves as, so that a later process sends the
+//! same bytes again. What is kept of its chain (PROTOCOL 10.4) verifies receipts and brings the wrap again; it seals
+//! nothing. A letter that came to its end is erased.
+
+use ossicle_core::{ReceiptVerifier, Rung};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use zeroize::Zeroizing;
+
+use super::{HomeStore, HomeStoreError, Result, seconds};
+
+/// Letters that a home keeps until they are settled.
+pub const MAX_LETTERS: u64 = 10_000;
+/// Bytes of the letters that a home keeps.
+pub const MAX_LETTER_BYTES: u64 = 64 * 1024 * 1024;
+
+/// A letter at rest, without its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Letter {
+    /// Its place among all letters of this home, in the order in which they were given. Never used again.
+    pub row: i64,
+    /// The recipient's name, as it was given.
+    pub to: String,
+    /// Bytes of its text.
+    pub len: u64,
+    /// Whether it carries this client's signature.
+    pub signed: bool,
+    /// How far it must come.
+    pub until: Rung,
+    /// How far it came.
+    pub reached: Option<Rung>,
+    /// New chains that it has cost.
+    pub tries: u8,
+    /// When it was given, in seconds since 1970.
+    pub time: u64,
+    /// Chain, number and salt of the envelope that it leaves as.
+    pub sealed: Option<([u8; 8], u32, [u8; 8])>,
+}
+
+/// What is kept of a chain that letters were sealed in.
+#[derive(Clone)]
+pub struct LetterChain {
+    /// Who receives it.
+    pub peer: [u8; 16],
+    /// What verifies its receipts.
+    pub receipts: ReceiptVerifier,
+    /// What gave it to its recipient, sealed.
+    pub wrap: Vec<u8>,
+    /// The bundle of this client that the wrap was made under.
+    pub bundle: Vec<u8>,
+    /// The signature over that.
+    pub signature: Vec<u8>,
+}
+
+/// One change of what is kept.
+pub enum LetterChange {
+    /// A new letter, which is not sealed yet, and its text.
+    Keep(Letter, Zeroizing<Vec<u8>>),
+    /// A chain that letters are sealed in.
+    Chain(LetterChain),
+    /// A letter leaves as this envelope.
+    Seal {
+        /// The letter.
+        row: i64,
+        /// Its chain.
+        chain: [u8; 8],
+        /// Its number there.
+        n: u32,
+        /// Its salt.
+        salt: [u8; 8],
+        /// The envelope.
+        envelope: Vec<u8>,
+    },
+    /// A letter has to be sealed anew.
+    Unseal {
+        /// The letter.
+        row: i64,
+        /// New chains that it has cost.
+        tries: u8,
+    },
+    /// A letter came so far, or (`None`) nobody knows any more whether it did.
+    Reach(i64, Option<Rung>),
+    /// A letter came to its end.
+    Settle(i64),
+    /// Nothing that is known of this chain is needed any more.
+    Forget([u8; 8]),
+}
+
+impl HomeStore {
+    /// The letters that are kept, in their order, and the row of the next one.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn letters(&self) -> Result<(Vec<Letter>, i64)> {
+        let sql = "SELECT row, name, length(body), signed, until, reached, tries, time, chain, n, salt
+                   FROM letter ORDER BY row";
+        let mut statement = self.db.prepare(sql)?;
+        let rows = statement.query_map([], read_letter)?;
+        let letters = rows.collect::<rusqlite::Result<Option<Vec<_>>>>()?.ok_or(HomeStoreError::Damaged)?;
+        let sql = "SELECT seq + 1 FROM sqlite_sequence WHERE name = 'letter'";
+        let next = self.db.query_row(sql, [], |row| row.get(0)).optional()?;
+        Ok((letters, next.unwrap_or(1)))
+    }
+
+    /// What is kept of the chains of letters. Chains of no letter are erased.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn letter_chains(&self) -> Result<Vec<LetterChain>> {
+        self.db
+            .execute("DELETE FROM letter_chain WHERE id NOT IN (SELECT chain FROM letter WHERE chain NOT NULL)", [])?;
+        let mut statement = self.db.prepare("SELECT peer, receipts, wrap, bundle, signature FROM letter_chain")?;
+        let mut rows = statement.query([])?;
+        let mut chains = Vec::new();
+        while let Some(row) = rows.next()? {
+            let receipts = Zeroizing::new(row.get::<_, Vec<u8>>(1)?);
+            let receipts = ReceiptVerifier::decode(&receipts).map_err(|_| HomeStoreError::Damaged)?;
+            let (peer, wrap) = (row.get(0)?, row.get(2)?);
+            chains.push(LetterChain { peer, receipts, wrap, bundle: row.get(3)?, signature: row.get(4)? });
+        }
+        Ok(chains)
+    }
+
+    /// The text of a letter.
+    ///
+    /// # Errors
+    /// [`HomeStoreError::Damaged`] if there is no such letter.
+    pub fn letter_body(&self, row: i64) -> Result<Zeroizing<Vec<u8>>> {
+        let found =
+            self.db.prepare_cached("SELECT body FROM letter WHERE row = ?1")?.query_row([row], |row| row.get(0));
+        found.optional()?.map(Zeroizing::new).ok_or(HomeStoreError::Damaged)
+    }
+
+    /// The envelope that a letter leaves as.
+    ///
+    /// # Errors
+    /// [`HomeStoreError::Damaged`] if there is no such letter, or it is not sealed.
+    pub fn letter_envelope(&self, row: i64) -> Result<Vec<u8>> {
+        let sql = "SELECT envelope FROM letter WHERE row = ?1";
+        let found = self.db.prepare_cached(sql)?.query_row([row], |row| row.get::<_, Option<Vec<u8>>>(0));
+        found.optional()?.flatten().ok_or(HomeStoreError::Damaged)
+    }
+
+    /// Makes these changes durable, in their order: all or none.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn change_letters(&mut self, changes: &[LetterChange]) -> Result<()> {
+        let transaction = self.db.transaction()?;
+        for change in changes {
+            make(&transaction, change)?;
+        }
+        Ok(transaction.commit()?)
+    }
+}
+
+fn make(db: &Connection, change: &LetterChange) -> Result<()> {
+    match change {
+        LetterChange::Keep(letter, body) => {
+            let sql = "INSERT INTO letter (row, name, body, signed, until, tries, time)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+            let Letter { row, to, signed, until, tries, time, .. } = letter;
+            let values = params![row, to, body.as_slice(), signed, until.code(), tries, seconds(*time)];
+            db.prepare_cached(sql)?.execute(values)?;
+        }
+        LetterChange::Chain(chain) => {
+            let sql = "INSERT INTO letter_chain (id, peer, receipts, wrap, bundle, signature)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            let LetterChain { peer, receipts, wrap, bundle, signature } = chain;
+            let secret = receipts.encode();
+            let values = params![receipts.chain_id(), peer, secret.expose(), wrap, bundle, signature];
+            db.prepare_cached(sql)?.execute(values)?;
+        }
+        LetterChange::Seal { row, chain, n, salt, envelope } => {
+            let sql = "UPDATE letter SET chain = ?2, n = ?3, salt = ?4, envelope = ?5 WHERE row = ?1";
+            db.prepare_cached(sql)?.execute(params![row, chain, n, salt, envelope])?;
+        }
+        LetterChange::Unseal { row, tries } => {
+            let sql = "UPDATE letter SET chain = NULL, n = NULL, salt = NULL, envelope = NULL, reached = NULL,
+                       tries = ?2 WHERE row = ?1";
+            db.prepare_cached(sql)?.execute(params![row, tries])?;
+        }
+        LetterChange::Reach(row, rung) => {
+            let sql = "UPDATE letter SET reached = ?2 WHERE row = ?1";
+            db.prepare_cached(sql)?.execute(params![row, rung.map(Rung::code)])?;
+        }
+        LetterChange::Settle(row) => {
+            db.prepare_cached("DELETE FROM letter WHERE row = ?1")?.execute([row])?;
+        }
+        LetterChange::Forget(chain) => {
+            db.prepare_cached("DELETE FROM letter_chain WHERE id = ?1")?.execute([chain])?;
+        }
+    }
+    Ok(())
+}
+
+/// `None` if no ossicle wrote that.
+fn read_letter(row: &Row<'_>) -> rusqlite::Result<Option<Letter>> {
+    let time: i64 = row.get(7)?;
+    let (until, reached): (u8, Option<u8>) = (row.get(4)?, row.get(5)?);
+    let reached = match reached.map(Rung::from_code) {
+        Some(None) => return Ok(None),
+        reached => reached.flatten(),
+    };
+    let sealed = match (row.get(8)?, row.get(9)?, row.get(10)?) {
+        (Some(chain), Some(n), Some(salt)) => Some((chain, n, salt)),
+        _ => None,
+    };
+    let (to, len, signed, tries) = (row.get(1)?, row.get::<_, i64>(2)?.unsigned_abs(), row.get(3)?, row.get(6)?);
+    let row = row.get(0)?;
+    let time = time.unsigned_abs();
+    Ok(Rung::from_code(until).map(|until| Letter { row, to, len, signed, until, reached, tries, time, sealed }))
+}
+
+#[cfg(test)]
+mod tests {
+    use getrandom::SysRng;
+    use ossicle_core::{Conversation, Member, SendingChain};
+
+    use super::*;
+
+    fn letter(row: i64) -> Letter {
+        Letter {
+            row,
+            to: "bob".into(),
+            len: 4,
+            signed: true,
+            until: Rung::Delivered,
+            reached: None,
+            tries: 0,
+            time: 1_700_000_000,
+            sealed: None,
+        }
+    }
+
+    fn keep(row: i64) -> LetterChange {
+        LetterChange::Keep(letter(row), Zeroizing::new(b"text".to_vec()))
+    }
+
+    fn chain() -> LetterChain {
+        let (alice, bob) = (Member { id: [1; 16], key: [1; 32] }, Member { id: [2; 16], key: [2; 32] });
+        let sealing = SendingChain::start(&alice, &Conversation::direct(&alice, &bob, 0), 0, &mut SysRng).unwrap();
+        let (wrap, bundle, signature) = (vec![3; 244], vec![4; 184], vec![5; 256]);
+        LetterChain { peer: bob.id, receipts: sealing.receipts().clone(), wrap, bundle, signature }
+    }
+
+    fn seal(row: i64, chain: [u8; 8], n: u32) -> LetterChange {
+        LetterChange::Seal { row, chain, n, salt: [7; 8], envelope: vec![8; 41] }
+    }
+
+    #[test]
+    fn letters_come_back_as_they_were_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("home.db");
+        let mut store = HomeStore::open(&path).unwrap();
+        assert_eq!(store.letters().unwrap(), (vec![], 1));
+        let chain = chain();
+        let id = *chain.receipts.chain_id();
+        let changes = [keep(1), keep(2), LetterChange::Chain(chain.clone()), seal(2, id, 9)];
+        store.change_letters(&changes).unwrap();
+        store.change_letters(&[LetterChange::Reach(2, Some(Rung::Stored))]).unwrap();
+        drop(store);
+
+        let mut store = HomeStore::open(&path).unwrap();
+        let sealed = Letter { sealed: Some((id, 9, [7; 8])), reached: Some(Rung::Stored), ..letter(2) };
+        assert_eq!(store.letters().unwrap(), (vec![letter(1), sealed], 3));
+        assert_eq!(
+            (store.letter_body(1).unwrap().as_slice(), store.letter_envelope(2).unwrap()),
+            (&b"text"[..], vec![8; 41])
+        );
+        assert!(matches!(store.letter_envelope(1), Err(HomeStoreError::Damaged)));
+        assert!(matches!(store.letter_body(3), Err(HomeStoreError::Damaged)));
+        let chains = store.letter_chains().unwrap();
+        assert_eq!((chains.len(), chains[0].peer, *chains[0].receipts.chain_id()), (1, [2; 16], id));
+        assert_eq!(chains[0].receipts.encode().expose(), chain.receipts.encode().expose());
+
+        // Sealed anew it is as it was given, but for what that cost; a number is given once.
+        store.change_letters(&[LetterChange::Unseal { row: 2, tries: 1 }, LetterChange::Settle(1)]).unwrap();
+        assert_eq!(store.letters().unwrap(), (vec![Letter { tries: 1, ..letter(2) }], 3));
+        assert!(store.letter_chains().unwrap().is_empty());
+        store.change_letters(&[LetterChange::Settle(2)]).unwrap();
+        assert_eq!(store.letters().unwrap(), (vec![], 3));
+    }
+
+    #[test]
+    fn changes_are_made_together_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = HomeStore::open(&directory.path().join("home.db")).unwrap();
+        assert!(store.change_letters(&[keep(1), keep(1)]).is_err());
+        assert!(store.letters().unwrap().0.is_empty());
+        store.change_letters(&[keep(1), keep(2), seal(1, [1; 8], 0)]).unwrap();
+        assert!(store.change_letters(&[LetterChange::Settle(2), seal(2, [1; 8], 0)]).is_ok());
+        let twice = [keep(3), keep(4), seal(3, [1; 8], 1), seal(4, [1; 8], 1)];
+        assert!(store.change_letters(&twice).is_err(), "two letters are never one message");
+        assert_eq!(store.letters().unwrap().0.len(), 1);
+    }
+}

@@ -1,0 +1,555 @@
+//! What a home keeps until it is delivered: the real commands, which are killed, come too early or find nobody, at a server
+//! that does what each test tells it to.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::Command;
+
+use ossicle::crypto::{HostAead, IdentityKey};
+use ossicle::endpoint::{Home, ServerUrl, initialise};
+use ossicle::name::Name;
+use ossicle::store::home::{HomeStore, Letter, LetterChange, MAX_LETTERS, Profile};
+use ossicle_core::{
+    Bundle, BundleKeys, Conversation, DirectoryEntry, EnvelopeHeader, Member, Message, PeerStatus, Reason, Receipt,
+    ReceivingChain, Rung, Rungs, SendingChain, SignedBundle, WrapHeader,
+};
+use ossicle_tests::cli::{Done, Running, binary};
+use ossicle_tests::node::{Node, open};
+use ossicle_tests::script::{Script, Scripted};
+use ossicle_tests::{Rng, keys};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const BOB: [u8; 16] = [0xb0; 16];
+const LAST_SEEN: u64 = 1_600_000_000;
+
+/// Alice's home, and the server that it belongs to.
+struct Place {
+    directory: TempDir,
+    script: Script,
+    key: IdentityKey,
+    bob: Bob,
+}
+
+/// Bob, as far as the server shows him.
+struct Bob {
+    keys: BundleKeys,
+    bundle: Bundle,
+    signature: Vec<u8>,
+    is_online: bool,
+    /// What Alice has begun, by its id.
+    chains: HashMap<[u8; 8], ReceivingChain<256>>,
+    wraps: Vec<Vec<u8>>,
+}
+
+/// What a client says beside what every server answers alike.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    Listening,
+    Wrap([u8; 8]),
+    Sent(Rungs, Vec<u8>),
+    Tell(Rung, Option<Reason>, [u8; 8], u32),
+    Acknowledge(u64),
+    Published,
+    Farewell,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let node = Node::start(open()).await;
+            let fingerprint: String = node.server.fingerprint().iter().map(|byte| format!("{byte:02x}")).collect();
+            let url = ServerUrl::parse(&format!("ossicle://{}#{fingerprint}", node.address)).unwrap();
+            let home = Home::new(directory.path().join("alice"));
+            initialise(&home, &Name::parse("alice").unwrap(), 2048, &url, false).await.unwrap();
+            node.stop().await;
+        });
+        let script = Script::new(keys::server());
+        let key = IdentityKey::load(&directory.path().join("alice/identity.pem")).unwrap();
+        let keys = BundleKeys::generate(1, &mut Rng::new(9)).unwrap();
+        let bundle = keys.bundle(&Member { id: BOB, key: keys::bob().fingerprint() }, 5, [0; 32]);
+        let signature = keys::bob().sign(&bundle.statement()).unwrap();
+        let bob = Bob { keys, bundle, signature, is_online: false, chains: HashMap::new(), wraps: Vec::new() };
+        let mut place = Self { directory, script, key, bob };
+        place.point(place.script.address().port());
+        place
+    }
+
+    /// From now on the home's server is at this port.
+    fn point(&mut self, port: u16) {
+        let store = self.store();
+        let profile = store.profile().unwrap().unwrap();
+        store.put_profile(&Profile { port, store_epoch: Some([0; 8]), ..profile }).unwrap();
+    }
+
+    fn home(&self) -> PathBuf {
+        self.directory.path().join("alice")
+    }
+
+    fn store(&self) -> HomeStore {
+        HomeStore::open(&self.home().join("home.db")).unwrap()
+    }
+
+    fn letters(&self) -> Vec<Letter> {
+        self.store().letters().unwrap().0
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.args(arguments).env("OSSICLE_HOME", self.home()).env_remove("RUST_LOG");
+        command
+    }
+
+    fn spawn(&self, arguments: &[&str]) -> Running {
+        Running::start(&mut self.command(arguments))
+    }
+
+    fn run(&self, arguments: &[&str]) -> Done {
+        let mut running = self.spawn(arguments);
+        running.end_input();
+        running.wait()
+    }
+
+    fn accept(&mut self) -> Scripted {
+        self.script.accept(&self.key)
+    }
+
+    fn alice(&self) -> (BundleKeys, Bundle, Vec<u8>) {
+        let own = self.store().keys().unwrap().unwrap();
+        (own.keys, own.bundle, own.signature)
+    }
+
+    /// What the client says next; what every server answers alike is answered.
+    fn hear(&mut self, client: &mut Scripted) -> Heard {
+        let modulus = keys::bob().modulus().to_vec();
+        loop {
+            let Some(payload) = client.receive_or_close() else { return Heard::Farewell };
+            match Message::decode(&payload).unwrap() {
+                Message::Lookup(lookup) => {
+                    let bundle = self.bob.bundle.encode();
+                    let signed = SignedBundle { bundle: &bundle, signature: &self.bob.signature };
+                    let status = match self.bob.is_online {
+                        true => PeerStatus::Online,
+                        false => PeerStatus::Offline { last_seen: Some(LAST_SEEN) },
+                    };
+                    let entry = DirectoryEntry {
+                        id: BOB,
+                        name: "bob",
+                        key_epoch: 0,
+                        record_limit: 16_408,
+                        status,
+                        modulus: lookup.key.then_some(&modulus),
+                        bundle: lookup.bundle.then_some(signed),
+                    };
+                    client.send(&Message::LookupResponse { request: lookup.request, entry });
+                }
+                Message::Publish { request, .. } => {
+                    client.send(&Message::Done { request });
+                    return Heard::Published;
+                }
+                Message::Wrap { request, wrap, .. } => {
+                    let id = self.bob.accept(wrap, &self.alice().1);
+                    client.send(&Message::Done { request });
+                    return Heard::Wrap(id);
+                }
+                Message::Send { wanted, envelope } => return Heard::Sent(wanted, envelope.to_vec()),
+                Message::Tell(receipt) => {
+                    return Heard::Tell(receipt.rung, receipt.reason, receipt.chain, receipt.from);
+                }
+                Message::Acknowledge { seq } => return Heard::Acknowledge(seq),
+                Message::Listening => return Heard::Listening,
+                Message::Status { request } => client.send(&Message::StatusResponse { request }),
+                Message::NotListening | Message::StatusResponse { .. } => {}
+                other => panic!("the client said {other:?}"),
+            }
+        }
+    }
+
+    /// The next envelope, and the wraps before it.
+    fn envelope(&mut self, client: &mut Scripted) -> Vec<u8> {
+        loop {
+            match self.hear(client) {
+                Heard::Sent(_, envelope) => return envelope,
+                Heard::Wrap(_) | Heard::Listening | Heard::Published => {}
+                other => panic!("{other:?} instead of a message"),
+            }
+        }
+    }
+
+    /// Hears a command out.
+    fn farewell(&mut self, client: &mut Scripted) {
+        while self.hear(client) != Heard::Farewell {}
+    }
+}
+
+impl Bob {
+    fn accept(&mut self, wrap: &[u8], alice: &Bundle) -> [u8; 8] {
+        self.wraps.push(wrap.to_vec());
+        let id = WrapHeader::decode(wrap).unwrap().chain_id;
+        let conversation = Conversation::direct(&self.bundle.member(), &alice.member(), 0);
+        let prekey = self.keys.prekey(&self.bundle).unwrap();
+        let mut wrap = wrap.to_vec();
+        let mut accept = || ReceivingChain::accept(&mut wrap, &prekey, &alice.member(), alice, &conversation, None);
+        self.chains.entry(id).or_insert_with_key(|_| accept().unwrap());
+        id
+    }
+
+    /// What an envelope says, and its receipt that it came so far.
+    fn open(&mut self, envelope: &[u8], rung: Rung) -> (String, Receipt) {
+        let header = EnvelopeHeader::decode(envelope).unwrap();
+        let chain = self.chains.get_mut(&header.chain_id).unwrap();
+        let mut bytes = envelope.to_vec();
+        let text = String::from_utf8(chain.open::<HostAead>(&mut bytes).unwrap().body.to_vec()).unwrap();
+        (text, chain.receipt(&BOB, rung, header.n, header.n).unwrap())
+    }
+}
+
+/// What a server, or a recipient without keys, says of an envelope.
+fn word(rung: Rung, reason: Option<Reason>, envelope: &[u8]) -> Message<'static> {
+    let EnvelopeHeader { chain_id, n, .. } = EnvelopeHeader::decode(envelope).unwrap();
+    Message::Told(Receipt { rung, reason, chain: chain_id, from: n, to: n, tag: None })
+}
+
+#[test]
+fn what_a_killed_send_left_goes_again_as_the_same_bytes() {
+    let mut place = Place::new();
+    let mut send = place.spawn(&["send", "bob", "hello"]);
+    let mut client = place.accept();
+    let first = place.envelope(&mut client);
+    send.kill();
+    let kept = place.letters();
+    assert_eq!((kept.len(), kept[0].to.as_str(), kept[0].reached), (1, "bob", None));
+
+    // Whoever has the home next sends it: the same wrap, the same envelope.
+    let listen = place.spawn(&["listen"]);
+    let mut client = place.accept();
+    assert_eq!(place.envelope(&mut client), first);
+    assert_eq!(place.bob.wraps.len(), 2);
+    assert_eq!(place.bob.wraps[0], place.bob.wraps[1]);
+    let (text, receipt) = place.bob.open(&first, Rung::Delivered);
+    assert_eq!(text, "hello");
+    // Nobody but Bob can say that he has it, also to a process that did not seal it.
+    client.send(&Message::Told(Receipt { tag: Some([7; 16]), ..receipt }));
+    client.send(&word(Rung::Stored, None, &first));
+    client.send(&Message::Told(receipt));
+    while !listen.said().contains("delivered to bob: hello, of 20") {
+        assert!(listen.said().len() < 10_000);
+        std::thread::yield_now();
+    }
+    listen.signal("INT");
+    listen.wait();
+    assert!(place.letters().is_empty());
+    assert!(place.store().letter_chains().unwrap().is_empty());
+}
+
+#[test]
+fn what_a_new_chain_cures_is_sealed_anew_by_the_next_command() {
+    for reason in [Reason::Rekey, Reason::Gap, Reason::Rewound, Reason::Unreadable] {
+        let mut place = Place::new();
+        let mut send = place.spawn(&["send", "bob", "hello", "--no-sign"]);
+        let mut client = place.accept();
+        let first = place.envelope(&mut client);
+        send.kill();
+        let mut again = place.spawn(&["send", "bob", "and this"]);
+        let mut client = place.accept();
+        assert_eq!(place.envelope(&mut client), first);
+        client.send(&word(Rung::Refused, Some(reason), &first));
+        // In their order, in the new chain.
+        for expected in ["hello", "and this"] {
+            let anew = place.envelope(&mut client);
+            assert_ne!(anew[..8], first[..8], "{reason}");
+            let (text, receipt) = place.bob.open(&anew, Rung::Delivered);
+            assert_eq!(text, expected);
+            client.send(&Message::Told(receipt));
+        }
+        place.farewell(&mut client);
+        again.end_input();
+        again.wait().ok();
+        assert!(place.letters().is_empty(), "{reason}");
+    }
+}
+
+#[test]
+fn whoever_waits_for_somebody_offline_is_told_at_once_and_loses_nothing() {
+    let mut place = Place::new();
+    let send = place.spawn(&["send", "bob", "call me", "--timeout", "3s", "--json"]);
+    let mut client = place.accept();
+    let Heard::Wrap(_) = place.hear(&mut client) else { panic!("a chain first") };
+    let Heard::Sent(wanted, envelope) = place.hear(&mut client) else { panic!("then the message") };
+    assert!([Rung::Accepted, Rung::Stored, Rung::Delivered].into_iter().all(|rung| wanted.contains(rung)));
+    assert!(!wanted.contains(Rung::Opened));
+    client.send(&word(Rung::Accepted, None, &envelope));
+    client.send(&word(Rung::Stored, None, &envelope));
+    place.farewell(&mut client);
+    let done = send.wait().failed(3, "not reached within 3s: bob is offline, last seen 2020-09-13T12:26:40Z");
+    assert!(done.err.contains("the server keeps it until bob comes: do not send it again"), "{done:?}");
+    let said = "bob is offline, last seen 2020-09-13T12:26:40Z: the server keeps it until bob comes\n";
+    assert!(done.err.starts_with(said), "{done:?}");
+    let rungs: Vec<Value> = done.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<&str> = rungs.iter().map(|step| step["rung"].as_str().unwrap()).collect();
+    assert_eq!(told, ["accepted", "stored"]);
+    let kept = place.letters();
+    assert_eq!((kept.len(), kept[0].reached), (1, Some(Rung::Stored)));
+
+    // The server has it: nobody sends it again. The receipt that waited settles it, and is acknowledged.
+    let who = place.spawn(&["listen"]);
+    let mut client = place.accept();
+    assert_eq!(place.hear(&mut client), Heard::Listening);
+    let (_, receipt) = place.bob.open(&envelope, Rung::Delivered);
+    client.send(&Message::Waited { seq: 9, at: LAST_SEEN });
+    client.send(&Message::Told(receipt));
+    assert_eq!(place.hear(&mut client), Heard::Acknowledge(9));
+    assert!(place.letters().is_empty(), "durable before it is acknowledged");
+    who.signal("INT");
+}
+
+#[test]
+fn stored_is_enough_where_that_was_asked_and_delivered_is_heard_of_later() {
+    let mut place = Place::new();
+    let send = place.spawn(&["send", "bob", "-", "--wait", "stored"]);
+    let mut send = send;
+    send.write(b"one\ntwo\n");
+    send.end_input();
+    let mut client = place.accept();
+    let envelopes = [place.envelope(&mut client), place.envelope(&mut client)];
+    for envelope in &envelopes {
+        client.send(&word(Rung::Accepted, None, envelope));
+        client.send(&word(Rung::Stored, None, envelope));
+    }
+    place.farewell(&mut client);
+    assert_eq!(send.wait().err, "line 1: accepted\nline 1: stored\nline 2: accepted\nline 2: stored\n");
+    assert_eq!(place.letters().len(), 2, "until they are delivered");
+
+    // Another store: what the former one had is sent again, after the bundle; the bytes are the same.
+    place.script.store_epoch = [1; 8];
+    let listen = place.spawn(&["listen"]);
+    let mut client = place.accept();
+    assert_eq!(place.hear(&mut client), Heard::Published);
+    for (envelope, expected) in envelopes.iter().zip(["one", "two"]) {
+        assert_eq!(place.envelope(&mut client), *envelope);
+        let (text, receipt) = place.bob.open(envelope, Rung::Delivered);
+        assert_eq!(text, expected);
+        client.send(&Message::Told(receipt));
+    }
+    while listen.said().matches("delivered to bob").count() < 2 {
+        assert!(listen.said().len() < 10_000);
+        std::thread::yield_now();
+    }
+    listen.signal("INT");
+    listen.wait();
+    assert!(place.letters().is_empty());
+}
+
+#[test]
+fn a_message_that_never_reached_a_server_goes_with_the_next_connection() {
+    let mut place = Place::new();
+    let port = place.script.address().port();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let closed = nobody.local_addr().unwrap().port();
+    drop(nobody);
+    place.point(closed);
+    let done = place.run(&["send", "bob", "patience", "--timeout", "1s"]);
+    let done = done.failed(3, "it stays in this home's outbox and goes at the next connection: do not send it again");
+    assert!(done.err.contains("not reached within 1s: "), "{done:?}");
+    assert_eq!(place.letters().len(), 1);
+    // Nor is it lost with a process that is killed before it could do anything.
+    let mut killed = place.spawn(&["send", "bob", "more", "--timeout", "60s"]);
+    while place.letters().len() < 2 {
+        assert!(killed.is_running());
+    }
+    killed.kill();
+
+    place.point(port);
+    let mut send = place.spawn(&["send", "bob", "now"]);
+    let mut client = place.accept();
+    for expected in ["patience", "more", "now"] {
+        let envelope = place.envelope(&mut client);
+        let (text, receipt) = place.bob.open(&envelope, Rung::Delivered);
+        assert_eq!(text, expected);
+        client.send(&Message::Told(receipt));
+    }
+    place.farewell(&mut client);
+    send.end_input();
+    send.wait().ok();
+    assert!(place.letters().is_empty());
+}
+
+#[test]
+fn a_refusal_that_may_pass_leaves_what_nobody_waits_for() {
+    let mut place = Place::new();
+    let mut send = place.spawn(&["send", "bob", "hello"]);
+    let mut client = place.accept();
+    let first = place.envelope(&mut client);
+    send.kill();
+    let listen = place.spawn(&["listen"]);
+    let mut client = place.accept();
+    assert_eq!(place.envelope(&mut client), first);
+    client.send(&word(Rung::Refused, Some(Reason::QueueFull), &first));
+    client.send(&Message::Status { request: 5 });
+    // It is heard when its answer is.
+    while !matches!(Message::decode(&client.receive()), Ok(Message::StatusResponse { request: 5 })) {}
+    listen.signal("INT");
+    listen.wait();
+    assert_eq!(place.letters().len(), 1);
+
+    // Whoever waits has it back instead.
+    let send = place.spawn(&["send", "bob", "second"]);
+    let mut client = place.accept();
+    assert_eq!(place.envelope(&mut client), first);
+    client.send(&word(Rung::Accepted, None, &first));
+    let second = place.envelope(&mut client);
+    client.send(&word(Rung::Refused, Some(Reason::QueueFull), &second));
+    place.farewell(&mut client);
+    send.wait().failed(1, "refused(queue-full): too many messages wait for bob");
+    let kept = place.letters();
+    assert_eq!((kept.len(), kept[0].sealed.map(|(_, n, _)| n)), (1, Some(0)));
+    // What will not pass is said to whoever has the home.
+    let listen = place.spawn(&["listen"]);
+    let mut client = place.accept();
+    assert_eq!(place.envelope(&mut client), first);
+    client.send(&word(Rung::Refused, Some(Reason::Expired), &first));
+    while !listen.said().contains("not delivered to bob: hello, of 20") {
+        assert!(listen.said().len() < 10_000);
+        std::thread::yield_now();
+    }
+    assert!(listen.said().contains("refused(expired)"), "{}", listen.said());
+    listen.signal("INT");
+    listen.wait();
+    assert!(place.letters().is_empty());
+}
+
+#[test]
+fn a_full_outbox_takes_nothing_more_and_says_so() {
+    let place = Place::new();
+    let mut store = place.store();
+    let letter = |row| Letter {
+        row,
+        to: "bob".into(),
+        len: 1,
+        signed: true,
+        until: Rung::Delivered,
+        reached: None,
+        tries: 0,
+        time: u64::MAX >> 1,
+        sealed: None,
+    };
+    let rows = 1..=i64::try_from(MAX_LETTERS).unwrap();
+    let letters: Vec<LetterChange> = rows.map(|row| LetterChange::Keep(letter(row), b"x".to_vec().into())).collect();
+    store.change_letters(&letters).unwrap();
+    place
+        .run(&["send", "bob", "one more"])
+        .failed(1, "refused(queue-full): the outbox of this home is full (10000 messages");
+    assert_eq!(place.letters().len(), letters.len());
+}
+
+#[test]
+fn whoever_loses_its_holder_goes_on_with_the_same_message() {
+    let mut place = Place::new();
+    let mut holder = place.spawn(&["listen"]);
+    let mut client = place.accept();
+    assert_eq!(place.hear(&mut client), Heard::Listening);
+    let mut send = place.spawn(&["send", "bob", "-", "--json"]);
+    send.write(b"one\ntwo\n");
+    send.end_input();
+    let envelopes = [place.envelope(&mut client), place.envelope(&mut client)];
+    holder.kill();
+    let mut client = place.accept();
+    for (envelope, expected) in envelopes.iter().zip(["one", "two"]) {
+        assert_eq!(place.envelope(&mut client), *envelope, "once");
+        let (text, receipt) = place.bob.open(envelope, Rung::Delivered);
+        assert_eq!(text, expected);
+        client.send(&Message::Told(receipt));
+    }
+    place.farewell(&mut client);
+    let out = send.wait().ok();
+    assert_eq!(out.matches("\"rung\":\"delivered\"").count(), 2, "{out}");
+    assert!(place.letters().is_empty());
+}
+
+#[test]
+fn a_backup_holds_letters_and_nothing_that_they_were_sealed_with() {
+    let mut place = Place::new();
+    let mut send = place.spawn(&["send", "bob", "hello"]);
+    let mut client = place.accept();
+    let first = place.envelope(&mut client);
+    send.kill();
+    let file = place.directory.path().join("alice.backup");
+    place.run(&["backup", file.to_str().unwrap()]).ok();
+    place.run(&["restore", "--replace", file.to_str().unwrap()]).ok();
+    let kept = place.letters();
+    assert_eq!((kept.len(), kept[0].sealed), (1, None));
+    assert!(place.store().letter_chains().unwrap().is_empty());
+    assert_eq!(*place.store().letter_body(kept[0].row).unwrap(), b"hello");
+    let bytes = std::fs::read(&file).unwrap();
+    for secret in [&first[..], &place.bob.wraps[0]] {
+        assert!(!bytes.windows(16).any(|window| window == &secret[20..36]));
+    }
+}
+
+#[test]
+fn what_waited_is_acknowledged_once_it_is_durable_and_shown_once() {
+    let mut place = Place::new();
+    let (alice, alices_bundle, _) = place.alice();
+    let bob = place.bob.bundle;
+    let conversation = Conversation::direct(&bob.member(), &alices_bundle.member(), 0);
+    let mut chain = SendingChain::start(&bob.member(), &conversation, 0, &mut Rng::new(3)).unwrap();
+    let mut wrap = [0; ossicle_core::WRAP_LEN];
+    let to = alices_bundle.member();
+    chain.wrap(&place.bob.keys, &bob, &to, &alices_bundle, &mut Rng::new(4), &mut wrap).unwrap();
+    drop(alice);
+    let mut seal = |text: &str| {
+        let mut envelope = vec![0; text.len() + ossicle_core::SIGNED_OVERHEAD];
+        chain.seal::<HostAead>(true, 0, text.as_bytes(), &mut envelope).unwrap();
+        envelope
+    };
+    let envelopes = ["one", "two", "three"].map(&mut seal);
+    let encoded = bob.encode();
+    let signature = place.bob.signature.clone();
+    let bundle = SignedBundle { bundle: &encoded, signature: &signature };
+    let wanted = Rungs::NONE.with(Rung::Stored).with(Rung::Delivered);
+    let id = WrapHeader::decode(&wrap).unwrap().chain_id;
+    let waited = |client: &mut Scripted, seq| client.send(&Message::Waited { seq, at: LAST_SEEN + seq });
+
+    // The sender is unknown, so what came waits for the directory and is not acknowledged before.
+    let mut listen = place.spawn(&["listen", "--json", "nobody"]);
+    let mut client = place.accept();
+    assert_eq!(place.hear(&mut client), Heard::Listening);
+    waited(&mut client, 3);
+    client.send(&Message::WrapDelivery { from: BOB, wrap: &wrap, bundle });
+    for (seq, envelope) in [5, 8].into_iter().zip(&envelopes) {
+        waited(&mut client, seq);
+        client.send(&Message::Deliver { wanted, envelope });
+    }
+    let mut told = Vec::new();
+    let acknowledged = loop {
+        match place.hear(&mut client) {
+            Heard::Tell(Rung::Delivered, None, chain, n) if chain == id => told.push(n),
+            Heard::Acknowledge(8) => break told,
+            // What came in several reads.
+            Heard::Acknowledge(3 | 5) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(acknowledged, [0, 1], "receipts first: they are not stored here");
+    // The acknowledgement is lost, and everything comes again: told again, and kept once.
+    listen.kill();
+    let listen = place.spawn(&["listen", "--json", "--count", "3"]);
+    let mut client = place.accept();
+    assert_eq!(place.hear(&mut client), Heard::Listening);
+    waited(&mut client, 3);
+    client.send(&Message::WrapDelivery { from: BOB, wrap: &wrap, bundle });
+    for (seq, envelope) in [5, 8, 9].into_iter().zip(&envelopes) {
+        waited(&mut client, seq);
+        client.send(&Message::Deliver { wanted, envelope });
+    }
+    while place.hear(&mut client) != Heard::Acknowledge(9) {}
+    for (text, seq) in [("one", 5), ("two", 8), ("three", 9)] {
+        let line: Value = serde_json::from_str(&listen.line()).unwrap();
+        assert_eq!(line["text"], text);
+        assert_eq!(line["server_accepted"], format!("2020-09-13T12:26:4{}Z", seq % 10), "{line}");
+    }
+    place.farewell(&mut client);
+    listen.wait().ok();
+}
