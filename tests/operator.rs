@@ -1,20 +1,23 @@
 //! A server under its operator's hand and eye while it runs: settings that change, status, metrics, its supervisor, its end.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+use core::net::SocketAddr;
+use core::sync::atomic::{AtomicU32, Ordering};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 
 use ossicle::crypto::IdentityKey;
 use ossicle::limits::{Rate, Rates};
 use ossicle::metrics::Monitor;
 use ossicle::server::{Config, Policy};
-use ossicle_core::{Credentials, Error, Message, PeerError, Reason, Settings};
+use ossicle_core::{Credentials, EnvelopeHeader, Error, Message, PeerError, Reason, Rung, Rungs, Settings};
 use ossicle_tests::cli::{DEADLINE, Running, World, binary};
-use ossicle_tests::node::{Client, Heard, Node, open};
+use ossicle_tests::node::{Client, Heard, Node, Published, open, within, wrap};
 use ossicle_tests::script::Script;
 use ossicle_tests::{keys, public};
 use serde_json::Value;
@@ -218,6 +221,8 @@ fn metrics_are_served_to_whoever_asks_and_name_nobody() {
         "ossicle_handshakes_refused_total{reason=\"unauthorised\"} 0",
         "ossicle_store_refusing 0",
         "ossicle_queue_items 0",
+        "ossicle_deliveries_total{from=\"store\"} 0",
+        "ossicle_messages_refused_total{reason=\"rekey\"} 0",
         "# UNIT ossicle_store_commit_seconds seconds",
         "# TYPE ossicle_store_commit_seconds histogram",
     ] {
@@ -373,4 +378,87 @@ fn a_second_signal_ends_it_at_once() {
     assert_eq!(done.code, Some(130), "{done:?}");
     assert!(done.err.contains("ossicle: ended at once"), "{done:?}");
     listening.signal("CONT");
+}
+
+/// Sends messages that are to be stored, 64 at a time, until the server has said its last. Which of them were stored, and
+/// how it ended.
+async fn flood(mut client: Client, chain: u8, stored: &AtomicU32) -> (Vec<u32>, Heard) {
+    let mut confirmed = Vec::new();
+    let (mut next, mut answered) = (0, 0);
+    loop {
+        for _ in 0..64 {
+            client.say(chain, next, Rungs::NONE.with(Rung::Stored)).await;
+            next += 1;
+        }
+        while answered < next {
+            let heard = client.hear().await;
+            let Heard::Message(payload) = &heard else { return (confirmed, heard) };
+            let Ok(Message::Told(receipt)) = Message::decode(payload) else { panic!("a receipt") };
+            answered = receipt.to + 1;
+            if receipt.rung == Rung::Stored {
+                confirmed.extend(receipt.from..=receipt.to);
+                stored.fetch_add(receipt.to + 1 - receipt.from, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_outlives_a_stop_under_load() {
+    let world = World::new();
+    let data = world.path("loaded");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700)).unwrap();
+    keys::server().save(&data.join("server.key")).unwrap();
+    let start = || {
+        let server = Running::start(&mut serve(&world, "loaded", &[]));
+        let url = server.line();
+        let address = url.trim_start_matches("ossicle://").split('#').next().unwrap().parse().unwrap();
+        (server, address)
+    };
+    let (server, address): (_, SocketAddr) = start();
+    let enrolled = async |number: u8, name: &str, key: &IdentityKey| {
+        let credentials = Credentials::Enroll { id: [number; 16], name, key: public(key), token: None };
+        Client::connect_to(address, &credentials, key).await.unwrap()
+    };
+    enrolled(9, "bob", &keys::bob()).await.close().await;
+    let stored = Arc::new(AtomicU32::new(0));
+    let mut senders = Vec::new();
+    for (chain, name, key) in [(1, "alice", keys::alice()), (2, "carol", keys::carol())] {
+        let mut sender = enrolled(chain, name, &key).await;
+        let bundle = Published::new(chain, &key, 0);
+        sender.done(&Message::Wrap { request: 9, to: [9; 16], wrap: &wrap(chain), bundle: bundle.signed() }).await;
+        let stored = Arc::clone(&stored);
+        senders.push(tokio::spawn(async move { flood(sender, chain, &stored).await }));
+    }
+    while stored.load(Ordering::Relaxed) < 1_000 {
+        tokio::time::sleep(core::time::Duration::from_millis(1)).await;
+    }
+    server.signal("TERM");
+    let mut promised = Vec::new();
+    for sender in senders {
+        let (confirmed, ended) = within(sender).await.unwrap();
+        assert_eq!(ended, Heard::Closed(Some(Reason::Unavailable)), "everybody is told");
+        promised.push(confirmed);
+    }
+    server.wait().ok();
+
+    let (server, address) = start();
+    let key = keys::bob();
+    let bob = Credentials::Key { id: [9; 16], key_epoch: 0, fingerprint: key.fingerprint() };
+    let mut bob = Client::connect_to(address, &bob, &key).await.unwrap();
+    bob.send(&Message::Listening).await;
+    let mut came = [Vec::new(), Vec::new()];
+    while promised.iter().zip(&came).any(|(promised, came): (&Vec<u32>, &Vec<u32>)| came.last() < promised.last()) {
+        let payload = bob.message().await;
+        if let Ok(Message::Deliver { envelope, .. }) = Message::decode(&payload) {
+            let header = EnvelopeHeader::decode(envelope).unwrap();
+            came[usize::from(header.chain_id[0]) - 1].push(header.n);
+        }
+    }
+    for (promised, came) in promised.iter().zip(&came) {
+        assert!(came.is_sorted_by(|one, next| one < next), "in order, and none twice");
+        assert!(promised.iter().all(|n| came.binary_search(n).is_ok()), "nothing that was promised is missing");
+    }
+    drop(server);
 }

@@ -54,13 +54,15 @@ const LINGER: Duration = Duration::from_secs(1);
 
 thread_local! {
     static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_LEN]);
-    static WRITE: RefCell<WriteScratch> = RefCell::new(WriteScratch { bytes: vec![0; WRITE_LEN], passed: Vec::new() });
+    static WRITE: RefCell<WriteScratch> = RefCell::new(WriteScratch { bytes: vec![0; WRITE_LEN], passed: Vec::new(), waited: 0 });
 }
 
 struct WriteScratch {
     bytes: Vec<u8>,
     /// Where in `bytes` records end that are of messages which only pass.
     passed: Vec<usize>,
+    /// How many others there are which waited in the store.
+    waited: u64,
 }
 
 /// Why a connection ended. For the log: a peer is told a [`Reason`] or nothing.
@@ -211,6 +213,7 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
         out,
         written: 0,
         passed: Vec::new(),
+        sent: 0,
         heard: Instant::now(),
         paused_until: None,
         asked: false,
@@ -510,6 +513,8 @@ struct Peer {
     written: usize,
     /// Where in `out` records end that are of messages which only pass.
     passed: Vec<usize>,
+    /// Messages that it sent and that are not counted yet.
+    sent: u64,
     /// When the last record was opened.
     heard: Instant,
     /// Nothing is read before this.
@@ -714,6 +719,7 @@ impl Peer {
         if used > 0 {
             // Once for all of them: others count, too.
             self.server.metrics.records.add(records);
+            self.server.metrics.messages.add(core::mem::take(&mut self.sent));
             self.server.metrics.received_bytes.add(u64::try_from(used).unwrap_or_default());
             self.heard = Instant::now();
             self.asked = false;
@@ -741,6 +747,7 @@ impl Peer {
             }
         }
         let router = &self.server.router;
+        self.sent += u64::from(matches!(message, Ok(Message::Send { .. })));
         let owed = match message {
             Ok(Message::Send { wanted, envelope }) => match EnvelopeHeader::decode(envelope) {
                 Ok(header) => match router.route(&header.chain_id) {
@@ -748,7 +755,12 @@ impl Peer {
                         let behind = self.batch.is_some();
                         let message = Outgoing { header: &header, wanted, envelope };
                         match router.send(&self.id, Some(&route), message, behind, now) {
-                            Sent::Told(receipt) => receipt.map(Owed::Receipt),
+                            Sent::Told(receipt) => {
+                                if let Some(reason) = receipt.and_then(|receipt| receipt.reason) {
+                                    self.server.metrics.messages_refused.count(reason);
+                                }
+                                receipt.map(Owed::Receipt)
+                            }
                             Sent::Keep(items, refused) => {
                                 let batch = self.batch.get_or_insert_default();
                                 batch.push(&header, wanted, refused, items);
@@ -859,7 +871,11 @@ impl Peer {
                     return Ok(false);
                 }
                 scratch.passed.clear();
+                scratch.waited = 0;
                 let len = self.seal(scratch)?;
+                let metrics = &self.server.metrics;
+                metrics.delivered_passing.add(u64::try_from(scratch.passed.len()).unwrap_or_default());
+                metrics.delivered_waiting.add(scratch.waited);
                 let Some(bytes) = scratch.bytes.get(..len).filter(|bytes| !bytes.is_empty()) else {
                     return Ok(false);
                 };
@@ -910,8 +926,9 @@ impl Peer {
                     }
                     let room = bytes.get_mut(len..).unwrap_or_default();
                     len += self.connection.send(&delivery.message()?, room)?;
-                    if matches!(delivery, Delivery::Passing(_)) {
-                        scratch.passed.push(len);
+                    match delivery {
+                        Delivery::Passing(_) => scratch.passed.push(len),
+                        Delivery::Waiting(_) => scratch.waited += 1,
                     }
                 }
                 Next::Close(reason) => {

@@ -162,6 +162,14 @@ pub struct Metrics {
     pub sent_bytes: Counter,
     /// Records that came too fast for their client.
     pub hasty_records: Counter,
+    /// Messages that clients sent.
+    pub messages: Counter,
+    /// Those of them that went no further, by the reason that their sender was told at once.
+    pub messages_refused: ByReason,
+    /// Messages and wraps that were sealed for a client which took them from memory.
+    pub delivered_passing: Counter,
+    /// The same, of what waited in the store; what is not acknowledged is delivered again.
+    pub delivered_waiting: Counter,
 }
 
 /// How a store is.
@@ -190,12 +198,22 @@ pub struct WriterMetrics {
     pub operations: Distribution,
     /// Transactions that failed.
     pub failures: Counter,
+    /// Messages, wraps and receipts that were let wait.
+    pub stored: Counter,
+    /// Those that were not, by why.
+    pub not_stored: ByWord,
 }
 
 impl Default for WriterMetrics {
     fn default() -> Self {
         let operations = Distribution::new(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]);
-        Self { seconds: Distribution::of_seconds(), operations, failures: Counter::default() }
+        Self {
+            seconds: Distribution::of_seconds(),
+            operations,
+            failures: Counter::default(),
+            stored: Counter::default(),
+            not_stored: ByWord::default(),
+        }
     }
 }
 
@@ -296,6 +314,17 @@ impl Collector for Scrape {
         let (received, sent) = (counted.received_bytes.total(), counted.sent_bytes.total());
         out.counter("received", "Bytes of clients' records", Some(Unit::Bytes), received)?;
         out.counter("sent", "Bytes of records that clients' sockets took", Some(Unit::Bytes), sent)?;
+        out.counter("messages", "Messages that clients sent", None, counted.messages.total())?;
+        let refused = counted.messages_refused.each();
+        out.counters(
+            "messages_refused",
+            "Messages whose sender was told at once why they go no further",
+            "reason",
+            refused,
+        )?;
+        let (passing, waiting) = (counted.delivered_passing.total(), counted.delivered_waiting.total());
+        let from = [("memory", passing), ("store", waiting)];
+        out.counters("deliveries", "Messages and wraps that were handed to clients, by where they were", "from", from)?;
         out.counter("rsa_signatures", "Signatures of the server's key", None, server.pool.signs())?;
         out.counter("rsa_verifications", "Signatures of clients that were verified", None, server.pool.verifies())?;
 
@@ -316,6 +345,14 @@ impl Collector for Scrape {
                 None,
                 MetricType::Histogram,
             )?)?;
+            out.counter(
+                "items_stored",
+                "Messages, wraps and receipts that were let wait",
+                None,
+                writer.stored.total(),
+            )?;
+            let not_stored = writer.not_stored.each();
+            out.counters("items_not_stored", "Messages, wraps and receipts that were not", "cause", not_stored)?;
             out.counter("store_commits_failed", "Transactions that failed", None, writer.failures.total())?;
         }
         Ok(())

@@ -260,15 +260,34 @@ impl Client {
     }
 
     async fn begin(node: &Node, record_limit: u16, channel: Option<Channel>) -> Self {
+        Self::dial(node.address, node.server.fingerprint(), record_limit, channel).await
+    }
+
+    /// Runs the handshake with a server process, whose key is [`keys::server`].
+    pub async fn connect_to(
+        address: SocketAddr,
+        credentials: &Credentials<'_>,
+        key: &IdentityKey,
+    ) -> Result<Self, Error> {
+        let mut client = Self::dial(address, keys::server().fingerprint(), RECORD_LIMIT, None).await;
+        client.id = match credentials {
+            Credentials::Key { id, .. } | Credentials::Enroll { id, .. } => *id,
+        };
+        client.authenticate(credentials, key).await?;
+        client.settle().await?;
+        Ok(client)
+    }
+
+    async fn dial(address: SocketAddr, server: [u8; 32], record_limit: u16, channel: Option<Channel>) -> Self {
         let mut seed = [0; 64];
         getrandom::fill(&mut seed).expect("the system has randomness");
-        let server = Some(node.server.fingerprint());
+        let server = Some(server);
         let config = ClientConfig { server, ask_for_key: false, record_limit };
         let mut connection = match channel {
             Some(channel) => Connection::resume(config, channel, &seed).expect("the channel is this server's"),
             None => Connection::client(config, &seed),
         };
-        let mut stream = within(TcpStream::connect(node.address)).await.expect("the server accepts");
+        let mut stream = within(TcpStream::connect(address)).await.expect("the server accepts");
         stream.set_nodelay(true).expect("a socket takes options");
         let mut out = vec![0; 512];
         let len = connection.transmit(&mut out).expect("there is room");

@@ -565,8 +565,21 @@ impl Store for SqliteStore {
             return Ok(Vec::new());
         }
         let nature = Nature { weight: items.len(), is_durable: true, needs_savepoint: false };
-        self.update_queues(nature, move |db, ledger| items.iter().map(|item| queue::put(db, ledger, item)).collect())
-            .await
+        let puts: Vec<_> = self
+            .update_queues(nature, move |db, ledger| items.iter().map(|item| queue::put(db, ledger, item)).collect())
+            .await?;
+        let metrics = &self.shared.metrics;
+        for put in &puts {
+            match put {
+                Ok(Put::Stored { .. }) => metrics.stored.count(),
+                Ok(Put::Repeat { .. }) => metrics.not_stored.count("repeat"),
+                Err(PutError::QueueFull) => metrics.not_stored.count("queue-full"),
+                Err(PutError::Rewound) => metrics.not_stored.count("rewound"),
+                Err(PutError::UnknownRecipient) => metrics.not_stored.count("unknown"),
+                Err(PutError::Store(_)) => metrics.not_stored.count("unavailable"),
+            }
+        }
+        Ok(puts)
     }
 
     async fn queue(
