@@ -729,40 +729,40 @@ const MAX_HANDSHAKES: Key<usize> = Key {
     show: count_shown,
 };
 const QUEUE_AGE: Key<Duration> = Key {
-    about: limit("queue-age", "TIME", "Time that a message waits in the store for a client that does not come"),
+    about: live(limit("queue-age", "TIME", "Time that a message waits in the store for a client that does not come")),
     form: Form::Text,
     read: |text| duration(text, Duration::from_secs(60), 10 * 365 * DAY),
     show: time_shown,
 };
 const MAILBOX_MESSAGES: Key<usize> = Key {
-    about: limit(
+    about: live(limit(
         "mailbox-messages",
         "COUNT",
         "Messages that may be in memory for one client; what comes beyond it waits in the store",
-    ),
+    )),
     form: Form::Number,
     read: |text| number(text, 1, 10_000_000),
     show: count_shown,
 };
 const MAILBOX_BYTES: Key<usize> = Key {
-    about: limit("mailbox-bytes", "SIZE", "Their bytes"),
+    about: live(limit("mailbox-bytes", "SIZE", "Their bytes")),
     form: Form::Size,
     // Less does not hold a handful of the longest messages.
     read: |text| size(text, 64 << 10, 1 << 40),
     show: size_shown,
 };
 const MAILBOX_TOTAL: Key<usize> = Key {
-    about: limit("mailbox-total", "SIZE", "Bytes that may be in memory for all clients together"),
+    about: live(limit("mailbox-total", "SIZE", "Bytes that may be in memory for all clients together")),
     form: Form::Size,
     read: |text| size(text, 64 << 10, 1 << 44),
     show: size_shown,
 };
 const MAILBOX_OWED: Key<usize> = Key {
-    about: limit(
+    about: live(limit(
         "mailbox-owed",
         "COUNT",
         "Answers and receipts that may wait for one client; beyond it, it is disconnected",
-    ),
+    )),
     form: Form::Number,
     read: |text| number(text, 16, 10_000_000),
     show: count_shown,

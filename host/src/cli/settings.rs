@@ -23,7 +23,8 @@ use crate::settings::{Effective, FILE, Mistakes};
   ossicle settings --json | jq -r '.settings[] | select(.source == \"operator\") | .key'
 
 Changes while it runs: enroll, heartbeat, timeout, hello-within, handshake-within, farewell-within, key-age, channel-age,
-message-rate, message-burst, handshake-rate, handshake-burst. The others need a restart. Exit code 2 for a setting or value
+queue-age, message-rate, message-burst, handshake-rate, handshake-burst; and for whoever connects from then on
+mailbox-messages, mailbox-bytes, mailbox-total, mailbox-owed. The others need a restart. Exit code 2 for a setting or value
 that there is not, 3 if no server runs.")]
 pub struct Settings {
     /// The settings to change, or only the names of those to show; without any, all are shown
@@ -109,6 +110,22 @@ mod tests {
     fn parsed(settings: &[&str]) -> Result<(BTreeMap<String, String>, Vec<String>), Failure> {
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
         Settings { settings, data: DataArg { data: ".".into() }, json: false }.parsed()
+    }
+
+    #[test]
+    fn the_help_names_what_changes_while_the_server_runs() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            _settings: Settings,
+        }
+        let help = <Cli as clap::CommandFactory>::command().get_after_help().map(ToString::to_string).unwrap();
+        let named =
+            help.split("Changes while it runs: ").nth(1).and_then(|text| text.split(". The others").next()).unwrap();
+        let named: Vec<&str> = named.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();
+        for chosen in crate::settings::defaults() {
+            assert_eq!(named.contains(&chosen.about.name), chosen.about.live, "{}", chosen.about.name);
+        }
     }
 
     #[test]
