@@ -94,11 +94,12 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-trap collect EXIT
 if [ -n "$wanted" ]; then
+    trap collect EXIT
     # Every Nth, so that a shard says something about all.
     selected=$(verdicts | awk -v shard="$shard" -v of="$of" 'NR % of == shard' | sed -nE "s/^($wanted)\t//p")
     if [ -n "$selected" ]; then run <<<"$selected"; fi
     collect
+    trap - EXIT
 fi
 report
