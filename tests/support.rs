@@ -11,8 +11,12 @@ use ossicle_core::{
 
 #[path = "support/cli.rs"]
 pub mod cli;
+#[path = "support/faulty.rs"]
+pub mod faulty;
 #[path = "support/node.rs"]
 pub mod node;
+#[path = "support/power.rs"]
+pub mod power;
 
 #[path = "qemu.rs"]
 pub mod qemu;
@@ -24,6 +28,8 @@ pub mod script;
 pub mod terminal;
 #[path = "support/vectors/mod.rs"]
 pub mod vectors;
+#[path = "support/writer.rs"]
+pub mod writer;
 
 /// The fixed keys. Made once, public for ever: never enrol one of them anywhere.
 pub mod keys {

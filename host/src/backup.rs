@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ossicle_core::BundleKeys;
@@ -151,7 +151,7 @@ pub(crate) fn back_up_home(home: &Path, file: &Path) -> Result<(), BackupError> 
     pack(Kind::Home, folder.path(), file)
 }
 
-/// Backs the data of a server up that does not run.
+/// Backs the data of a server up, whether it runs or not.
 ///
 /// # Errors
 /// [`BackupError`]; there is no file then.
@@ -163,17 +163,22 @@ pub(crate) fn back_up_server(data: &Path, file: &Path) -> Result<(), BackupError
             error: io::Error::other("it holds no server's data: give its directory with --data"),
         });
     }
+    // Who restores something there meanwhile puts another directory in its place.
+    let place = || fs::metadata(data).map(|place| (place.dev(), place.ino())).map_err(io_error("read", data));
+    let busy = || BackupError::Busy(format!("{} is in use: wait until that has ended, or stop it", data.display()));
+    let before = place()?;
     let folder = beside(file)?;
     snapshot::copy_store(data, &folder.path().join("store.db")).map_err(|error| match error {
-        StoreError::Busy(_) => {
-            BackupError::Busy(format!("a server runs on {}: stop it, back up, and start it again", data.display()))
-        }
+        StoreError::Busy(_) => busy(),
         error => error.into(),
     })?;
     IdentityKey::load(&data.join("server.key"))?.save(&folder.path().join("server.key"))?;
     let settings = data.join(crate::settings::FILE);
     if settings.exists() {
         fs::copy(&settings, folder.path().join(crate::settings::FILE)).map_err(io_error("read", &settings))?;
+    }
+    if place()? != before {
+        return Err(busy());
     }
     pack(Kind::Server, folder.path(), file)
 }

@@ -77,7 +77,12 @@ impl Node {
 
     /// Starts a server on the data of a former one.
     pub async fn start_on(directory: TempDir, config: Config) -> Self {
-        let store: SharedStore = Arc::new(SqliteStore::open(directory.path()).expect("a new store"));
+        let store = SqliteStore::open(directory.path()).expect("a new store");
+        Self::start_with(directory, Arc::new(store), config).await
+    }
+
+    /// Starts a server on a store of the caller's.
+    pub async fn start_with(directory: TempDir, store: SharedStore, config: Config) -> Self {
         let pool = Arc::new(CryptoPool::start().expect("threads"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");

@@ -16,6 +16,68 @@ fn server(folder: &Path) -> PathBuf {
     file
 }
 
+#[tokio::test]
+async fn what_waits_is_in_the_backup_of_a_server_that_runs() {
+    use crate::store::{Enrolled, Enrolment, Item, ItemKind, NewItem, Put, SqliteStore, Store};
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let file = folder.path().join("backup");
+    let store = SqliteStore::open(&data).unwrap();
+    key().save(&data.join("server.key")).unwrap();
+    for n in 1..=2 {
+        let enrolment = Enrolment {
+            id: [n; 16],
+            name: crate::name::Name::parse(&format!("client-{n}")).unwrap(),
+            modulus: vec![n; 256],
+            token_id: None,
+            enrolled_by: None,
+            record_limit: 1024,
+            now: 1,
+        };
+        assert_eq!(store.enrol(enrolment).await, Ok(Enrolled::New));
+    }
+    let item = |n, kind| NewItem {
+        recipient: [2; 16],
+        sender: [1; 16],
+        kind,
+        chain: [3; 8],
+        n,
+        wanted: 2,
+        bytes: n.to_be_bytes().into(),
+        at: 5,
+    };
+    let all = |store: SqliteStore| async move {
+        let items: Vec<Item> = store.queue(&[2; 16], 0, 100, 1 << 20).await.unwrap();
+        assert_eq!(store.waiting(&[2; 16]).await.unwrap().items, items.len() as u64);
+        items
+    };
+    let kinds = [ItemKind::Wrap, ItemKind::Envelope, ItemKind::Receipt];
+    store.put(kinds.map(|kind| item(7, kind)).to_vec()).await.unwrap();
+    // It goes on writing while it is copied, and after.
+    let backup = tokio::task::spawn_blocking({
+        let (data, file) = (data.clone(), file.clone());
+        move || back_up_server(&data, &file)
+    });
+    for n in 8..40 {
+        assert!(matches!(store.put(vec![item(n, ItemKind::Envelope)]).await.unwrap()[..], [Ok(Put::Stored { .. })]));
+    }
+    backup.await.unwrap().unwrap();
+    let epoch = store.meta().store_epoch;
+    let before = all(store).await;
+    assert_eq!(before.len(), 35);
+    let restored = folder.path().join("restored");
+    restore_server(&file, &restored, false).unwrap();
+    let store = SqliteStore::open(&restored).unwrap();
+    assert_ne!(store.meta().store_epoch, epoch, "so that clients send again what the backup does not know");
+    // What was sent after the backup is new there, what was sent before is a repeat.
+    let puts = store.put(vec![item(7, ItemKind::Envelope), item(100, ItemKind::Envelope)]).await.unwrap();
+    assert!(matches!(puts[..], [Ok(Put::Repeat { .. }), Ok(Put::Stored { .. })]), "{puts:?}");
+    let held = all(store).await;
+    let (last, held) = held.split_last().unwrap();
+    assert!(held.len() >= 3 && *held == before[..held.len()], "{held:?}");
+    assert!(last.seq > held.last().unwrap().seq);
+}
+
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

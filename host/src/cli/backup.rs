@@ -9,11 +9,11 @@ use crate::endpoint::Failure;
 /// Back an identity up, or a server
 ///
 /// The file holds private keys: whoever reads it is that client, or that server. Keep it as you keep the home itself. It
-/// never holds what would be dangerous twice: keys and chains of conversations, channels. A server must be stopped.
+/// never holds what would be dangerous twice: keys and chains of conversations, channels. A server may run meanwhile.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   ossicle backup alice.backup                              the identity in the home, and whom it knows
-  ossicle backup server.backup --data /var/lib/ossicle     the data of a server that does not run")]
+  ossicle backup server.backup --data /var/lib/ossicle     the data of a server, running or not")]
 pub struct Backup {
     /// The file to write; it must not exist
     pub file: PathBuf,

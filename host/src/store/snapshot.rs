@@ -6,23 +6,39 @@
 use std::path::Path;
 
 use ossicle_core::Bundle;
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, ffi, params};
 
 use super::home::{HomeStore, HomeStoreError};
-use super::sqlite::{Shared, connect, initialise};
+use super::sqlite::{KNOWN, Shared, connect, initialise};
 use super::{ClientId, StoreError};
 
-/// Copies the store of a server that does not run to `to`, without its channels.
+/// Copies the store of a server to `to`, without its channels: everything that was durable when it began, whether the
+/// server runs or not. A server that runs is not held up, and goes on writing.
 ///
 /// # Errors
-/// [`StoreError::Busy`] while a server runs there, and those of opening a store.
+/// [`StoreError::Busy`] while somebody who is no server of this version uses the data, and those of opening a store.
 pub(crate) fn copy_store(data: &Path, to: &Path) -> Result<(), StoreError> {
     let shared = Shared::new(data);
-    let _lock = shared.lock(&data.join("lock"))?;
+    let lock = match shared.lock(&data.join("lock")) {
+        Ok(lock) => Some(lock),
+        Err(StoreError::Busy(_)) => None,
+        Err(error) => return Err(error),
+    };
     let copied = || -> rusqlite::Result<bool> {
         let db = connect(&data.join("store.db"))?;
-        if initialise(&db)?.is_none() {
-            return Ok(false);
+        if lock.is_some() {
+            if initialise(&db)?.is_none() {
+                return Ok(false);
+            }
+        } else {
+            // Whoever holds the lock has brought the tables up to date; nothing here is ours to write.
+            db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            match version(&db)? {
+                (id, newer) if id == KNOWN.0 && newer > KNOWN.1 => return Ok(false),
+                known if known == KNOWN => {}
+                _ => return Err(busy()),
+            }
         }
         db.execute("VACUUM INTO ?1", [path_text(to)?])?;
         let copy = Connection::open(to)?;
@@ -34,6 +50,16 @@ pub(crate) fn copy_store(data: &Path, to: &Path) -> Result<(), StoreError> {
         Ok(false) => Err(StoreError::Newer(data.display().to_string())),
         Err(error) => Err(shared.classify(&error)),
     }
+}
+
+fn version(db: &Connection) -> rusqlite::Result<(i32, i32)> {
+    db.query_row("SELECT application_id, user_version FROM pragma_application_id, pragma_user_version", [], |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    })
+}
+
+fn busy() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None)
 }
 
 /// Checks the restored store in `data`, and makes it forget: it is another store to its clients, no token admits anybody,

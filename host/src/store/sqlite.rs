@@ -145,6 +145,19 @@ impl SqliteStore {
     /// # Errors
     /// Those of [`SqliteStore::open`].
     pub fn open_with(directory: &Path, limits: QueueLimits) -> Result<Self, StoreError> {
+        Self::start(directory, limits, "FULL")
+    }
+
+    /// [`SqliteStore::open`], for tests of what a power cut does: nothing is ever flushed, so that every `Ok` is a lie.
+    ///
+    /// # Errors
+    /// Those of [`SqliteStore::open`].
+    #[doc(hidden)]
+    pub fn open_unflushed(directory: &Path) -> Result<Self, StoreError> {
+        Self::start(directory, QueueLimits::default(), "OFF")
+    }
+
+    fn start(directory: &Path, limits: QueueLimits, durable: &'static str) -> Result<Self, StoreError> {
         let shared = Arc::new(Shared::new(directory));
         make_directory(directory).map_err(|error| shared.system("make", directory, &error))?;
         let lock = shared.lock(&directory.join("lock"))?;
@@ -178,7 +191,8 @@ impl SqliteStore {
         let (for_writer, queues_for_writer) = (Arc::clone(&shared), Arc::clone(&queues));
         let write = move || {
             let mut ledger = Ledger::new(limits, &queues_for_writer.counts, &queues_for_writer.given, reserved);
-            write_all(&writer, write_queue, &for_writer, &mut ledger);
+            let writer = Writer { db: &writer, shared: &for_writer, ledger: &mut ledger, durable, synchronous: "FULL" };
+            write_all(writer, write_queue);
         };
         let threads = vec![
             spawn("ossicle-write", Box::new(write))?,
@@ -984,8 +998,7 @@ fn read_all(db: &Connection, mut queue: mpsc::Receiver<Read>) {
     }
 }
 
-fn write_all(db: &Connection, mut queue: mpsc::Receiver<Box<dyn Write>>, shared: &Shared, ledger: &mut Ledger<'_>) {
-    let mut writer = Writer { db, shared, ledger, is_flushing: true };
+fn write_all(mut writer: Writer<'_, '_>, mut queue: mpsc::Receiver<Box<dyn Write>>) {
     let (mut came, mut jobs) = (Vec::new(), VecDeque::new());
     while !jobs.is_empty() || queue.blocking_recv_many(&mut came, MAX_BATCH) > 0 {
         jobs.extend(came.drain(..));
@@ -999,8 +1012,9 @@ struct Writer<'a, 's> {
     db: &'a Connection,
     shared: &'a Shared,
     ledger: &'a mut Ledger<'s>,
-    /// Whether a commit waits for the disk.
-    is_flushing: bool,
+    /// How what is to be durable is committed, and how the next transaction is: values of `synchronous`.
+    durable: &'static str,
+    synchronous: &'static str,
 }
 
 type Outcome = (Box<dyn Write>, Result<(), StoreError>);
@@ -1066,9 +1080,10 @@ impl Writer<'_, '_> {
         }
         // The last jobs are done, and whoever opens the store next finds them, as far as it is for this thread.
         let is_flushing = jobs.is_empty() || jobs.iter().any(|job| job.nature().is_durable);
-        if is_flushing != self.is_flushing {
-            db.pragma_update(None, "synchronous", if is_flushing { "FULL" } else { "NORMAL" })?;
-            self.is_flushing = is_flushing;
+        let synchronous = if is_flushing { self.durable } else { "NORMAL" };
+        if synchronous != self.synchronous {
+            db.pragma_update(None, "synchronous", synchronous)?;
+            self.synchronous = synchronous;
         }
         if self.shared.tight.load(Ordering::Relaxed) {
             shrink(db)?;
