@@ -15,6 +15,8 @@ use crate::store::home::Waiting;
 
 /// Messages that are read from the home at once.
 const PAGE: u32 = 64;
+/// Seconds at the server after which people are told that a message waited there: most only pass through its store.
+const LATE: u64 = 60;
 
 /// Print messages as they come
 ///
@@ -143,7 +145,8 @@ pub(super) fn plain(waiting: &Waiting) -> String {
         Err(_) => format!("({} bytes: {})", message.body.len(), STANDARD.encode(&message.body)),
     };
     let word = if message.signed { "" } else { " (not signed)" };
-    let waited = message.accepted.map(|at| format!(" (at the server since {})", rfc3339(at))).unwrap_or_default();
+    let late = message.accepted.filter(|at| message.time.saturating_sub(*at) >= LATE);
+    let waited = late.map(|at| format!(" (at the server since {})", rfc3339(at))).unwrap_or_default();
     format!("{} {}{word}{waited}: {text}", rfc3339(message.time), harmless(&waiting.from))
 }
 
@@ -182,6 +185,8 @@ mod tests {
         assert_eq!(plain(&waiting(b"a\nb\x1b")), "2023-11-14T22:13:20Z alice: a\\u{a}b\\u{1b}");
         assert_eq!(plain(&waiting(&[0xff, 0])), "2023-11-14T22:13:20Z alice: (2 bytes: /wA=)");
         let mut late = waiting(b"a");
+        late.message.accepted = Some(1_700_000_000 - LATE + 1);
+        assert_eq!(plain(&late), "2023-11-14T22:13:20Z alice: a");
         late.message.accepted = Some(1_600_000_000);
         let since = "2020-09-13T12:26:40Z";
         assert!(object(&late).unwrap().contains(&format!("\"server_accepted\":\"{since}\"")));
