@@ -60,7 +60,7 @@ const SHOWN: usize = 48;
   ossicle chat
   printf '/tell bob hi\\n/list\\n' | ossicle chat
 
-No line that is typed is written to disk. Colours appear only in a terminal, and not if NO_COLOR is set.")]
+No line that is typed is kept on disk, a message only until it is delivered. Colours appear only in a terminal, and not if NO_COLOR is set.")]
 pub struct Chat {
     #[command(flatten)]
     #[allow(missing_docs, reason = "its own documentation is its help")]

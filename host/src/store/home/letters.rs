@@ -79,7 +79,7 @@ pub enum LetterChange {
         /// New chains that it has cost.
         tries: u8,
     },
-    /// A letter came so far, or (`None`) nobody knows any more whether it did.
+    /// A letter came so far, or (`None`) nobody knows any more whether it did. The text of one that is delivered is erased.
     Reach(i64, Option<Rung>),
     /// A letter came to its end.
     Settle(i64),
@@ -182,7 +182,9 @@ fn make(db: &Connection, change: &LetterChange) -> Result<()> {
             db.prepare_cached(sql)?.execute(params![row, tries])?;
         }
         LetterChange::Reach(row, rung) => {
-            let sql = "UPDATE letter SET reached = ?2 WHERE row = ?1";
+            // What was delivered is not sent again, so nothing of it stays on the disk.
+            let sql = "UPDATE letter SET reached = ?2, body = CASE WHEN ?2 >= 3 THEN x'' ELSE body END,
+                       envelope = CASE WHEN ?2 >= 3 THEN x'' ELSE envelope END WHERE row = ?1";
             db.prepare_cached(sql)?.execute(params![row, rung.map(Rung::code)])?;
         }
         LetterChange::Settle(row) => {
@@ -270,17 +272,21 @@ mod tests {
             (&b"text"[..], vec![8; 41])
         );
         assert!(matches!(store.letter_envelope(1), Err(HomeStoreError::Damaged)));
-        assert!(matches!(store.letter_body(3), Err(HomeStoreError::Damaged)));
+        assert!(matches!(store.letter_body(4), Err(HomeStoreError::Damaged)));
         let chains = store.letter_chains().unwrap();
         assert_eq!((chains.len(), chains[0].peer, *chains[0].receipts.chain_id()), (1, [2; 16], id));
         assert_eq!(chains[0].receipts.encode().expose(), chain.receipts.encode().expose());
 
+        store.change_letters(&[keep(3), seal(3, id, 10), LetterChange::Reach(3, Some(Rung::Delivered))]).unwrap();
+        assert!(store.letter_body(3).unwrap().is_empty() && store.letter_envelope(3).unwrap().is_empty());
+        store.change_letters(&[LetterChange::Settle(3)]).unwrap();
+
         // Sealed anew it is as it was given, but for what that cost; a number is given once.
         store.change_letters(&[LetterChange::Unseal { row: 2, tries: 1 }, LetterChange::Settle(1)]).unwrap();
-        assert_eq!(store.letters().unwrap(), (vec![Letter { tries: 1, ..letter(2) }], 3));
+        assert_eq!(store.letters().unwrap(), (vec![Letter { tries: 1, ..letter(2) }], 4));
         assert!(store.letter_chains().unwrap().is_empty());
         store.change_letters(&[LetterChange::Settle(2)]).unwrap();
-        assert_eq!(store.letters().unwrap(), (vec![], 3));
+        assert_eq!(store.letters().unwrap(), (vec![], 4));
     }
 
     #[test]
