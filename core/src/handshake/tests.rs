@@ -11,7 +11,7 @@ use crate::connection::{Ask, Connection, Event, Received};
 use crate::crypto::RustCrypto;
 use crate::error::{ApiMisuse, BufferError, PeerError, Reason};
 use crate::wire::testing::printed;
-use crate::wire::{HEADER_LEN, MIN_RECORD_LIMIT, Message, RecordType};
+use crate::wire::{HEADER_LEN, Header, MIN_RECORD_LIMIT, Message, RecordType};
 
 const SERVER: [u8; ID_LEN] = [0x5e; ID_LEN];
 const CLIENT: [u8; ID_LEN] = [0xc1; ID_LEN];
@@ -304,6 +304,12 @@ fn a_refusal_is_the_second_record_of_its_key_and_names_a_reason() {
     refused(&mut waiting(), &mut refusal(&t2, &schedule, 1, 1, &[3, 0, 0, 0, 0, 0]), Error::Decode);
     let reason = PeerError::Refused { reason: Reason::Unauthorised, retry_after: 0 };
     refused(&mut waiting(), &mut refusal(&t2, &schedule, 1, 1, &text), reason);
+    // One of another length fails at its header, before anything is waited for.
+    for len in [24, 28, 29, 30, LIMIT] {
+        let header = Header { kind: RecordType::Refusal, len, sequence: 1 };
+        let received = waiting().receive(&mut header.encode()).map(|received| matches!(received, Received::Need(29)));
+        assert_eq!(received, if len == 29 { Ok(true) } else { Err(Error::Decode) }, "{len}");
+    }
     // No other state takes one.
     refused(&mut Pair::new(pinned(), None).server, &mut refusal(&t2, &schedule, 1, 1, &text), wrong);
     let mut connected = Pair::new(pinned(), None);
