@@ -8,6 +8,8 @@
 
 #[path = "properties/chain.rs"]
 mod chain;
+#[path = "properties/client.rs"]
+mod client;
 #[path = "properties/connection.rs"]
 mod connection;
 

@@ -211,6 +211,16 @@ struct Own {
     keys: BundleKeys,
     bundle: Bundle,
     prekey: Prekey,
+    publication: Publication,
+}
+
+/// How far the bundle of this start has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Publication {
+    Unsigned,
+    /// And perhaps sent: nobody knows whether it arrived.
+    Signed,
+    Published,
 }
 
 struct Peer<'c> {
@@ -304,8 +314,9 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
         let offered = if self.broken < BROKEN { self.channel.clone() } else { None };
         self.begun = false;
         self.endpoint.reconnect(config(&self.identity), offered, seed);
-        // Nobody knows whether a bundle arrived that was not answered: ask the directory, and make the next one.
-        if matches!(self.stage, Stage::SignBundle | Stage::Publish | Stage::Published(_)) {
+        // One that was signed is published again where that was not answered, which is right whether it had arrived or not.
+        // Another one under an epoch that peers know would lock this client out.
+        if self.own.as_ref().is_some_and(|own| own.publication == Publication::Unsigned) {
             self.own = None;
         }
         self.stage = Stage::Handshake;
@@ -394,6 +405,9 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
             Stage::SignBundle => {
                 let place = self.signature.get_mut(..signature.len()).ok_or(BufferError::RxFull)?;
                 place.copy_from_slice(signature);
+                if let Some(own) = &mut self.own {
+                    own.publication = Publication::Signed;
+                }
                 self.stage = Stage::Publish;
                 Ok(())
             }
@@ -624,10 +638,13 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
                 }
                 *self.broken = 0;
                 let other_store = core::mem::replace(self.store_epoch, settings.store_epoch) != settings.store_epoch;
-                *self.stage = match &self.own {
+                *self.stage = match &mut self.own {
                     None => Stage::Ask,
-                    // Restored or made anew: it may not know the bundle any more.
-                    Some(_) if other_store => Stage::Publish,
+                    Some(own) if other_store || own.publication != Publication::Published => {
+                        // Restored or made anew: it may not know the bundle any more.
+                        own.publication = Publication::Signed;
+                        Stage::Publish
+                    }
                     Some(_) => Stage::Ready,
                 };
                 if *self.stage == Stage::Ready {
@@ -779,7 +796,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         let keys = BundleKeys::generate(epoch, rng)?;
         let bundle = keys.bundle(self.member, epoch, previous);
         let prekey = keys.prekey(&bundle)?;
-        *self.own = Some(Own { keys, bundle, prekey });
+        *self.own = Some(Own { keys, bundle, prekey, publication: Publication::Unsigned });
         *self.stage = Stage::SignBundle;
         Ok(())
     }
@@ -787,6 +804,9 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
     fn done<'e, A: Aead>(&mut self, request: u16, out: &mut Outbox<'_, A>) -> Result<ClientStep<'e, 'c>, Error> {
         if *self.stage == Stage::Published(request) {
             out.send(&Message::Listening)?;
+            if let Some(own) = self.own {
+                own.publication = Publication::Published;
+            }
             *self.stage = Stage::Ready;
             return Ok(ClientStep::Event(ClientEvent::Ready));
         }

@@ -779,6 +779,50 @@ fn what_was_under_way_when_a_connection_broke_begins_again() {
 }
 
 #[test]
+fn a_bundle_whose_publication_was_not_answered_is_published_again_and_no_other() {
+    let (mut world, _) = World::joined();
+    let first = world.bundle.unwrap();
+    // A restored server does not know it any more, and each time something comes between it and its answer.
+    world.store = [2; 8];
+    world.bundle = None;
+    for closes in [false, true, false] {
+        world.reconnect();
+        world.run().unwrap();
+        let payload = world.next();
+        let Ok(Message::Publish { bundle, .. }) = Message::decode(&payload) else { panic!("{payload:?}") };
+        assert_eq!((bundle.bundle, bundle.signature), (&first.encode()[..], &SIGNATURE[..]));
+        assert!(world.is_silent(), "nothing else until it is answered");
+        if closes {
+            let mut out = [0; 64];
+            let len = world.server.close(Some(Reason::Unavailable), &mut out).unwrap();
+            world.down.extend(&out[..len]);
+            assert_eq!(world.run().unwrap().len(), 1);
+        }
+    }
+    world.reconnect();
+    world.run().unwrap();
+    assert_eq!(world.answer(), [Came::Ready]);
+    assert_eq!(world.bundle, Some(first));
+
+    // One that was never signed is made anew: nobody has seen it.
+    let mut world = World::new();
+    world.run().unwrap();
+    assert!(world.reply());
+    while !matches!(world.client.poll(&mut world.rng), Ok(ClientStep::Sign(_))) {
+        let Ok(Some(io)) = world.client.io() else { continue };
+        let len = io.read.len().min(world.down.len());
+        for (to, from) in io.read.iter_mut().zip(world.down.drain(..len)) {
+            *to = from;
+        }
+        world.client.read(len).unwrap();
+    }
+    world.reconnect();
+    world.run().unwrap();
+    assert_eq!(world.answer(), [Came::Ready]);
+    assert_eq!(world.bundle.unwrap().epoch, 1);
+}
+
+#[test]
 fn signs_of_life_settings_and_what_a_later_version_says() {
     let (mut world, _) = World::joined();
     world.client.heartbeat().unwrap();
