@@ -454,6 +454,8 @@ fn whoever_loses_its_holder_goes_on_with_the_same_message() {
     send.write(b"one\ntwo\n");
     send.end_input();
     let envelopes = [place.envelope(&mut client), place.envelope(&mut client)];
+    // Whoever asked must have heard that both are kept: the holder says so before it answers anything that comes later.
+    place.run(&["status"]).ok();
     holder.kill();
     let mut client = place.accept();
     for (envelope, expected) in envelopes.iter().zip(["one", "two"]) {
