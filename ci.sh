@@ -116,6 +116,20 @@ if [ "$mode" = full ]; then
     cargo test -p ossicle -p ossicle-tests --no-default-features --locked 2>&1 | tee "$log"
     run_ignored "$log" cargo test -p ossicle -p ossicle-tests --no-default-features --locked
 
+    step "how much of the core its tests reach"
+    if command -v cargo-llvm-cov >/dev/null; then
+        tests/coverage.sh
+    else
+        skipped+=("tests/coverage.sh (needs cargo-llvm-cov)")
+    fi
+
+    step "the core in an interpreter"
+    if cargo +nightly miri --version >/dev/null 2>&1; then
+        tests/fuzz/miri.sh
+    else
+        skipped+=("tests/fuzz/miri.sh (needs a nightly toolchain with miri and rust-src)")
+    fi
+
     step "fuzz targets, 30 s each"
     if command -v cargo-fuzz >/dev/null && command -v c++ >/dev/null && rustup run nightly rustc --version >/dev/null 2>&1; then
         (cd tests/fuzz && RUSTFLAGS="--cfg fuzzing" cargo clippy --all-targets --locked -- -D warnings)
