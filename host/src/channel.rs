@@ -2,7 +2,7 @@
 //!
 //! The task reads into its thread's scratch buffer, opens records there, and seals what waits in the client's mailbox
 //! into another, so that an idle client owns no buffer: it owns bytes only while a record is torn or its socket is full.
-//! RSA and the store are jobs that the task awaits while it goes on writing. Before authentication every failure is
+//! RSA signatures and the store are jobs that the task awaits while it goes on writing. Before authentication every failure is
 //! silent; afterwards a malformed request is refused and a bad record ends the connection. Nothing is read of an envelope
 //! but its chain and number.
 
@@ -34,7 +34,7 @@ use crate::limits::Admission;
 use crate::mailbox::{Delivery, Mailbox, Next, Owed, Wanted, refusal};
 use crate::name::Name;
 use crate::resumption::Held;
-use crate::router::{Outgoing, Sent, Told};
+use crate::router::{Outgoing, Sent, Told, Way};
 use crate::server::{MAX_CHANNEL_AGE, Policy, Server, now};
 use crate::store::{ChannelId, ClientId, ClientRecord, Enrolment, Item, StoreError};
 
@@ -217,6 +217,7 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
         heard: Instant::now(),
         paused_until: None,
         asked: false,
+        way: None,
         renewed: Instant::now(),
         renew: false,
         closed: None,
@@ -348,7 +349,6 @@ async fn check(
     claim: &ClientClaim<'_>,
     dummy: Statement,
 ) -> Result<ClientRecord, (Reason, u32)> {
-    let busy = |_: PoolError| (Reason::Unavailable, 1000);
     let failed = |error| (unavailable(&error), 1000);
     let unauthorised = (Reason::Unauthorised, 0);
 
@@ -360,16 +360,15 @@ async fn check(
             let key = PublicKey::from_modulus(modulus).map(|key| key.fingerprint());
             let bound = connection.bind(claim, &key.unwrap_or_default());
             let (modulus, statement) = match (&client, bound) {
-                (Some(client), Ok(statement)) => (client.modulus.clone(), statement),
-                _ => (dummy_key().to_vec(), dummy),
+                (Some(client), Ok(statement)) => (client.modulus.as_slice(), statement),
+                _ => (dummy_key(), dummy),
             };
-            let verified = server.pool.verify(modulus, statement, claim.signature().to_vec()).await.map_err(busy)?;
+            let verified = server.pool.verify_here(modulus, &statement, claim.signature());
             client.filter(|_| verified).ok_or(unauthorised)
         }
         ClaimKind::Enroll { name, key, token } => {
             let statement = connection.bind(claim, &key.fingerprint()).map_err(|_| unauthorised)?;
-            let signature = claim.signature().to_vec();
-            if !server.pool.verify(key.modulus().to_vec(), statement, signature).await.map_err(busy)? {
+            if !server.pool.verify_here(key.modulus(), &statement, claim.signature()) {
                 return Err(unauthorised);
             }
             let name = Name::parse(name).map_err(|_| (Reason::Malformed, 0));
@@ -521,6 +520,8 @@ struct Peer {
     paused_until: Option<Instant>,
     /// The peer was asked whether it is there.
     asked: bool,
+    /// Where its last message went.
+    way: Option<Way>,
     /// When the key of this side was last renewed, and whether it is time again.
     renewed: Instant,
     renew: bool,
@@ -699,7 +700,7 @@ impl Peer {
     fn receive(&mut self, data: &mut [u8]) -> Result<usize, Exit> {
         let (mut used, mut records) = (0, 0);
         // Whoever was revoked a moment ago has nothing more to ask.
-        while self.job.is_none() && self.paused_until.is_none() && !self.mailbox.pressure().ending {
+        while self.job.is_none() && self.paused_until.is_none() && !self.mailbox.is_ending() {
             let rest = data.get_mut(used..).unwrap_or_default();
             let Received::Record { used: len, event } = self.connection.receive(rest)? else {
                 break;
@@ -750,11 +751,11 @@ impl Peer {
         self.sent += u64::from(matches!(message, Ok(Message::Send { .. })));
         let owed = match message {
             Ok(Message::Send { wanted, envelope }) => match EnvelopeHeader::decode(envelope) {
-                Ok(header) => match router.route(&header.chain_id) {
-                    Some(route) => {
+                Ok(header) => match router.way(&header.chain_id, &mut self.way) {
+                    Some(way) => {
                         let behind = self.batch.is_some();
                         let message = Outgoing { header: &header, wanted, envelope };
-                        match router.send(&self.id, Some(&route), message, behind, now) {
+                        match router.send_by(way, &self.id, message, behind, now) {
                             Sent::Told(receipt) => {
                                 if let Some(reason) = receipt.and_then(|receipt| receipt.reason) {
                                     self.server.metrics.messages_refused.count(reason);

@@ -7,7 +7,7 @@
 //! kept. Nothing is dropped: what passed and was neither taken nor answered for goes to the keeper when the client stops
 //! listening, and what waits in the store stays there until the client acknowledges it.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -290,6 +290,8 @@ pub struct Mailbox {
     limits: MailboxLimits,
     shared: Arc<Shared>,
     queue: Mutex<Queue>,
+    /// Whether the queue has an end, for whoever asks often.
+    ending: AtomicBool,
     changed: Notify,
 }
 
@@ -357,7 +359,16 @@ impl Mailbox {
         limits: MailboxLimits,
         shared: Arc<Shared>,
     ) -> Self {
-        Self { client, connection, max_payload, limits, shared, queue: Mutex::default(), changed: Notify::new() }
+        Self {
+            client,
+            connection,
+            max_payload,
+            limits,
+            shared,
+            queue: Mutex::default(),
+            ending: AtomicBool::new(false),
+            changed: Notify::new(),
+        }
     }
 
     /// The client.
@@ -388,6 +399,7 @@ impl Mailbox {
         }
         if queue.owed.len() >= self.limits.owed {
             queue.end = Some(End::Overrun);
+            self.ending.store(true, Ordering::Release);
         } else {
             queue.owed_bytes += owed.room();
             queue.owed.push_back(owed);
@@ -645,6 +657,7 @@ impl Mailbox {
         let queue = &mut *queue;
         if queue.end.is_none() {
             queue.end = Some(End::Close(reason));
+            self.ending.store(true, Ordering::Release);
         }
         self.shared.budget.give(core::mem::take(&mut queue.bytes));
         let mut all: Vec<_> = core::mem::take(&mut queue.unanswered).into();
@@ -653,6 +666,11 @@ impl Mailbox {
         // Under the lock: who finds this mailbox ended comes to the keeper behind this.
         self.shared.keeper.keep_for(self.client, all);
         self.changed.notify_one();
+    }
+
+    /// Whether the connection ends.
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
     }
 
     /// Whether the channel should go on reading.

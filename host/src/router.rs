@@ -5,6 +5,7 @@
 //! and whoever calls asks it first. What cannot pass now is given back to be kept, or goes to the keeper: nothing is
 //! dropped in silence.
 
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -23,6 +24,19 @@ pub struct Router {
     keeper: Keeper,
     seats: RwLock<HashMap<ClientId, Arc<Mailbox>>>,
     routes: Mutex<Routes>,
+    /// Counts what makes a [`Way`] worthless.
+    changes: AtomicU64,
+}
+
+/// The route of one chain, with the mailbox of its recipient if it has only one: most messages follow another of the same
+/// chain, and need no map then.
+#[derive(Debug)]
+pub struct Way {
+    chain: ChainId,
+    /// It holds as long as nothing has changed since.
+    changes: u64,
+    route: Arc<ChainRoute>,
+    mailbox: Option<Arc<Mailbox>>,
 }
 
 /// Two generations: when the young one is full it becomes the old one, and what was not used since is forgotten.
@@ -66,12 +80,14 @@ pub enum Told {
 impl Router {
     /// A router that nobody has a seat at.
     pub fn new(keeper: Keeper) -> Self {
-        Self { keeper, seats: RwLock::default(), routes: Mutex::default() }
+        Self { keeper, seats: RwLock::default(), routes: Mutex::default(), changes: AtomicU64::new(0) }
     }
 
     /// Gives the client's seat to a new connection. The mailbox of an older one is handed back, to be ended.
     pub fn enter(&self, client: ClientId, mailbox: Arc<Mailbox>) -> Option<Arc<Mailbox>> {
-        self.seats_mut().insert(client, mailbox)
+        let mut seats = self.seats_mut();
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        seats.insert(client, mailbox)
     }
 
     /// Frees the client's seat, if it is still this connection's.
@@ -79,6 +95,7 @@ impl Router {
         let mut seats = self.seats_mut();
         let held = seats.get(client).is_some_and(|held| held.connection() == mailbox.connection());
         if held {
+            self.changes.fetch_add(1, Ordering::AcqRel);
             seats.remove(client);
         }
         held
@@ -143,6 +160,22 @@ impl Router {
         Some(route)
     }
 
+    /// The way of messages of this chain, if it was used lately; `last` is the one of the message before.
+    pub fn way<'w>(&self, chain: &ChainId, last: &'w mut Option<Way>) -> Option<&'w Way> {
+        // Looked at before the maps are: who changes one of them afterwards counts on.
+        let changes = self.changes.load(Ordering::Acquire);
+        if last.as_ref().is_none_or(|way| way.chain != *chain || way.changes != changes) {
+            *last = self.route(chain).map(|route| {
+                let mailbox = match route.recipients.as_slice() {
+                    [only] => self.mailbox(only),
+                    _ => None,
+                };
+                Way { chain: *chain, changes, route, mailbox }
+            });
+        }
+        last.as_ref()
+    }
+
     /// Remembers what the store knows of a chain.
     pub fn remember(&self, chain: ChainId, route: Arc<ChainRoute>) {
         self.routes().insert(chain, route);
@@ -151,6 +184,7 @@ impl Router {
     /// Forgets a chain's route, because the store knows more by now.
     pub fn forget_chain(&self, chain: &ChainId) {
         let mut routes = self.routes();
+        self.changes.fetch_add(1, Ordering::AcqRel);
         routes.young.remove(chain);
         routes.old.remove(chain);
     }
@@ -159,6 +193,7 @@ impl Router {
     pub fn forget_client(&self, client: &ClientId) {
         let concerns = |route: &ChainRoute| route.sender == *client || route.recipients.contains(client);
         let mut routes = self.routes();
+        self.changes.fetch_add(1, Ordering::AcqRel);
         routes.young.retain(|_, route| !concerns(route));
         routes.old.retain(|_, route| !concerns(route));
     }
@@ -176,6 +211,31 @@ impl Router {
         behind_others: bool,
         at: impl Fn() -> u64,
     ) -> Sent {
+        self.carry(sender, route, None, message, behind_others, at)
+    }
+
+    /// The same for a message whose way is known.
+    pub fn send_by(
+        &self,
+        way: &Way,
+        sender: &ClientId,
+        message: Outgoing<'_>,
+        behind_others: bool,
+        at: impl Fn() -> u64,
+    ) -> Sent {
+        self.carry(sender, Some(&way.route), way.mailbox.as_ref(), message, behind_others, at)
+    }
+
+    /// `only` is the mailbox of the only recipient, if it is known.
+    fn carry(
+        &self,
+        sender: &ClientId,
+        route: Option<&ChainRoute>,
+        only: Option<&Arc<Mailbox>>,
+        message: Outgoing<'_>,
+        behind_others: bool,
+        at: impl Fn() -> u64,
+    ) -> Sent {
         let Outgoing { header: &EnvelopeHeader { chain_id: chain, n, .. }, wanted, envelope } = message;
         let Some(route) = route.filter(|route| route.sender == *sender && !route.recipients.is_empty()) else {
             return Sent::Told(Some(refusal(chain, n, Reason::Rekey)));
@@ -186,7 +246,7 @@ impl Router {
         let mut keep = Vec::new();
         for recipient in &route.recipients {
             let passing = Passing { sender: *sender, chain, n, wanted, bytes: Arc::clone(&bytes) };
-            let passed = match self.mailbox(recipient) {
+            let passed = match only.cloned().or_else(|| self.mailbox(recipient)) {
                 Some(mailbox) if !keep_all => mailbox.pass(passing),
                 Some(mailbox) => {
                     mailbox.keep_behind(sender);
@@ -483,6 +543,33 @@ mod tests {
         assert!(!router.leave(&ALICE, &first));
         assert!(router.leave(&ALICE, &second));
         assert_eq!(router.connected(), 0);
+    }
+
+    #[test]
+    fn a_way_holds_until_a_seat_or_its_chain_changes() {
+        let (router, _orders) = router();
+        let chain = HEADER.chain_id;
+        router.remember(chain, Arc::new(route()));
+        let mut last = None;
+        let mut seated = |router: &Router, chain: &ChainId| {
+            let way = router.way(chain, &mut last)?;
+            Some(way.mailbox.as_ref().map(|mailbox| mailbox.connection()))
+        };
+        assert_eq!(seated(&router, &chain), Some(None));
+        let bob = seat(&router, BOB, 7);
+        assert_eq!(seated(&router, &chain), Some(Some(7)));
+        assert_eq!(seated(&router, &[9; 8]), None);
+        assert_eq!(seated(&router, &chain), Some(Some(7)));
+        seat(&router, BOB, 8);
+        assert_eq!(seated(&router, &chain), Some(Some(8)));
+        assert!(!router.leave(&BOB, &bob));
+        assert_eq!(seated(&router, &chain), Some(Some(8)));
+        router.forget_chain(&chain);
+        assert_eq!(seated(&router, &chain), None);
+        router.remember(chain, Arc::new(route()));
+        assert_eq!(seated(&router, &chain), Some(Some(8)));
+        router.evict(&BOB, Reason::Unauthorised);
+        assert_eq!(seated(&router, &chain), None);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, ValueEnum
 use ossicle_core::{Secret, token_verifier};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
@@ -253,7 +254,6 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
     }
     info!(%address, data = %settings.data.display(), policy = ?enrol, "serving");
 
-    let mut code = 0;
     let metrics_at = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
     let operated = Operated::new(Arc::clone(&server), settings.clone(), address, metrics_at);
     let mut aside = JoinSet::new();
@@ -263,26 +263,41 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
         aside.spawn(metrics::serve(listener, Arc::new(Monitor::new(Arc::clone(&server)))));
     }
     aside.spawn(supervised::report(Arc::clone(&server)));
-    server::run(listener, Arc::clone(&server), async {
-        tokio::select! {
-            _ = terminated.recv() => info!("told to stop: a second signal ends it at once"),
-            _ = interrupted.recv() => {
-                info!("interrupted: a second signal ends it at once");
-                code = 130;
-            }
+    // A task of its own: this one runs on a thread that has to be woken for each connection, and would then wake another.
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = Arc::clone(&server);
+    let mut running = tokio::spawn(async move {
+        server::run(listener, running, async {
+            let _ = stopped.await;
+        })
+        .await;
+    });
+    let code = tokio::select! {
+        _ = terminated.recv() => {
+            info!("told to stop: a second signal ends it at once");
+            0
         }
-        supervised::stopping();
-        // Whoever asks twice does not want to wait: what was acknowledged is on the disk already.
-        aside.spawn(async move {
-            tokio::select! {
-                _ = terminated.recv() => {}
-                _ = interrupted.recv() => {}
-            }
-            say("ossicle: ended at once");
-            std::process::exit(IMPATIENT)
-        });
-    })
-    .await;
+        _ = interrupted.recv() => {
+            info!("interrupted: a second signal ends it at once");
+            130
+        }
+        ended = &mut running => {
+            ended.context("the server has failed")?;
+            return Err(anyhow!("the server has ended by itself"));
+        }
+    };
+    supervised::stopping();
+    // Whoever asks twice does not want to wait: what was acknowledged is on the disk already.
+    aside.spawn(async move {
+        tokio::select! {
+            _ = terminated.recv() => {}
+            _ = interrupted.recv() => {}
+        }
+        say("ossicle: ended at once");
+        std::process::exit(IMPATIENT)
+    });
+    drop(stop);
+    running.await.context("the server has failed")?;
     aside.shutdown().await;
     control::remove(&settings.data);
     // The store writes out what it holds while it is dropped.

@@ -22,6 +22,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, ffi, params};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
 
 use super::{
     BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord,
@@ -44,6 +45,8 @@ const QUEUE: usize = 1024;
 const MAX_BATCH: usize = 512;
 /// For how long a transaction takes in what comes.
 const BATCH_TIME: Duration = Duration::from_millis(2);
+/// When a client was last seen is written within this.
+const SEEN_WITHIN: Duration = Duration::from_secs(1);
 /// Seconds for which ended tokens are remembered.
 const TOKEN_MEMORY: u64 = 30 * 24 * 60 * 60;
 
@@ -422,9 +425,13 @@ impl Store for SqliteStore {
             *last = now.max(*last);
         }
         if !self.shared.nudged.swap(true, Ordering::AcqRel) {
-            // A full queue will be emptied soon, and every transaction takes what was seen along.
-            let writer = self.writer.as_ref().ok_or(StoreError::Closed)?;
-            let _ = writer.try_send(Box::new(Nudge));
+            // One transaction for all who come and go meanwhile. A store that is closed writes what was seen by itself.
+            let writer = self.writer.as_ref().ok_or(StoreError::Closed)?.downgrade();
+            tokio::spawn(async move {
+                sleep(SEEN_WITHIN).await;
+                // A full queue will be emptied soon, and every transaction takes what was seen along.
+                let _ = writer.upgrade().map(|writer| writer.try_send(Box::new(Nudge)));
+            });
         }
         Ok(())
     }
