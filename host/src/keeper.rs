@@ -281,7 +281,8 @@ impl Batch {
         for Sent { chain, n, wanted, refused, items } in self.messages {
             let failed = match &mut kept {
                 Ok(kept) => {
-                    kept.by_ref().take(items).filter_map(|put| put.err().map(|error| reason(&error))).next_back()
+                    // Forwards: from behind, a part of the answer would take what is another message's.
+                    kept.by_ref().take(items).fold(None, |failed, put| put.err().map(|error| reason(&error)).or(failed))
                 }
                 Err(_) => Some(Reason::Unavailable),
             };
@@ -312,4 +313,60 @@ pub(crate) fn outcome(
 pub(crate) fn item(new: NewItem, seq: u64) -> Item {
     let NewItem { recipient: _, sender, kind, chain, n, wanted, bytes, at } = new;
     Item { seq, sender, kind, chain, n, wanted, bytes, at }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHAIN: ChainId = [4; 8];
+
+    fn item(recipient: u8, n: u32) -> NewItem {
+        NewItem {
+            recipient: [recipient; 16],
+            sender: [1; 16],
+            kind: ItemKind::Envelope,
+            chain: CHAIN,
+            n,
+            wanted: 0,
+            bytes: [0; 40].into(),
+            at: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn of_a_batch_each_message_is_told_what_became_of_it() {
+        let (keeper, mut orders) = Keeper::new();
+        let wanted = Rungs::NONE.with(Rung::Stored);
+        let mut batch = Batch::default();
+        for n in 0..5 {
+            // The third is for two recipients.
+            let items = if n == 2 { vec![item(2, n), item(3, n)] } else { vec![item(2, n)] };
+            batch.push(&EnvelopeHeader { chain_id: CHAIN, n, salt: [0; 8] }, wanted, None, items);
+        }
+        let stored = Ok(Put::Stored { seq: 1 });
+        let outcomes = [
+            stored.clone(),
+            Err(PutError::QueueFull),
+            Err(PutError::UnknownRecipient),
+            stored.clone(),
+            Err(PutError::Rewound),
+            stored,
+        ];
+        let store = async {
+            let Some(Work::Keep { items, answer: Some(answer) }) = orders.0.recv().await else { panic!("no batch") };
+            assert_eq!(items.len(), outcomes.len());
+            answer.send(Ok(outcomes.to_vec())).unwrap();
+        };
+        let (receipts, ()) = tokio::join!(batch.keep(&keeper), store);
+        let told = |n| Receipt { rung: Rung::Stored, reason: None, chain: CHAIN, from: n, to: n, tag: None };
+        let expected = [
+            told(0),
+            refusal(CHAIN, 1, Reason::QueueFull),
+            refusal(CHAIN, 2, Reason::Unknown),
+            refusal(CHAIN, 3, Reason::Rewound),
+            told(4),
+        ];
+        assert_eq!(receipts, expected);
+    }
 }
