@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ossicle::cli::serve::{Serve, SettingFlags};
 use ossicle::control::{self, Operated};
+use ossicle::gate::GateLimits;
 use ossicle::limits::{Rate, Rates};
 use ossicle::mailbox::MailboxLimits;
 use ossicle::server::{Config, Policy};
@@ -897,7 +898,7 @@ async fn a_half_said_hello_is_given_up() {
 
 #[tokio::test]
 async fn more_strangers_than_the_server_bears_are_turned_away() {
-    let node = Node::start(Config { unauthenticated: 2, ..open() }).await;
+    let node = Node::start(Config { gate: GateLimits { unauthenticated: 2, ..GateLimits::default() }, ..open() }).await;
     let mut strangers = Vec::new();
     for _ in 0..2 {
         let client = Client::hello(&node, RECORD_LIMIT).await;

@@ -303,7 +303,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
     }
 
     /// Begins a new connection after the last one has ended, with the channel that the last one left. Keys and chains
-    /// stay.
+    /// stay. [`solve`](Self::solve) comes next, before the transport is opened.
     #[inline(never)]
     pub fn reconnect(&mut self, seed: &[u8; 64]) {
         if self.stage == Stage::Handshake && core::mem::take(&mut self.begun) && self.channel.is_some() {
@@ -331,6 +331,13 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
                 Start::Idle | Start::Wanted | Start::Done => {}
             }
         }
+    }
+
+    /// Makes some tries at the puzzle that a server has set that is under load, which takes milliseconds. True if it must be
+    /// called again; false at once if there is none, as nearly always. A server waits for seconds only, so solve it before
+    /// the transport is opened, and soon, since the server forgets what it has set within a minute or two.
+    pub fn solve(&mut self) -> bool {
+        self.endpoint.solve()
     }
 
     /// Goes on until somebody else is needed. `rng` makes the end-to-end keys.

@@ -14,11 +14,14 @@ use crate::handshake::client::{ServerClaim, SignClient, Start, VerifyServer};
 use crate::handshake::resume::{
     CheckChannel, Considered, ExpectClientFinished, ExpectFinished, Returned, SendFinished,
 };
-use crate::handshake::server::{CheckClient, ClientClaim, ExpectClientAuth, ExpectClientHello, Greeted, SignServer};
+use crate::handshake::retry::{Presented, Puzzle};
+use crate::handshake::server::{
+    self, CheckClient, CheckWork, ClientClaim, ExpectClientAuth, ExpectClientHello, Greeted, SignServer,
+};
 use crate::record::{MAX_RECORDS, Traffic};
 use crate::wire::{
-    HEADER_LEN, Header, ID_LEN, MAX_CLIENT_AUTH_LEN, MAX_CLIENT_HELLO_LEN, MAX_SERVER_AUTH_LEN, MIN_RECORD_LIMIT,
-    Message, RECORD_OVERHEAD, RecordType, Rungs, SEND_HEAD_LEN, Settings,
+    HEADER_LEN, HELLO_RETRY_LEN, Header, ID_LEN, MAX_CLIENT_AUTH_LEN, MAX_CLIENT_HELLO_LEN, MAX_SERVER_AUTH_LEN,
+    MIN_RECORD_LIMIT, Message, RECORD_OVERHEAD, RecordType, Rungs, SEND_HEAD_LEN, Settings,
 };
 
 /// One end of a connection, from its first byte to its close.
@@ -30,6 +33,8 @@ pub struct Connection<A: Aead = RustCrypto> {
     /// Bytes of the longest record that this side takes.
     receive_limit: u16,
     failure: Option<Error>,
+    /// What the server wants to see solved first. It outlives the connection, which has ended.
+    puzzle: Option<Puzzle>,
 }
 
 /// What a call to [`Connection::receive`] made of the bytes.
@@ -80,7 +85,7 @@ pub enum Ask {
 }
 
 #[allow(clippy::large_enum_variant, reason = "a connection owns no heap; the largest states are short")]
-enum State<A> {
+enum State<A: Aead> {
     Start(Start),
     ExpectServerHello(ExpectServerHello),
     ExpectServerAuth(ExpectServerAuth),
@@ -91,8 +96,9 @@ enum State<A> {
     ExpectSettings(ExpectSettings<A>),
     // A server's states bring their handlers along, so that an image in which nobody calls `Connection::server` does not
     // hold them: a microcontroller is never a server, and the linker can see that.
-    ExpectClientHello(ExpectClientHello, fn(&ExpectClientHello, &[u8]) -> Result<Greeted, Error>),
+    ExpectClientHello(ExpectClientHello, HandleClientHello<A>),
     CheckChannel(CheckChannel),
+    CheckWork(CheckWork),
     ExpectClientFinished(ExpectClientFinished, fn(&ExpectClientFinished, &mut [u8]) -> Result<Returned, Error>),
     Returned(Returned),
     SignServer(SignServer),
@@ -102,6 +108,7 @@ enum State<A> {
     Ended,
 }
 
+type HandleClientHello<A> = fn(&mut Connection<A>, &[u8]) -> Result<Event<'static>, Error>;
 type HandleClientAuth = for<'d> fn(&ExpectClientAuth, &'d mut [u8]) -> Result<(CheckClient, ClientClaim<'d>), Error>;
 
 struct Established<A> {
@@ -128,7 +135,12 @@ struct Expected {
 impl<A: Aead> Connection<A> {
     /// A client's end. `seed` is 64 bytes from a cryptographic generator, used for this connection only.
     pub fn client(config: ClientConfig, seed: &[u8; 64]) -> Self {
-        Self { state: State::Start(Start::new(config, None, seed)), receive_limit: config.record_limit, failure: None }
+        Self {
+            state: State::Start(Start::new(config, None, seed)),
+            receive_limit: config.record_limit,
+            failure: None,
+            puzzle: None,
+        }
     }
 
     /// A client's end that offers to resume `channel`, which costs no RSA. A server that no longer has it goes on with the
@@ -142,17 +154,98 @@ impl<A: Aead> Connection<A> {
             return Err(ApiMisuse::InvalidArgument.into());
         }
         let state = State::Start(Start::new(config, Some(channel), seed));
-        Ok(Self { state, receive_limit: config.record_limit, failure: None })
+        Ok(Self { state, receive_limit: config.record_limit, failure: None, puzzle: None })
     }
 
     /// A server's end. `seed` is 64 bytes from a cryptographic generator, used for this connection only.
     pub fn server(config: ServerConfig, seed: &[u8; 64]) -> Self {
-        let state = State::ExpectClientHello(ExpectClientHello::new(config, seed), ExpectClientHello::handle);
-        Self { state, receive_limit: config.record_limit, failure: None }
+        let state = State::ExpectClientHello(ExpectClientHello::new(config, seed), Self::open_client_hello);
+        Self { state, receive_limit: config.record_limit, failure: None, puzzle: None }
     }
 
-    /// Appends what the protocol owes without being asked, and returns its length: a client's first record, its Finished
-    /// of a resumption, and a key update shortly before a key has sealed all it may.
+    /// Client: this connection is another attempt after one that ended with [`PeerError::Retry`], whose
+    /// [`puzzle`](Self::puzzle) this is. Call it before anything else, then [`solve`](Self::solve) before the transport is
+    /// opened: a server waits for seconds only.
+    ///
+    /// # Errors
+    /// [`ApiMisuse::InvalidArgument`] if the connection has begun already, or is a server's.
+    pub fn present(&mut self, puzzle: &Puzzle) -> Result<(), Error> {
+        match &mut self.state {
+            State::Start(start) => {
+                start.present(puzzle);
+                Ok(())
+            }
+            _ => Err(ApiMisuse::InvalidArgument.into()),
+        }
+    }
+
+    /// Client: makes some tries at the puzzle that this connection presents, which takes a small device milliseconds.
+    /// True if it must be called again. Without a puzzle there is nothing to solve.
+    pub fn solve(&mut self) -> bool {
+        match &mut self.state {
+            State::Start(start) => !start.solve(),
+            _ => false,
+        }
+    }
+
+    /// Client: what the server wants to see solved, after [`PeerError::Retry`].
+    pub const fn puzzle(&self) -> Option<Puzzle> {
+        self.puzzle
+    }
+
+    /// Server: whoever brings no channel must have worked for it, from here on; call it before the hello has come. Such a
+    /// hello is then not answered before [`presented`](Self::presented) was looked at.
+    pub const fn demand_work(&mut self) {
+        if let State::ExpectClientHello(state, _) = &mut self.state {
+            state.busy = true;
+        }
+    }
+
+    /// Server: what a client shows whose hello waits for a verdict: [`admit`](Self::admit) it or have it
+    /// [`retry`](Self::retry). Nothing but two hashes was computed for it yet.
+    pub const fn presented(&self) -> Option<&Presented> {
+        match &self.state {
+            State::CheckWork(state) => Some(state.presented()),
+            _ => None,
+        }
+    }
+
+    /// Server: the work was enough, or the server is not busy any more. The full handshake goes on: see
+    /// [`ask`](Self::ask).
+    ///
+    /// # Errors
+    /// [`ApiMisuse::NotAsked`] if no hello waits. [`Error::Crypto`] if the client's ephemeral key is none; final.
+    pub fn admit(&mut self) -> Result<(), Error> {
+        self.check()?;
+        let State::CheckWork(state) = &self.state else {
+            return Err(ApiMisuse::NotAsked.into());
+        };
+        match state.admit() {
+            Ok(next) => {
+                self.state = State::SignServer(next);
+                Ok(())
+            }
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// Server: the client is to come again with this cookie (1 to 40 bytes) and a puzzle of so many zero bits solved, at
+    /// most [`MAX_PUZZLE_BITS`](crate::MAX_PUZZLE_BITS). Appends the HelloRetry and ends the connection.
+    ///
+    /// # Errors
+    /// [`BufferError::TxFull`] if `out` has no room, [`ApiMisuse::NotAsked`] if no hello waits: nothing has changed.
+    pub fn retry(&mut self, cookie: &[u8], bits: u8, out: &mut [u8]) -> Result<usize, Error> {
+        self.check()?;
+        let State::CheckWork(_) = &self.state else {
+            return Err(ApiMisuse::NotAsked.into());
+        };
+        let len = server::retry(bits, cookie, out)?;
+        self.state = State::Ended;
+        Ok(len)
+    }
+
+    /// Appends what the protocol owes without being asked, and returns its length: a client's first record (once its puzzle
+    /// is solved, at which each call makes some tries), its Finished of a resumption, and a key update shortly before a key has sealed all it may.
     ///
     /// # Errors
     /// [`BufferError::TxFull`] if `out` has no room, [`ApiMisuse::InvalidArgument`] if a client neither knows its server's
@@ -175,7 +268,10 @@ impl<A: Aead> Connection<A> {
     /// -> ClientHello
     #[inline(never)] // like the next one: its states must not lie on the stack of whoever asks in vain
     fn begin(&mut self, out: &mut [u8]) -> Result<usize, Error> {
-        let State::Start(start) = &self.state else { return Ok(0) };
+        let State::Start(start) = &mut self.state else { return Ok(0) };
+        if !start.solve() {
+            return Ok(0);
+        }
         let (next, len) = start.hello(out)?;
         self.state = State::ExpectServerHello(next);
         Ok(len)
@@ -273,6 +369,15 @@ impl<A: Aead> Connection<A> {
         Ok(len)
     }
 
+    /// Server: names the offer that [`Event::CheckChannel`] is about. A client never makes the same twice, so one that is
+    /// known was recorded.
+    pub fn offered(&self) -> Option<[u8; 8]> {
+        match &self.state {
+            State::CheckChannel(state) => Some(state.name()),
+            _ => None,
+        }
+    }
+
     /// Server: binds a claim to the key with this fingerprint (the one that was enrolled under the claimed id, or the
     /// claim's own) and returns what the claim's signature must cover.
     ///
@@ -297,7 +402,7 @@ impl<A: Aead> Connection<A> {
 
     /// Server: answers [`Event::CheckChannel`] with the channel of that id, if there is one that has not expired. Appends
     /// the answer if the client has its secret. If not, the length is 0 and [`ask`](Self::ask) wants a signature: the
-    /// full handshake goes on, marked as `unauthorised`.
+    /// full handshake goes on, marked as `unauthorised`. If work was demanded, [`presented`](Self::presented) comes first.
     ///
     /// # Errors
     /// [`BufferError::TxFull`] if `out` has no room, [`ApiMisuse::NotAsked`] if no channel is offered: nothing has changed.
@@ -314,6 +419,10 @@ impl<A: Aead> Connection<A> {
             }
             Ok(Considered::Full(next)) => {
                 self.state = State::SignServer(next);
+                Ok(0)
+            }
+            Ok(Considered::Work(next)) => {
+                self.state = State::CheckWork(next);
                 Ok(0)
             }
             Err(error @ Error::Buffer(_)) => Err(error),
@@ -511,6 +620,7 @@ impl<A: Aead> Connection<A> {
         }
         let (min, max) = match header.kind {
             RecordType::Refusal => (REFUSAL_RECORD_LEN, REFUSAL_RECORD_LEN),
+            RecordType::HelloRetry => (*HELLO_RETRY_LEN.start(), *HELLO_RETRY_LEN.end()),
             _ => (expected.min, expected.max),
         };
         if len < min || len > max {
@@ -523,7 +633,11 @@ impl<A: Aead> Connection<A> {
         let only = |kind, min, max| Some(Expected { kinds: [kind, kind], min, max });
         let sealed = RECORD_OVERHEAD;
         match &self.state {
-            State::ExpectServerHello(_) => only(RecordType::ServerHello, HEADER_LEN, MAX_SERVER_AUTH_LEN),
+            State::ExpectServerHello(_) => Some(Expected {
+                kinds: [RecordType::ServerHello, RecordType::HelloRetry],
+                min: HEADER_LEN,
+                max: MAX_SERVER_AUTH_LEN,
+            }),
             State::ExpectServerAuth(_) | State::ExpectFinished(_) => {
                 only(RecordType::ServerAuth, sealed, MAX_SERVER_AUTH_LEN)
             }
@@ -558,6 +672,7 @@ impl<A: Aead> Connection<A> {
             }
             State::ExpectSettings(_) => self.open_settings(header, record),
             _ if !sequence_is_zero => out_of_order,
+            State::ExpectServerHello(_) if header.kind == RecordType::HelloRetry => Err(self.open_retry(record)),
             State::ExpectServerHello(state) => {
                 self.state = match state.handle(record)? {
                     Chosen::Full(next) => State::ExpectServerAuth(next),
@@ -574,16 +689,9 @@ impl<A: Aead> Connection<A> {
                 self.state = State::VerifyServer(next);
                 Ok(Event::CheckServer(claim))
             }
-            State::ExpectClientHello(state, handle) => {
-                let (next, event) = match handle(state, record)? {
-                    Greeted::Sign(next) => (State::SignServer(next), Event::Progress),
-                    Greeted::Check(next) => {
-                        let channel = next.channel();
-                        (State::CheckChannel(next), Event::CheckChannel(channel))
-                    }
-                };
-                self.state = next;
-                Ok(event)
+            State::ExpectClientHello(_, handle) => {
+                let handle = *handle;
+                handle(self, record)
             }
             State::ExpectClientFinished(state, handle) => {
                 self.state = State::Returned(handle(state, record)?);
@@ -595,6 +703,38 @@ impl<A: Aead> Connection<A> {
                 Ok(Event::CheckClient(claim))
             }
             _ => out_of_order,
+        }
+    }
+
+    /// -> ClientHello: what a server goes on with.
+    fn open_client_hello(&mut self, record: &[u8]) -> Result<Event<'static>, Error> {
+        let State::ExpectClientHello(state, _) = &self.state else {
+            return Err(PeerError::UnexpectedMessage.into());
+        };
+        let (next, event) = match state.handle(record)? {
+            Greeted::Sign(next) => (State::SignServer(next), Event::Progress),
+            Greeted::Work(next) => (State::CheckWork(next), Event::Progress),
+            Greeted::Check(next) => {
+                let channel = next.channel();
+                (State::CheckChannel(next), Event::CheckChannel(channel))
+            }
+        };
+        self.state = next;
+        Ok(event)
+    }
+
+    /// <- HelloRetry: why the connection ends.
+    #[inline(never)]
+    fn open_retry(&mut self, record: &[u8]) -> Error {
+        match &self.state {
+            State::ExpectServerHello(state) => match state.retried(record) {
+                Ok(puzzle) => {
+                    self.puzzle = Some(puzzle);
+                    PeerError::Retry.into()
+                }
+                Err(error) => error,
+            },
+            _ => PeerError::UnexpectedMessage.into(),
         }
     }
 

@@ -138,17 +138,29 @@ impl<'b, A: Aead> Endpoint<'b, A> {
     }
 
     /// Begins anew in the same buffers, after the transport has ended. Offers to resume `channel`, unless it is that of
-    /// another server.
+    /// another server. After [`PeerError::Retry`](crate::PeerError::Retry) the puzzle of the connection that has ended is
+    /// presented: [`solve`](Self::solve) it before the transport is opened.
     pub fn reconnect(&mut self, mut config: ClientConfig, channel: Option<Channel>, seed: &[u8; 64]) {
         config.record_limit = u16::try_from(self.rx.len()).unwrap_or(u16::MAX);
+        let puzzle = self.out.connection.puzzle();
         self.out.connection = match channel.map(|channel| Connection::resume(config, channel, seed)) {
             Some(Ok(connection)) => connection,
             Some(Err(_)) | None => Connection::client(config, seed),
         };
+        if let Some(puzzle) = puzzle {
+            // It has not begun.
+            let _ = self.out.connection.present(&puzzle);
+        }
         self.received = 0;
         self.opened = false;
         self.out.pending = 0;
         self.out.written = 0;
+    }
+
+    /// Makes some tries at the puzzle that a busy server has set: see [`Connection::solve`]. True if it must be called
+    /// again.
+    pub fn solve(&mut self) -> bool {
+        self.out.connection.solve()
     }
 
     /// Goes on until somebody else is needed.

@@ -31,10 +31,17 @@ pub enum Error {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum PeerError {
+    /// The server is under load and asked for work again after it was done. Nobody vouches for that: try again later.
+    Busy,
     /// The stream ended without an authenticated close.
     Truncated,
     /// A key was used for more records than the protocol allows, or a counter would wrap.
     Exhausted,
+    /// The server is under load and asks for more work than a client does. Nobody vouches for that: try again later.
+    Puzzle {
+        /// The zero bits that it wants.
+        bits: u8,
+    },
     /// The server refused this client, sealed under the handshake keys.
     Refused {
         /// Why.
@@ -42,6 +49,8 @@ pub enum PeerError {
         /// Milliseconds to wait before trying again; 0 where waiting does not help.
         retry_after: u32,
     },
+    /// The server is under load: connect again, with the solution of the puzzle that it has set. Nobody vouches for that.
+    Retry,
     /// The server presented another identity key than the pinned one.
     ServerKey,
     /// A record of a type, sequence number or length that this state does not accept.
@@ -186,9 +195,14 @@ impl fmt::Display for Error {
 impl fmt::Display for PeerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Busy => f.write_str("the server has too much to do, and asks again for work that was done"),
             Self::Truncated => f.write_str("the connection ended without a close"),
             Self::Exhausted => f.write_str("the peer used a key for too many records"),
+            Self::Puzzle { bits } => {
+                write!(f, "the server has too much to do, and asks for too much work ({bits} bits)")
+            }
             Self::Refused { reason, .. } => write!(f, "the server refused this client: {reason}"),
+            Self::Retry => f.write_str("the server has too much to do, and asks for work first"),
             Self::ServerKey => f.write_str("the server's key is not the expected one"),
             Self::UnexpectedMessage => f.write_str("the peer sent an unexpected record"),
             Self::Version => f.write_str("no protocol version or suite in common"),

@@ -130,6 +130,7 @@ pub use envelope::{
 };
 pub use error::{ApiMisuse, BufferError, Error, PeerError, Reason};
 pub use handshake::client::ServerClaim;
+pub use handshake::retry::{COOKIE_LEN, CookieKey, MAX_PUZZLE_BITS, Presented, Puzzle};
 pub use handshake::server::{ClaimKind, ClientClaim};
 pub use handshake::{enrolment_statement, token_verifier};
 pub use page::{IdentityPage, MAX_PAGE_LEN, MAX_PAGE_MODULUS_LEN, PageError, PageKey, PageOwner};

@@ -12,6 +12,7 @@ use core::future::Future;
 use core::net::SocketAddrV4;
 
 use embassy_futures::select::{Either, select};
+use embassy_futures::yield_now;
 use embassy_net::Stack;
 use embassy_net::tcp::TcpSocket;
 use embassy_time::{Duration, Instant, Timer, with_timeout};
@@ -127,6 +128,13 @@ pub async fn run<T: Thing, E: SecureElement, R: Rng + TryCryptoRng>(
         // Keys, chains and the resumable channel stay in the client; half of the wait is random, so that a thousand devices
         // do not come back together.
         client.reconnect(&thing.seed());
+        // A server that is under load may have set a puzzle: that is wait enough.
+        if client.solve() {
+            while client.solve() {
+                yield_now().await;
+            }
+            continue;
+        }
         let jitter = u64::from(rng.next_u32()) % (back_off.as_millis() / 2 + 1);
         Timer::after(back_off / 2 + Duration::from_millis(jitter)).await;
         back_off = (back_off * 2).min(LONGEST_BACK_OFF);

@@ -232,11 +232,26 @@ impl<'b, 'p> Sensor<'b, 'p> {
                 break;
             }
             self.client.reconnect(&seed(board));
+            if self.work(transport, board) {
+                continue;
+            }
             // Half of it at random, so that a thousand devices do not come back together.
             let jitter = u64::from(rand_core::Rng::next_u32(&mut self.rng)) % (back_off / 2 + 1);
             transport.sleep(transport.now() + back_off / 2 + jitter);
             back_off = (back_off * 2).min(*BACK_OFF.end());
         }
+    }
+
+    /// Solves the puzzle of a server that is under load, if it has set one: that is wait enough, and it does not wait for
+    /// long itself. Whether there was one.
+    #[inline(never)]
+    fn work<T: Transport, B: Board>(&mut self, transport: &mut T, board: &B) -> bool {
+        let asked = self.client.solve();
+        while !board.stopped() && self.client.solve() {
+            // The network is kept alive.
+            transport.sleep(transport.now() + 1);
+        }
+        asked
     }
 
     /// One connection, from its first byte to its end.

@@ -20,7 +20,6 @@ use ossicle_core::{
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -29,6 +28,7 @@ use zeroize::Zeroizing;
 
 use crate::crypto::{HostAead, PoolError, dummy_key, has_small_factor};
 use crate::directory::{Asker, REQUESTS, Unfinished, answer, enrol_reason, fingerprint, told_reason, unavailable};
+use crate::gate::{Ticket, Verdict};
 use crate::keeper::Batch;
 use crate::limits::Admission;
 use crate::mailbox::{Delivery, Mailbox, Next, Owed, Wanted, refusal};
@@ -86,6 +86,10 @@ enum Exit {
     Rate,
     #[error("refused: {0}")]
     Refused(Reason),
+    #[error("a recorded hello")]
+    Replayed,
+    #[error("asked to work first")]
+    Retry,
     #[error("it was silent for too long")]
     Silent,
     #[error("the server is stopping")]
@@ -97,6 +101,12 @@ enum Exit {
 }
 
 impl Exit {
+    /// Whether a stranger has used up a place for nothing, as no client does that the server lets in. Whoever hangs up or
+    /// is refused may be one.
+    const fn is_a_fault(&self) -> bool {
+        matches!(self, Self::Hello | Self::Protocol(_) | Self::Replayed | Self::Timeout)
+    }
+
     /// One of a few words for it, to be counted.
     const fn word(&self) -> &'static str {
         match self {
@@ -108,6 +118,8 @@ impl Exit {
             Self::Pool(_) => "pool",
             Self::Protocol(_) => "protocol",
             Self::Rate => "rate",
+            Self::Replayed => "replayed",
+            Self::Retry => "asked-for-work",
             Self::Silent => "silent",
             Self::Stopping => "stopping",
             Self::Timeout => "timeout",
@@ -117,7 +129,7 @@ impl Exit {
 }
 
 /// Serves one peer until it or the server is done. Logs how it ended.
-pub(crate) async fn run(server: Arc<Server>, stream: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
+pub(crate) async fn run(server: Arc<Server>, stream: TcpStream, address: SocketAddr, mut ticket: Ticket) {
     // Boxed, so that the handshake's buffers and keys are gone once it is over.
     let entered = Box::pin(async {
         tokio::select! {
@@ -128,10 +140,15 @@ pub(crate) async fn run(server: Arc<Server>, stream: TcpStream, address: SocketA
         }
     })
     .await;
-    drop(permit);
     match entered {
-        Ok(peer) => peer.serve().await,
+        Ok(peer) => {
+            ticket.entered();
+            peer.serve().await;
+        }
         Err(why) => {
+            if why.is_a_fault() {
+                ticket.failed();
+            }
             server.metrics.not_entered.count(why.word());
             if let Exit::Refused(reason) = why {
                 server.metrics.handshakes_refused.count(reason);
@@ -151,6 +168,8 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
     let mut buffer = Vec::new();
 
     // -> ClientHello
+    // Whether it has to is decided when the hello is there.
+    connection.demand_work();
     let hello = read_record(&stream, &mut connection, &mut buffer);
     let hello = timeout(server.config().hello_within, hello).await.map_err(|_| Exit::Hello)??;
     let mut out = vec![0; HANDSHAKE_LEN];
@@ -248,12 +267,20 @@ async fn resume(
     id: ChannelId,
     out: &mut [u8],
 ) -> Result<Option<(ClientRecord, Held)>, Exit> {
+    let offer = connection.offered().unwrap_or_default();
+    if server.gate.is_recorded(&offer) {
+        return Err(Exit::Replayed);
+    }
     let mut endings = server.channels.endings();
     let held = resumable(server, &id).await;
 
     // <- ServerHello, <- {ServerAuth}
     let len = connection.answer_offer(held.as_ref().map(|(_, held)| &held.channel), out)?;
     let Some(mut held) = held.filter(|_| len > 0) else { return Ok(None) };
+    // Nobody says the same hello twice but who has recorded it: it would cost two curve operations each time.
+    if !server.gate.resumed(offer) {
+        return Err(Exit::Replayed);
+    }
     write_all(stream, out.get(..len).unwrap_or_default()).await?;
 
     // -> {ClientAuth}
@@ -302,6 +329,17 @@ async fn authenticate(
     buffer: &mut Vec<u8>,
     out: &mut [u8],
 ) -> Result<ClientRecord, Exit> {
+    if let Some(presented) = connection.presented() {
+        if server.gate.is_busy(server.pool.waiting())
+            && let Verdict::Retry { cookie, bits } = server.gate.judge(address.ip(), presented)
+        {
+            // <- HelloRetry
+            let len = connection.retry(&cookie, bits, out)?;
+            write_all(stream, out.get(..len).unwrap_or_default()).await?;
+            return Err(Exit::Retry);
+        }
+        connection.admit()?;
+    }
     // Here only: who has resumed has cost no signature.
     let admission = server.limits.handshake(address.ip());
     if admission != Admission::Admit {

@@ -6,12 +6,12 @@
 //! are erased when dropped and have no `Debug`; files that others can read are refused.
 
 use core::sync::atomic::{AtomicU64, Ordering};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use ossicle_core::{PublicKey, Statement};
@@ -313,17 +313,80 @@ fn dummy(len: usize) -> Option<&'static [u8]> {
     if RSA_BITS.contains(&(len * 8)) { BYTES.get(..len) } else { None }
 }
 
-/// Threads that do RSA, so that no I/O thread ever waits for it, with a bounded queue before them.
+/// Threads that do RSA, so that no I/O thread ever waits for it, with bounded queues before them.
 ///
-/// When the pool is dropped its threads end, after the operations that somebody still waits for.
+/// Verifications come first: they are cheap, and asked for by clients and by strangers who have signed themselves. Anybody
+/// can ask for signatures, so of these the oldest gives way to the newest where too many wait: its peer has waited longest
+/// and is the likeliest to have gone. When the pool is dropped its threads end, after the operations that somebody still
+/// waits for.
 pub struct CryptoPool {
-    /// `None` only while dropping.
-    jobs: Option<SyncSender<Job>>,
+    queues: Arc<Queues>,
     threads: Vec<JoinHandle<()>>,
     done: Arc<Done>,
 }
 
 type Job = Box<dyn FnOnce(&Done) + Send>;
+
+/// What waits for a thread.
+struct Queues {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+    /// Jobs that may wait in each.
+    limit: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    verifications: VecDeque<Job>,
+    signatures: VecDeque<Job>,
+    ended: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Lane {
+    Verifications,
+    Signatures,
+}
+
+impl Queues {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Jobs run outside.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, lane: Lane, job: Job) -> Result<(), PoolError> {
+        let mut waiting = self.lock();
+        let gave_way = match lane {
+            Lane::Verifications if waiting.verifications.len() >= self.limit => return Err(PoolError::Full),
+            Lane::Verifications => {
+                waiting.verifications.push_back(job);
+                None
+            }
+            Lane::Signatures => {
+                let full = waiting.signatures.len() >= self.limit;
+                let oldest = if full { waiting.signatures.pop_front() } else { None };
+                waiting.signatures.push_back(job);
+                oldest
+            }
+        };
+        drop(waiting);
+        self.changed.notify_one();
+        drop(gave_way);
+        Ok(())
+    }
+
+    /// The next job; `None` once the pool has ended and nothing waits.
+    fn pop(&self) -> Option<Job> {
+        let mut waiting = self.lock();
+        loop {
+            let next = waiting.verifications.pop_front().or_else(|| waiting.signatures.pop_front());
+            if next.is_some() || waiting.ended {
+                return next;
+            }
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
 
 #[derive(Default)]
 struct Done {
@@ -332,7 +395,7 @@ struct Done {
 }
 
 impl CryptoPool {
-    /// Jobs that may wait by default.
+    /// Signatures that may wait by default, and verifications.
     pub const QUEUE: usize = 256;
 
     /// Starts a pool of the default size: half of the cores, at least one, and a queue of [`CryptoPool::QUEUE`].
@@ -349,24 +412,28 @@ impl CryptoPool {
     /// # Errors
     /// Those of starting a thread.
     pub fn new(threads: usize, queue: usize) -> io::Result<Self> {
-        let (jobs, receiver) = sync_channel(queue);
-        let receiver = Arc::new(Mutex::new(receiver));
+        let queues = Arc::new(Queues { waiting: Mutex::default(), changed: Condvar::new(), limit: queue.max(1) });
         let done = Arc::new(Done::default());
         let threads = (0..threads.max(1))
             .map(|_| {
-                let (receiver, done) = (Arc::clone(&receiver), Arc::clone(&done));
-                thread::Builder::new().name("ossicle-rsa".into()).spawn(move || work(&receiver, &done))
+                let (queues, done) = (Arc::clone(&queues), Arc::clone(&done));
+                thread::Builder::new().name("ossicle-rsa".into()).spawn(move || work(&queues, &done))
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { jobs: Some(jobs), threads, done })
+        Ok(Self { queues, threads, done })
+    }
+
+    /// Signatures that wait.
+    pub fn waiting(&self) -> usize {
+        self.queues.lock().signatures.len()
     }
 
     /// Signs on a thread of the pool. Cancel-safe: a job whose caller has gone is skipped.
     ///
     /// # Errors
-    /// [`PoolError::Full`] at once if too many wait; [`PoolError::Failed`] as [`IdentityKey::sign`].
+    /// [`PoolError::Full`] if so many came behind it that it gave way; [`PoolError::Failed`] as [`IdentityKey::sign`].
     pub async fn sign(&self, key: Arc<IdentityKey>, statement: Statement) -> Result<Vec<u8>, PoolError> {
-        self.run(move |done| {
+        self.run(Lane::Signatures, move |done| {
             done.signs.fetch_add(1, Ordering::Relaxed);
             key.sign(&statement)
         })
@@ -379,7 +446,7 @@ impl CryptoPool {
     /// # Errors
     /// [`PoolError::Full`] at once if too many wait.
     pub async fn verify(&self, modulus: Vec<u8>, statement: Statement, signature: Vec<u8>) -> Result<bool, PoolError> {
-        self.run(move |done| {
+        self.run(Lane::Verifications, move |done| {
             done.verifies.fetch_add(1, Ordering::Relaxed);
             verify(&modulus, &statement, &signature)
         })
@@ -403,7 +470,7 @@ impl CryptoPool {
         self.done.verifies.load(Ordering::Relaxed)
     }
 
-    async fn run<T, F>(&self, work: F) -> Result<T, PoolError>
+    async fn run<T, F>(&self, lane: Lane, work: F) -> Result<T, PoolError>
     where
         T: Send + 'static,
         F: FnOnce(&Done) -> T + Send + 'static,
@@ -415,17 +482,16 @@ impl CryptoPool {
                 let _ = answer.send(work(done));
             }
         });
-        match self.jobs.as_ref().map(|jobs| jobs.try_send(job)) {
-            Some(Ok(())) => answered.await.map_err(|_| PoolError::Failed),
-            Some(Err(TrySendError::Full(_))) => Err(PoolError::Full),
-            Some(Err(TrySendError::Disconnected(_))) | None => Err(PoolError::Failed),
-        }
+        self.queues.push(lane, job)?;
+        // A job that is dropped has given way.
+        answered.await.map_err(|_| PoolError::Full)
     }
 }
 
 impl Drop for CryptoPool {
     fn drop(&mut self) {
-        drop(self.jobs.take());
+        self.queues.lock().ended = true;
+        self.queues.changed.notify_all();
         for thread in self.threads.drain(..) {
             // A thread that panicked has nothing more to say.
             let _ = thread.join();
@@ -433,13 +499,8 @@ impl Drop for CryptoPool {
     }
 }
 
-fn work(jobs: &Mutex<Receiver<Job>>, done: &Done) {
-    loop {
-        // The lock is held while waiting, not while working: one thread waits for the queue, the others for the lock.
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(job) = job else {
-            return;
-        };
+fn work(queues: &Queues, done: &Done) {
+    while let Some(job) = queues.pop() {
         job(done);
     }
 }

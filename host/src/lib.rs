@@ -5,12 +5,13 @@
 //!   serve: settings|                     | send, listen, chat, init, enroll, ...  | demo
 //!        +---------v--------+   +--------v---------+                       +------v------+
 //!        | server           |   | endpoint         |                       | device      |
-//!        |  channel: a peer |   |  agent: one home |                       | the firmware|
-//!        |  router, mailbox,|   |  inbox, outbox   |                       | in a thread |
-//!        |  resumption      |   |  link: one TCP   |                       +------v------+
-//!        |  control: a local|   |  local: a local  |                       | ethernet    |
-//!        |  operator's door |   |  process's door  |                       | search      |
-//!        |  directory,limits|   |                  |                       +-------------+
+//!        |  gate: strangers |   |  agent: one home |                       | the firmware|
+//!        |  channel: a peer |   |  inbox, outbox   |                       | in a thread |
+//!        |  router, mailbox,|   |  link: one TCP   |                       +------v------+
+//!        |  resumption      |   |  local: a local  |                       | ethernet    |
+//!        |  control: a local|   |  process's door  |                       | search      |
+//!        |  operator's door |   |                  |                       +-------------+
+//!        |  directory,limits|   |                  |
 //!        |  metrics         |   |                  |
 //!        +---+---------+----+   +----+--------+----+
 //!            |         |             |        |
@@ -27,12 +28,14 @@
 pub mod backup;
 mod channel;
 pub mod cli;
+pub mod clock;
 pub mod control;
 pub mod crypto;
 pub mod device;
 mod directory;
 pub mod endpoint;
 pub mod ethernet;
+pub mod gate;
 pub mod keeper;
 pub mod limits;
 pub mod mailbox;

@@ -11,10 +11,11 @@ use std::hash::RandomState;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use governor::clock::{Clock, DefaultClock};
+use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed, keyed::HashMapStateStore};
 use governor::{Quota, RateLimiter};
 
+use crate::clock::Clock;
 use crate::store::ClientId;
 
 /// So many a second, and so many at once.
@@ -47,16 +48,16 @@ const SHARED: u64 = 1024;
 /// Refusals that cost a signature each, a second, for all sources together.
 const REFUSALS: u32 = 50;
 
-type Keyed = RateLimiter<u128, HashMapStateStore<u128>, DefaultClock>;
+type Keyed = RateLimiter<u128, HashMapStateStore<u128>, Clock, NoOpMiddleware<Duration>>;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Limits {
-    clock: DefaultClock,
+    clock: Clock,
     hasher: RandomState,
     messages: ArcSwap<Keyed>,
     handshakes: ArcSwap<Keyed>,
-    refusals: RateLimiter<NotKeyed, InMemoryState, DefaultClock>,
+    refusals: RateLimiter<NotKeyed, InMemoryState, Clock, NoOpMiddleware<Duration>>,
 }
 
 /// Whether a source may begin a full handshake.
@@ -76,19 +77,25 @@ pub enum Admission {
 impl Limits {
     /// Limits with nothing counted yet.
     pub fn new(rates: &Rates) -> Self {
+        Self::with_clock(rates, Clock::system())
+    }
+
+    /// The same, by this clock.
+    pub fn with_clock(rates: &Rates, clock: Clock) -> Self {
+        let refusals = quota(Rate { per_second: REFUSALS, burst: REFUSALS });
         Self {
-            clock: DefaultClock::default(),
             hasher: RandomState::new(),
-            messages: ArcSwap::from_pointee(RateLimiter::hashmap(quota(rates.messages))),
-            handshakes: ArcSwap::from_pointee(RateLimiter::hashmap(quota(rates.handshakes))),
-            refusals: RateLimiter::direct(quota(Rate { per_second: REFUSALS, burst: REFUSALS })),
+            messages: ArcSwap::new(keyed(rates.messages, &clock)),
+            handshakes: ArcSwap::new(keyed(rates.handshakes, &clock)),
+            refusals: RateLimiter::direct_with_clock(refusals, clock.clone()),
+            clock,
         }
     }
 
     /// Goes on with other rates, and with nothing counted.
     pub fn set_rates(&self, rates: &Rates) {
-        self.messages.store(Arc::new(RateLimiter::hashmap(quota(rates.messages))));
-        self.handshakes.store(Arc::new(RateLimiter::hashmap(quota(rates.handshakes))));
+        self.messages.store(keyed(rates.messages, &self.clock));
+        self.handshakes.store(keyed(rates.handshakes, &self.clock));
     }
 
     /// Counts a record of a client.
@@ -126,13 +133,17 @@ impl Limits {
     }
 }
 
+fn keyed(rate: Rate, clock: &Clock) -> Arc<Keyed> {
+    Arc::new(RateLimiter::hashmap_with_clock(quota(rate), clock.clone()))
+}
+
 fn quota(rate: Rate) -> Quota {
     let positive = |count| NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN);
     Quota::per_second(positive(rate.per_second)).allow_burst(positive(rate.burst))
 }
 
 /// One bucket for an IPv4 address, one for a /64 of IPv6: who has one address there has all of them.
-fn source_key(source: IpAddr) -> u128 {
+pub(crate) fn source_key(source: IpAddr) -> u128 {
     match source.to_canonical() {
         IpAddr::V4(address) => u128::from(address.to_bits()),
         IpAddr::V6(address) => address.to_bits() >> 64 << 64,

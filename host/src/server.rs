@@ -22,7 +22,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::channel;
+use crate::clock::Clock;
 use crate::crypto::{CryptoPool, IdentityKey};
+use crate::gate::{Gate, GateLimits};
 use crate::keeper::{self, Keeper, Orders};
 use crate::limits::{Limits, Rates};
 use crate::mailbox::{Budget, Mailbox, MailboxLimits, Owed, Shared, refuse_waiting};
@@ -61,8 +63,8 @@ pub struct Config {
     pub key_age: Duration,
     /// For so long after a full handshake a client can come back without one; at most 7 days.
     pub channel_age: Duration,
-    /// Connections that may be in their handshake at a time.
-    pub unauthenticated: usize,
+    /// How many may come in at a time, and when strangers have to work for it.
+    pub gate: GateLimits,
     /// Devices of unfinished batches that are held for all enrollers together, each less than 1 KiB.
     pub held_devices: usize,
     /// So long something waits in the store for a client that does not come.
@@ -92,7 +94,7 @@ impl Default for Config {
             farewell_within: Duration::from_secs(5),
             key_age: Duration::from_secs(60 * 60),
             channel_age: MAX_CHANNEL_AGE,
-            unauthenticated: 8192,
+            gate: GateLimits::default(),
             held_devices: 16_384,
             queue_age: Duration::from_secs(30 * 24 * 60 * 60),
             mailbox: MailboxLimits::default(),
@@ -108,6 +110,7 @@ pub struct Server {
     pub(crate) identity: Arc<IdentityKey>,
     pub(crate) pool: Arc<CryptoPool>,
     pub(crate) router: Router,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) limits: Limits,
     pub(crate) channels: Channels,
     pub(crate) keeper: Keeper,
@@ -134,10 +137,23 @@ impl Server {
         channel_key: ChannelKey,
         pool: Arc<CryptoPool>,
     ) -> Arc<Self> {
+        Self::with_clock(config, store, identity, channel_key, pool, Clock::system())
+    }
+
+    /// The same, whose limits go by this clock.
+    pub fn with_clock(
+        config: Config,
+        store: SharedStore,
+        identity: Arc<IdentityKey>,
+        channel_key: ChannelKey,
+        pool: Arc<CryptoPool>,
+        clock: Clock,
+    ) -> Arc<Self> {
         let (keeper, orders) = Keeper::new();
         Arc::new(Self {
             channels: Channels::new(channel_key),
-            limits: Limits::new(&config.rates),
+            gate: Arc::new(Gate::new(config.gate, clock.clone())),
+            limits: Limits::with_clock(&config.rates, clock),
             held_devices: Arc::new(Semaphore::new(config.held_devices)),
             config: ArcSwap::from_pointee(config),
             store,
@@ -233,8 +249,8 @@ impl Server {
     }
 
     /// Goes on with another configuration. What it says of times, rates and enrolment holds at once, and connected clients
-    /// are told of a new heartbeat or timeout; what it says of room holds for what is made from now on, and the number of
-    /// connections that may be in their handshake stays what it was.
+    /// are told of a new heartbeat or timeout; what it says of room holds for what is made from now on, and how many may
+    /// come in stays what it was.
     pub fn reconfigure(&self, config: Config) {
         let old = self.config.swap(Arc::new(config.clone()));
         if old.rates != config.rates {
@@ -405,7 +421,6 @@ async fn accept_all(
     tasks: &mut JoinSet<()>,
     shutdown: impl Future<Output = ()>,
 ) {
-    let unauthenticated = Arc::new(Semaphore::new(server.config().unauthenticated));
     let mut shutdown = pin!(shutdown);
     let mut cleaning = interval(Duration::from_secs(5));
     cleaning.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -418,7 +433,7 @@ async fn accept_all(
                 Ok((stream, address)) => {
                     back_off = BACK_OFF_MIN;
                     server.listening.store(true, Ordering::Relaxed);
-                    begin(server, stream, address, &unauthenticated, tasks);
+                    begin(server, stream, address, tasks);
                 }
                 Err(error) if is_the_peers_fault(&error) => debug!(%error, "a connection was gone before it was accepted"),
                 Err(error) => {
@@ -430,7 +445,10 @@ async fn accept_all(
             },
             () = sleep_until(paused_until.unwrap_or_else(Instant::now)), if paused_until.is_some() => paused_until = None,
             Some(ended) = tasks.join_next() => report(ended),
-            _ = cleaning.tick() => server.limits.clean(),
+            _ = cleaning.tick() => {
+                server.limits.clean();
+                server.gate.clean();
+            }
         }
     }
 }
@@ -442,20 +460,17 @@ fn is_the_peers_fault(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
-fn begin(
-    server: &Arc<Server>,
-    stream: TcpStream,
-    address: SocketAddr,
-    unauthenticated: &Arc<Semaphore>,
-    tasks: &mut JoinSet<()>,
-) {
+fn begin(server: &Arc<Server>, stream: TcpStream, address: SocketAddr, tasks: &mut JoinSet<()>) {
     server.metrics.connections.count();
-    let Ok(permit) = Arc::clone(unauthenticated).try_acquire_owned() else {
-        debug!(%address, "turned away: too many connections are in their handshake");
-        server.metrics.turned_away.count("handshakes");
-        return;
-    };
-    tasks.spawn(channel::run(Arc::clone(server), stream, address, permit));
+    match server.gate.knock(address.ip()) {
+        Ok(ticket) => {
+            tasks.spawn(channel::run(Arc::clone(server), stream, address, ticket));
+        }
+        Err(why) => {
+            debug!(%address, %why, "turned away");
+            server.metrics.turned_away.count(why.word());
+        }
+    }
 }
 
 fn report(ended: Result<(), JoinError>) {

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
+use crate::gate::GateLimits;
 use crate::limits::{Rate, Rates};
 use crate::mailbox::MailboxLimits;
 use crate::server::{Config, Policy};
@@ -382,7 +383,13 @@ impl<'l> Layers<'l> {
             farewell_within: self.take(&FAREWELL_WITHIN, usual.farewell_within),
             key_age: self.take(&KEY_AGE, usual.key_age),
             channel_age: self.take(&CHANNEL_AGE, usual.channel_age),
-            unauthenticated: self.take(&MAX_HANDSHAKES, usual.unauthenticated),
+            gate: GateLimits {
+                connections: self.take(&MAX_CONNECTIONS, usual.gate.connections),
+                unauthenticated: self.take(&MAX_HANDSHAKES, usual.gate.unauthenticated),
+                busy: self.take(&BUSY_HANDSHAKES, usual.gate.busy),
+                per_source: self.take(&SOURCE_HANDSHAKES, usual.gate.per_source),
+                puzzle: self.take(&PUZZLE_BITS, usual.gate.puzzle),
+            },
             // No operator has a reason to choose.
             held_devices: usual.held_devices,
             queue_age: self.take(&QUEUE_AGE, usual.queue_age),
@@ -722,6 +729,12 @@ const CHANNEL_AGE: Key<Duration> = Key {
     read: |text| duration(text, Duration::ZERO, 7 * DAY),
     show: time_shown,
 };
+const MAX_CONNECTIONS: Key<usize> = Key {
+    about: limit("max-connections", "COUNT", "Connections at a time, whoever they are; further ones are closed"),
+    form: Form::Number,
+    read: |text| number(text, 1, 10_000_000),
+    show: count_shown,
+};
 const MAX_HANDSHAKES: Key<usize> = Key {
     about: limit("max-handshakes", "COUNT", "Connections that may be in their handshake at a time"),
     form: Form::Number,
@@ -733,6 +746,36 @@ const QUEUE_AGE: Key<Duration> = Key {
     form: Form::Text,
     read: |text| duration(text, Duration::from_secs(60), 10 * 365 * DAY),
     show: time_shown,
+};
+const BUSY_HANDSHAKES: Key<usize> = Key {
+    about: limit(
+        "busy-handshakes",
+        "COUNT",
+        "From so many handshakes on newcomers are turned away at random, and strangers have to work",
+    ),
+    form: Form::Number,
+    read: |text| number(text, 1, 1_000_000),
+    show: count_shown,
+};
+const SOURCE_HANDSHAKES: Key<usize> = Key {
+    about: limit(
+        "source-handshakes",
+        "COUNT",
+        "Connections of one address that may be in their handshake, or failed lately",
+    ),
+    form: Form::Number,
+    read: |text| number(text, 1, 1_000_000),
+    show: count_shown,
+};
+const PUZZLE_BITS: Key<u8> = Key {
+    about: limit(
+        "puzzle-bits",
+        "BITS",
+        "Work of a stranger under load, doubled by each bit; 16 is 2 s of a slow device, 0 is none",
+    ),
+    form: Form::Number,
+    read: |text| number(text, 0, ossicle_core::MAX_PUZZLE_BITS.into()),
+    show: |bits| Shown::Number((*bits).into()),
 };
 const MAILBOX_MESSAGES: Key<usize> = Key {
     about: live(limit(
@@ -930,7 +973,11 @@ mod tests {
             ("farewell-within", text(["1s", "2s", "3s"])),
             ("key-age", text(["1m", "2m", "3m"])),
             ("channel-age", text(["1m", "2m", "3m"])),
+            ("max-connections", number([1, 2, 3])),
             ("max-handshakes", number([1, 2, 3])),
+            ("busy-handshakes", number([1, 2, 3])),
+            ("source-handshakes", number([1, 2, 3])),
+            ("puzzle-bits", number([1, 2, 3])),
             ("queue-age", text(["1m", "2m", "3m"])),
             ("mailbox-messages", number([1, 2, 3])),
             ("mailbox-bytes", text(["1MiB", "2MiB", "3MiB"])),

@@ -485,11 +485,10 @@ pub(crate) const OFFERS: &[Row] = &[
             let mut recorded = RawClient::connect(ground.node.address);
             offer(&mut recorded, &channel.id, channel.secret.expose());
             let proof = finish(&mut recorded, &channel, 0);
-            client.wire.say(&recorded.hello);
-            client.answer = vec![client.wire.record().unwrap(), client.wire.record().unwrap()];
-            client.wire.say(&proof);
+            // No client says a hello twice, so this one is not even answered.
+            client.wire.say(&[recorded.hello, proof].concat());
         },
-        &[Mode(1), End],
+        &[End],
     ),
     resumes!(
         "the server's proof of a resumption, reflected",

@@ -41,6 +41,11 @@ fn received(stage: Stage, bytes: &[u8]) -> Error {
     error
 }
 
+/// A HelloRetry that asks for so many bits.
+fn asked(bits: u8) -> Vec<u8> {
+    vec![1, 0, 1, 0x20, 0, 11, 0, 0, bits, 1, 7]
+}
+
 /// What each variant needs to happen.
 fn reached() -> Vec<(&'static str, Error)> {
     let session = Real::new(Kind::Key, (1, 2));
@@ -52,6 +57,8 @@ fn reached() -> Vec<(&'static str, Error)> {
         ("Peer(Truncated)", established().end_of_stream().unwrap_err()),
         ("Peer(Refused)", received(Stage::AwaitSettings, session.record(Name::Refusal))),
         ("Peer(UnexpectedMessage)", received(Stage::AwaitServerHello, session.record(Name::ServerAuth))),
+        ("Peer(Retry)", received(Stage::AwaitServerHello, &asked(18))),
+        ("Peer(Puzzle)", received(Stage::AwaitServerHello, &asked(19))),
         ("Buffer(MessageTooLong)", {
             let message = Message::Send { wanted: Rungs::NONE, envelope: &[0; 16_384] };
             established().send(&message, &mut [0; 32_768]).unwrap_err()
@@ -65,6 +72,16 @@ fn reached() -> Vec<(&'static str, Error)> {
     let mut suite = session.record(Name::ClientHello).to_vec();
     suite[13] = 2;
     all.push(("Peer(Version)", received(Stage::AwaitClientHello, &suite)));
+
+    // Asked for work that was done.
+    let mut client = session.at(Stage::AwaitServerHello);
+    assert!(client.receive(&mut asked(0)).is_err());
+    let puzzle = client.puzzle().unwrap();
+    let config = ClientConfig { server: Some(public(&SERVER).fingerprint()), ask_for_key: false, record_limit: LIMIT };
+    let mut client: Connection = Connection::client(config, &seed(1));
+    client.present(&puzzle).unwrap();
+    assert!(client.transmit(&mut out).unwrap() > 0);
+    all.push(("Peer(Busy)", client.receive(&mut asked(0)).err().unwrap()));
 
     // Another server than the pinned one.
     let pinned = Some(public(&ALICE).fingerprint());
@@ -116,7 +133,7 @@ fn every_error_is_reached_by_its_name() {
     let names: BTreeSet<String> = reached.iter().map(|(name, _)| (*name).to_owned()).collect();
     println!("{} errors reached: {names:?}", names.len());
     assert_eq!(names, known, "each variant of core/src/error.rs is reached here, and no other is named");
-    assert_eq!(known.len(), 2 + 6 + 3 + 4);
+    assert_eq!(known.len(), 2 + 9 + 3 + 4);
 }
 
 #[test]

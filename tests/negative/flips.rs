@@ -8,6 +8,7 @@ use ossicle_core::{
 };
 use ossicle_tests::{public, seed};
 
+use crate::rules::KNOWN;
 use crate::session::{
     ALICE, Clear, Kind, LIMIT, NAME, Name, Real, SERVER, Said, Session, Stage, Verdict, assert_dead, receive, refused,
 };
@@ -21,7 +22,6 @@ const PROGRESS: Verdict = Verdict::Taken(Said::Progress);
 
 /// The table for headers (PROTOCOL 2.4, 2.5): a field and what its flipped bits come to. `None` behind the header.
 fn of_header(name: Name, record: &[u8], bit: usize) -> Option<Verdict> {
-    const KNOWN: [u16; 6] = [0x0100, 0x0110, 0x0200, 0x0210, 0x0220, 0x0300];
     let (min, max) = match name {
         Name::ClientHello => (8, 256),
         Name::ServerHello => (8, 2_048),

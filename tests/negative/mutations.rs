@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ossicle_core::{Connection, Message, RustCrypto};
 
 use crate::matrix::{application, catalogue, said};
-use crate::rules::{SMALL_ORDER, awaited, predict};
+use crate::rules::{KNOWN, SMALL_ORDER, awaited, predict};
 use crate::session::{Clear, Kind, Name, Real, Said, Session, Side, Stage, Verdict, assert_dead, receive};
 
 /// SplitMix64: enough to choose what to break.
@@ -85,8 +85,7 @@ fn mutate(dice: &mut Dice, bytes: &mut Vec<u8>, donor: &[u8], header: bool) {
                 keeps_length = true;
             }
             10 if len >= 8 => {
-                let known = [0x0100_u16, 0x0110, 0x0200, 0x0210, 0x0220, 0x0300];
-                bytes[2..4].copy_from_slice(&known[dice.below(6)].to_be_bytes());
+                bytes[2..4].copy_from_slice(&KNOWN[dice.below(KNOWN.len())].to_be_bytes());
                 keeps_length = true;
             }
             11 if len >= 8 => {

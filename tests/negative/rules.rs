@@ -1,18 +1,18 @@
 //! What a receiver must make of bytes, written down a second time from the specification and from nothing else: PROTOCOL 2.4
-//! and 2.5 for headers, 3.2 and 3.3 for the hellos. The seal decides on everything else: a record opens if it is the very
+//! and 2.5 for headers, 3.2, 3.3 and 3.8 for the clear records. The seal decides on everything else: a record opens if it is the very
 //! one that comes next, and otherwise does not.
 
 use ossicle_core::{Aead, Error, PeerError};
 
 use crate::session::{Kind, LIMIT, Name, Said, Session, Side, Stage, Verdict, refused};
 
-const KNOWN: [u16; 6] = [0x0100, 0x0110, 0x0200, 0x0210, 0x0220, 0x0300];
+pub(crate) const KNOWN: [u16; 7] = [0x0100, 0x0110, 0x0120, 0x0200, 0x0210, 0x0220, 0x0300];
 
 /// Type, shortest and longest record of all that may come in this state; nothing where nothing is read.
 pub(crate) const fn awaited(stage: Stage) -> &'static [(u16, usize, usize)] {
     const LONGEST: usize = LIMIT as usize;
     match stage {
-        Stage::AwaitServerHello => &[(0x0110, 8, 2_048)],
+        Stage::AwaitServerHello => &[(0x0110, 8, 2_048), (0x0120, 11, 50)],
         Stage::AwaitServerAuth => &[(0x0210, 24, 2_048)],
         Stage::AwaitSettings => &[(0x0300, 24, LONGEST), (0x0220, 29, 29)],
         Stage::AwaitClientHello => &[(0x0100, 8, 256)],
@@ -95,6 +95,7 @@ pub(crate) fn predict<A: Aead>(session: &Session<A>, stage: Stage, data: &[u8]) 
             Ok(()) => Verdict::Taken(Said::Progress),
             Err(error) => Verdict::Fails(error),
         },
+        0x0120 => Verdict::Fails(hello_retry(&record[8..])),
         _ => match welcome.iter().find(|(name, _)| session.record(*name) == record) {
             Some((_, verdict)) => *verdict,
             None => Verdict::Fails(Error::Crypto),
@@ -175,6 +176,17 @@ fn server_hello(body: &[u8], offered: bool) -> Result<(), Error> {
         return Err(PeerError::Version.into());
     }
     if is_of_small_order(rest[32..].try_into().unwrap()) { Err(Error::Crypto) } else { Ok(()) }
+}
+
+/// PROTOCOL 3.8 and 4.11, for a client that was not asked before.
+fn hello_retry(body: &[u8]) -> Error {
+    match body {
+        [bits, n, cookie @ ..] if cookie.len() == usize::from(*n) && (1..=40).contains(n) => match bits {
+            0..=18 => PeerError::Retry.into(),
+            _ => PeerError::Puzzle { bits: *bits }.into(),
+        },
+        _ => Error::Decode,
+    }
 }
 
 /// The points of the curve and its twist whose order divides 8, which make an agreement of zeros (RFC 7748, 6.1): 0, 1, two of

@@ -16,7 +16,7 @@ use ossicle::server::{self, Config, Policy, Server};
 use ossicle::store::{SharedStore, SqliteStore, Token as StoredToken};
 use ossicle_core::{
     Ask, Bundle, BundleKeys, Channel, ClientConfig, Connection, Credentials, ENVELOPE_OVERHEAD, Error, Event, Member,
-    Message, PeerError, Reason, Receipt, Received, Rungs, Secret, Settings, SignedBundle, Token, WRAP_LEN,
+    Message, PeerError, Puzzle, Reason, Receipt, Received, Rungs, Secret, Settings, SignedBundle, Token, WRAP_LEN,
     token_verifier,
 };
 use tempfile::TempDir;
@@ -187,6 +187,8 @@ pub struct Client {
     pub waited: Vec<u64>,
     /// Whether it acknowledges what had waited as soon as it has it.
     pub acknowledges: bool,
+    /// The first record, as it was sent.
+    pub hello: Vec<u8>,
     rx: Vec<u8>,
 }
 
@@ -255,17 +257,17 @@ impl Client {
 
     /// A client that has sent its first record.
     pub async fn hello(node: &Node, record_limit: u16) -> Self {
-        Self::begin(node, record_limit, None).await
+        Self::begin(node, record_limit, None, None).await
     }
 
     /// A client that has sent its first record, with the offer of a channel.
     pub async fn offer(node: &Node, channel: Channel) -> Self {
         let id = channel.client;
-        Self { id, ..Self::begin(node, RECORD_LIMIT, Some(channel)).await }
+        Self { id, ..Self::begin(node, RECORD_LIMIT, Some(channel), None).await }
     }
 
-    async fn begin(node: &Node, record_limit: u16, channel: Option<Channel>) -> Self {
-        Self::dial(node.address, node.server.fingerprint(), record_limit, channel).await
+    async fn begin(node: &Node, record_limit: u16, channel: Option<Channel>, puzzle: Option<&Puzzle>) -> Self {
+        Self::dial(node.address, node.server.fingerprint(), record_limit, channel, puzzle).await
     }
 
     /// Runs the handshake with a server process, whose key is [`keys::server`].
@@ -274,7 +276,7 @@ impl Client {
         credentials: &Credentials<'_>,
         key: &IdentityKey,
     ) -> Result<Self, Error> {
-        let mut client = Self::dial(address, keys::server().fingerprint(), RECORD_LIMIT, None).await;
+        let mut client = Self::dial(address, keys::server().fingerprint(), RECORD_LIMIT, None, None).await;
         client.id = match credentials {
             Credentials::Key { id, .. } | Credentials::Enroll { id, .. } => *id,
         };
@@ -283,7 +285,31 @@ impl Client {
         Ok(client)
     }
 
-    async fn dial(address: SocketAddr, server: [u8; 32], record_limit: u16, channel: Option<Channel>) -> Self {
+    /// A client that has solved this puzzle and sent its first record, with the offer of a channel if it has one.
+    pub async fn work(node: &Node, puzzle: &Puzzle, channel: Option<Channel>) -> Self {
+        Self::begin(node, RECORD_LIMIT, channel, Some(puzzle)).await
+    }
+
+    /// The puzzle that the server has set, in the place of an answer.
+    pub async fn puzzle(&mut self) -> Puzzle {
+        let error = loop {
+            match self.connection.receive(&mut self.rx) {
+                Ok(Received::Need(_)) => self.read().await.expect("the server asks for work"),
+                Ok(_) => panic!("the server answers"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error, PeerError::Retry.into());
+        self.connection.puzzle().expect("what it wants")
+    }
+
+    async fn dial(
+        address: SocketAddr,
+        server: [u8; 32],
+        record_limit: u16,
+        channel: Option<Channel>,
+        puzzle: Option<&Puzzle>,
+    ) -> Self {
         let mut seed = [0; 64];
         getrandom::fill(&mut seed).expect("the system has randomness");
         let server = Some(server);
@@ -292,11 +318,16 @@ impl Client {
             Some(channel) => Connection::resume(config, channel, &seed).expect("the channel is this server's"),
             None => Connection::client(config, &seed),
         };
+        if let Some(puzzle) = puzzle {
+            connection.present(puzzle).expect("it has not begun");
+            while connection.solve() {}
+        }
         let mut stream = within(TcpStream::connect(address)).await.expect("the server accepts");
         stream.set_nodelay(true).expect("a socket takes options");
         let mut out = vec![0; 512];
         let len = connection.transmit(&mut out).expect("there is room");
         stream.write_all(&out[..len]).await.expect("the server reads");
+        out.truncate(len);
         Self {
             id: [0; 16],
             settings: Settings::default(),
@@ -305,6 +336,7 @@ impl Client {
             renewals: 0,
             waited: Vec::new(),
             acknowledges: true,
+            hello: out,
             rx: Vec::new(),
         }
     }

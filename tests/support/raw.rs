@@ -625,7 +625,9 @@ impl RawServer {
 
     /// Whether the client offers a channel.
     pub fn is_offered(&self) -> bool {
-        self.hello[83] == 1
+        // Behind the cookie, which has a puzzle behind it if it is there.
+        let cookie = usize::from(self.hello[82]);
+        self.hello[83 + if cookie == 0 { 0 } else { cookie + 8 }] == 1
     }
 
     /// The records of this proof, by this key.
@@ -636,7 +638,7 @@ impl RawServer {
         let exchange = exchange.unwrap_or(right);
         let body = [&[*mode][..], chosen, &record_limit.to_be_bytes(), &random(), &exchange].concat();
         let hello = clear(SERVER_HELLO, &body);
-        let theirs: [u8; 32] = self.hello[50..82].try_into().expect("a hello without a cookie");
+        let theirs: [u8; 32] = self.hello[50..82].try_into().expect("a hello");
         let schedule = Schedule::full(&x25519_dalek::x25519(ephemeral, theirs));
         self.t2 = hash(&[&hash(&[&hash(&[b"ossicle HS1\0"]), &self.hello]), &hello]);
         let t3 = hash(&[&self.t2, id, fingerprint]);

@@ -6,6 +6,7 @@ use std::vec::Vec;
 use super::*;
 use crate::config::Token;
 use crate::crypto::{ExchangeKey, NONCE_LEN, expand, extract, hash, mac};
+use crate::handshake::retry::CookieKey;
 use crate::handshake::{enrolment_statement, token_verifier};
 use crate::record::RecordKey;
 use crate::wire::testing::{printed, printed_array};
@@ -255,6 +256,49 @@ fn a_first_contact_is_that_of_the_specification() {
     assert_eq!(example.client.receive(&mut out[..len]).err(), Some(refused.into()));
 }
 
+#[test]
+fn a_retry_is_that_of_the_specification() {
+    let shows = |name: &str, bytes: &[u8]| assert_eq!(printed("15.5", name), bytes, "PROTOCOL 15.5: {name}");
+    let k_cookie: [u8; 32] = printed_array("15.5", "k_cookie");
+    let source = printed_array("15.5", "source");
+    let fields: &[&[u8]] = &[b"ossicle cookie\0", &source, &9_u64.to_be_bytes(), &[12]];
+    let cookie = [&mac(&k_cookie, fields)[..16], &[12]].concat();
+    shows("cookie", &cookie);
+    let key = CookieKey::new(Secret::new(k_cookie));
+    shows("cookie", &key.cookie(&source, 9, 12));
+    shows("seed_C", &seed(7));
+    let exchange = ExchangeKey::new(Secret::new(*seed(7).first_chunk().unwrap()));
+    shows("E_C", exchange.public());
+    let prefix = hash(&[b"ossicle puzzle\0", &[17], &cookie, &seed(7)[32..], exchange.public()]);
+    shows("P", &prefix);
+    let puzzle = printed("15.5", "puzzle");
+    shows("proof", &hash(&[&prefix, &puzzle]));
+
+    let mut example = Example::new("15.1", (1, 2), false);
+    let mut out = [0; 256];
+    let len = example.client.transmit(&mut out).unwrap();
+    example.shows("ClientHello", &out[..len]);
+    example.server.demand_work();
+    example.server.receive(&mut out[..len]).unwrap();
+    let len = example.server.retry(&cookie, 12, &mut out).unwrap();
+    shows("HelloRetry", &out[..len]);
+    assert_eq!(example.client.receive(&mut out[..len]).err(), Some(PeerError::Retry.into()));
+    let asked = example.client.puzzle().unwrap();
+
+    let mut example = Example::new("15.1", (7, 8), false);
+    example.client.present(&asked).unwrap();
+    while example.client.solve() {}
+    let len = example.client.transmit(&mut out).unwrap();
+    shows("ClientHello", &out[..len]);
+    shows("T1", &hash(&[&hash(&[b"ossicle HS1\0"]), &out[..len]]));
+    example.server.demand_work();
+    example.server.receive(&mut out[..len]).unwrap();
+    let presented = example.server.presented().unwrap();
+    assert_eq!(key.bits(presented.cookie(), &source, 9), Some(12));
+    assert!(presented.is_solved(12) && presented.is_solved(14) && !presented.is_solved(15));
+    assert_eq!(presented.name(), printed("15.5", "proof")[24..]);
+}
+
 /// The channel that 15.1 issues, as 15.4 resumes it.
 fn channel() -> Channel {
     let fingerprint = |name| PublicKey::from_modulus(&printed("15.1", name)).unwrap().fingerprint();
@@ -375,7 +419,7 @@ fn established_at(counter: u64) -> (Connection, Connection) {
             closed: false,
             peer_closed: false,
         });
-        Connection { state, receive_limit: LIMIT, failure: None }
+        Connection { state, receive_limit: LIMIT, failure: None, puzzle: None }
     };
     (end(true), end(false))
 }

@@ -1,6 +1,7 @@
 //! The client's side of HS1. It reveals nothing of itself before the server has proved who it is.
 
 use super::resume::{ExpectFinished, binder};
+use super::retry::{Puzzle, Working};
 use super::{
     CLIENT_CAPABILITIES, Ends, Finished, Schedule, Transcript, beginning, client_finished, client_identified,
     client_signed, client_statement, ephemeral, server_identified, server_statement, token_proof, token_verifier,
@@ -9,7 +10,7 @@ use crate::config::{Channel, ClientConfig, Credentials};
 use crate::crypto::{Aead, ExchangeKey, HASH_LEN, PublicKey, Secret, Statement, equal, hash, mac};
 use crate::error::{ApiMisuse, BufferError, Error, PeerError, Reason};
 use crate::wire::{
-    ClientHello, HEADER_LEN, Header, ID_LEN, KIND_ENROLL, KIND_KEY, MIN_RECORD_LIMIT, Method, Mode, Offer,
+    ClientHello, HEADER_LEN, Header, HelloRetry, ID_LEN, KIND_ENROLL, KIND_KEY, MIN_RECORD_LIMIT, Method, Mode, Offer,
     RECORD_OVERHEAD, RecordType, Role, ServerAuth, ServerHello, Writer,
 };
 
@@ -34,11 +35,22 @@ pub(crate) struct Start {
     seed: Secret<64>,
     /// What is to be resumed.
     channel: Option<Channel>,
+    /// What a server under load has asked for before.
+    working: Option<Working>,
 }
 
 impl Start {
     pub(crate) const fn new(config: ClientConfig, channel: Option<Channel>, seed: &[u8; 64]) -> Self {
-        Self { config, seed: Secret::new(*seed), channel }
+        Self { config, seed: Secret::new(*seed), channel, working: None }
+    }
+
+    pub(crate) fn present(&mut self, puzzle: &Puzzle) {
+        self.working = Some(Working::new(puzzle, &self.seed));
+    }
+
+    /// Goes on with the puzzle, if there is one. Whether the hello can be said.
+    pub(crate) fn solve(&mut self) -> bool {
+        self.working.as_mut().is_none_or(Working::go_on)
     }
 
     /// -> ClientHello
@@ -58,6 +70,7 @@ impl Start {
             ask_for_key: self.config.ask_for_key,
             random,
             exchange: *key.public(),
+            work: self.working.as_ref().map(Working::work),
             offer: self.channel.as_ref().map(|channel| Offer { channel: channel.id, binder: [0; HASH_LEN] }),
         };
         let len = write_clear(RecordType::ClientHello, out, |writer| hello.encode(writer))?;
@@ -68,7 +81,8 @@ impl Start {
             *place = binder(channel, bound);
         }
         let t1 = hash(&[&beginning(), record]);
-        Ok((ExpectServerHello { config: self.config, key, t1, channel: self.channel.clone() }, len))
+        let (channel, worked) = (self.channel.clone(), self.working.is_some());
+        Ok((ExpectServerHello { config: self.config, key, t1, channel, worked }, len))
     }
 }
 
@@ -92,6 +106,8 @@ pub(crate) struct ExpectServerHello {
     key: ExchangeKey,
     t1: Transcript,
     channel: Option<Channel>,
+    /// The hello has the solution of a puzzle.
+    worked: bool,
 }
 
 /// How a server goes on.
@@ -103,6 +119,17 @@ pub(crate) enum Chosen {
 }
 
 impl ExpectServerHello {
+    /// <- HelloRetry, header included: what is to be done before the next connection
+    #[inline(never)]
+    pub(crate) fn retried(&self, record: &[u8]) -> Result<Puzzle, Error> {
+        let asked = HelloRetry::decode(record.get(HEADER_LEN..).unwrap_or_default())?;
+        // Whoever asks again is not to be satisfied.
+        if self.worked {
+            return Err(PeerError::Busy.into());
+        }
+        Puzzle::new(&asked)
+    }
+
     /// <- ServerHello, header included
     pub(crate) fn handle(&self, record: &[u8]) -> Result<Chosen, Error> {
         let body = record.get(HEADER_LEN..).unwrap_or_default();

@@ -11,10 +11,12 @@
 //!
 //! States are private structs named for what they wait for; each step returns the next one, which replaces it. They own no
 //! buffer, and nothing of a claim: what must be signed or verified is asked for. Braces mean sealed. With a channel that
-//! both sides still have the middle three carry MACs instead of signatures: `resume`.
+//! both sides still have the middle three carry MACs instead of signatures: `resume`. A server under load may first ask
+//! for work: `retry`.
 
 pub(crate) mod client;
 pub(crate) mod resume;
+pub(crate) mod retry;
 pub(crate) mod server;
 
 use crate::config::Channel;

@@ -15,7 +15,8 @@
 //! the full handshake on the same connection. Nothing changes for anybody before the client's Finished has verified.
 
 use super::client::ExpectSettings;
-use super::server::{Answered, Greeting, SERVER_HELLO_LEN, SignServer, refusal};
+use super::retry::Presented;
+use super::server::{Answered, CheckWork, Greeting, SERVER_HELLO_LEN, SignServer, refusal};
 use super::{CLIENT_CAPABILITIES, Ends, Finished, Schedule, Transcript, beginning};
 use crate::config::Channel;
 use crate::crypto::{Aead, HASH_LEN, Secret, equal, expand, hash, mac};
@@ -115,6 +116,8 @@ impl SendFinished {
 /// Server: a channel is being looked up.
 pub(crate) struct CheckChannel {
     greeting: Greeting,
+    /// What else the client has done, where the server is busy.
+    presented: Option<Presented>,
     offer: Offer,
     /// What the binder covers.
     bound: Transcript,
@@ -126,11 +129,19 @@ pub(crate) enum Considered {
     Resumed(ExpectClientFinished, usize),
     /// It was not.
     Full(SignServer),
+    /// It was not, and the server is busy.
+    Work(CheckWork),
 }
 
 impl CheckChannel {
-    pub(super) fn new(greeting: Greeting, offer: Offer, bound: &[u8]) -> Self {
-        Self { greeting, offer, bound: hash(&[&beginning(), bound]) }
+    pub(super) fn new(greeting: Greeting, presented: Option<Presented>, offer: Offer, bound: &[u8]) -> Self {
+        Self { greeting, presented, offer, bound: hash(&[&beginning(), bound]) }
+    }
+
+    /// The end of its binder.
+    pub(crate) const fn name(&self) -> [u8; 8] {
+        let [.., a, b, c, d, e, f, g, h] = self.offer.binder;
+        [a, b, c, d, e, f, g, h]
     }
 
     pub(crate) const fn channel(&self) -> [u8; ID_LEN] {
@@ -149,7 +160,13 @@ impl CheckChannel {
         };
         match held.filter(fits) {
             Some(channel) if is_bound => self.resume::<A>(channel, out),
-            _ => Ok(Considered::Full(self.greeting.full(Mode::Unauthorised)?)),
+            _ => match self.presented {
+                None => Ok(Considered::Full(self.greeting.full(Mode::Unauthorised)?)),
+                Some(presented) => {
+                    let (greeting, mode) = (self.greeting.clone(), Mode::Unauthorised);
+                    Ok(Considered::Work(CheckWork { greeting, mode, presented }))
+                }
+            },
         }
     }
 

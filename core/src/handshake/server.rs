@@ -3,6 +3,7 @@
 
 use super::client::{REFUSAL_LEN, write_clear};
 use super::resume::CheckChannel;
+use super::retry::Presented;
 use super::{
     Ends, Finished, Schedule, Transcript, beginning, client_finished, client_identified, client_signed,
     client_statement, ephemeral, server_identified, server_statement, token_proof,
@@ -11,7 +12,8 @@ use crate::config::ServerConfig;
 use crate::crypto::{Aead, ExchangeKey, HASH_LEN, PublicKey, Secret, Statement, equal, hash, mac};
 use crate::error::{ApiMisuse, BufferError, Error, PeerError, Reason};
 use crate::wire::{
-    ClientAuth, ClientHello, HEADER_LEN, ID_LEN, MIN_RECORD_LIMIT, Method, Mode, RecordType, Role, ServerHello, Writer,
+    ClientAuth, ClientHello, HEADER_LEN, HelloRetry, ID_LEN, MIN_RECORD_LIMIT, Method, Mode, RecordType, Role,
+    ServerHello, Writer,
 };
 
 pub(super) const SERVER_HELLO_LEN: usize = HEADER_LEN + 71;
@@ -86,11 +88,13 @@ impl<'d> ClientClaim<'d> {
 pub(crate) struct ExpectClientHello {
     config: ServerConfig,
     seed: Secret<64>,
+    /// Whoever brings no channel has to show work.
+    pub(crate) busy: bool,
 }
 
 impl ExpectClientHello {
     pub(crate) fn new(config: ServerConfig, seed: &[u8; 64]) -> Self {
-        Self { config, seed: Secret::new(*seed) }
+        Self { config, seed: Secret::new(*seed), busy: false }
     }
 
     /// -> ClientHello, header included
@@ -111,11 +115,15 @@ impl ExpectClientHello {
             exchange: hello.exchange,
             t1: hash(&[&beginning(), record]),
         };
+        let presented = self.busy.then(|| Presented::new(hello.work, &hello.random, &hello.exchange));
         match hello.offer {
-            None => Ok(Greeted::Sign(greeting.full(Mode::Full)?)),
+            None => match presented {
+                None => Ok(Greeted::Sign(greeting.full(Mode::Full)?)),
+                Some(presented) => Ok(Greeted::Work(CheckWork { greeting, mode: Mode::Full, presented })),
+            },
             Some(offer) => {
                 let bound = record.len().checked_sub(HASH_LEN).and_then(|end| record.get(..end));
-                Ok(Greeted::Check(CheckChannel::new(greeting, offer, bound.unwrap_or_default())))
+                Ok(Greeted::Check(CheckChannel::new(greeting, presented, offer, bound.unwrap_or_default())))
             }
         }
     }
@@ -127,9 +135,36 @@ pub(crate) enum Greeted {
     Sign(SignServer),
     /// A channel was.
     Check(CheckChannel),
+    /// Nothing was, and the server is busy.
+    Work(CheckWork),
+}
+
+/// Whether the work that a hello shows is enough is being judged. Nothing was computed for it yet.
+pub(crate) struct CheckWork {
+    pub(super) greeting: Greeting,
+    pub(super) mode: Mode,
+    pub(super) presented: Presented,
+}
+
+impl CheckWork {
+    pub(crate) const fn presented(&self) -> &Presented {
+        &self.presented
+    }
+
+    /// It is: the full handshake goes on.
+    pub(crate) fn admit(&self) -> Result<SignServer, Error> {
+        self.greeting.full(self.mode)
+    }
+}
+
+/// <- HelloRetry
+pub(crate) fn retry(bits: u8, cookie: &[u8], out: &mut [u8]) -> Result<usize, Error> {
+    let asked = HelloRetry { bits, cookie };
+    write_clear(RecordType::HelloRetry, out, |writer| asked.encode(writer))
 }
 
 /// What of a ClientHello is needed to answer it.
+#[derive(Clone)]
 pub(super) struct Greeting {
     pub(super) config: ServerConfig,
     seed: Secret<64>,

@@ -1,4 +1,4 @@
-//! The five handshake records: two hellos in the clear, and what is inside the sealed ones (PROTOCOL 3).
+//! The handshake records: the hellos in the clear, and what is inside the sealed ones (PROTOCOL 3).
 //!
 //! Only layout is decided here; which fields enter the transcript is the handshake's business.
 
@@ -6,7 +6,8 @@ use super::{ID_LEN, MAX_NAME_LEN, Reader, SUITE, VERSION, Writer};
 use crate::crypto::{HASH_LEN, PublicKey};
 use crate::error::Error;
 
-const MAX_COOKIE_LEN: usize = 40;
+/// Bytes of the longest cookie.
+pub(crate) const MAX_COOKIE_LEN: usize = 40;
 const MAX_LIST_LEN: usize = 4;
 const ASK_FOR_KEY: u8 = 1;
 
@@ -25,14 +26,23 @@ pub(crate) enum Role {
 /// | random_C [32] | E_C [32] | n:u8 cookie [n] (n > 0: puzzle u64) | 0, or 1 channel_id [16] binder [32] |
 /// ```
 #[derive(Clone, Copy)]
-pub(crate) struct ClientHello {
+pub(crate) struct ClientHello<'d> {
     pub(crate) record_limit: u16,
     pub(crate) role: Role,
     /// The client does not know the server's key, only its fingerprint or nothing: send it.
     pub(crate) ask_for_key: bool,
     pub(crate) random: [u8; HASH_LEN],
     pub(crate) exchange: [u8; HASH_LEN],
+    pub(crate) work: Option<Work<'d>>,
     pub(crate) offer: Option<Offer>,
+}
+
+/// What a [`HelloRetry`] asked for: its cookie, and the solution of its puzzle.
+#[derive(Clone, Copy)]
+pub(crate) struct Work<'d> {
+    /// Not empty.
+    pub(crate) cookie: &'d [u8],
+    pub(crate) solution: u64,
 }
 
 /// A channel that the client wants to resume.
@@ -42,7 +52,7 @@ pub(crate) struct Offer {
     pub(crate) binder: [u8; HASH_LEN],
 }
 
-impl ClientHello {
+impl<'d> ClientHello<'d> {
     /// Writes everything behind the header.
     pub(crate) fn encode(&self, out: &mut Writer<'_>) {
         out.u8(1).u16(VERSION).u8(1).u16(SUITE).u16(self.record_limit);
@@ -51,7 +61,11 @@ impl ClientHello {
             Role::Server => 1,
         });
         out.u8(if self.ask_for_key { ASK_FOR_KEY } else { 0 });
-        out.bytes(&self.random).bytes(&self.exchange).u8(0);
+        out.bytes(&self.random).bytes(&self.exchange);
+        match &self.work {
+            None => out.u8(0),
+            Some(work) => out.short(work.cookie).u64(work.solution),
+        };
         match &self.offer {
             None => out.u8(0),
             Some(offer) => out.u8(1).bytes(&offer.channel).bytes(&offer.binder),
@@ -59,7 +73,7 @@ impl ClientHello {
     }
 
     /// Reads everything behind the header; `None` if it is well-formed but has no version or suite in common with us.
-    pub(crate) fn decode(body: &[u8]) -> Result<Option<Self>, Error> {
+    pub(crate) fn decode(body: &'d [u8]) -> Result<Option<Self>, Error> {
         let mut reader = Reader::new(body);
         let version = list_contains(&mut reader, VERSION)?;
         let suite = list_contains(&mut reader, SUITE)?;
@@ -80,16 +94,14 @@ impl ClientHello {
         if cookie.len() > MAX_COOKIE_LEN {
             return Err(Error::Decode);
         }
-        if !cookie.is_empty() {
-            reader.bytes(8)?;
-        }
+        let work = if cookie.is_empty() { None } else { Some(Work { cookie, solution: reader.u64()? }) };
         let offer = match reader.u8()? {
             0 => None,
             1 => Some(Offer { channel: reader.array()?, binder: reader.array()? }),
             _ => return Err(Error::Decode),
         };
         reader.end()?;
-        let hello = Self { record_limit, role, ask_for_key, random, exchange, offer };
+        let hello = Self { record_limit, role, ask_for_key, random, exchange, work, offer };
         Ok((version && suite).then_some(hello))
     }
 }
@@ -104,6 +116,34 @@ fn list_contains(reader: &mut Reader<'_>, wanted: u16) -> Result<bool, Error> {
         found |= reader.u16()? == wanted;
     }
     Ok(found)
+}
+
+/// ```text
+/// 0        8      9   10          10+n
+/// | header | bits | n | cookie [n] |
+/// ```
+#[derive(Clone, Copy)]
+pub(crate) struct HelloRetry<'d> {
+    /// Zero bits that the puzzle wants.
+    pub(crate) bits: u8,
+    /// 1 to [`MAX_COOKIE_LEN`] bytes.
+    pub(crate) cookie: &'d [u8],
+}
+
+impl<'d> HelloRetry<'d> {
+    pub(crate) fn encode(&self, out: &mut Writer<'_>) {
+        out.u8(self.bits).short(self.cookie);
+    }
+
+    pub(crate) fn decode(body: &'d [u8]) -> Result<Self, Error> {
+        let mut reader = Reader::new(body);
+        let (bits, cookie) = (reader.u8()?, reader.short()?);
+        reader.end()?;
+        if cookie.is_empty() || cookie.len() > MAX_COOKIE_LEN {
+            return Err(Error::Decode);
+        }
+        Ok(Self { bits, cookie })
+    }
 }
 
 /// How the server goes on (PROTOCOL 3.3).

@@ -12,7 +12,8 @@ pub(crate) mod testing;
 
 pub(crate) use hello::Role;
 pub(crate) use hello::{
-    CAPABILITIES, ClientAuth, ClientHello, KIND_ENROLL, KIND_KEY, Method, Mode, Offer, ServerAuth, ServerHello,
+    CAPABILITIES, ClientAuth, ClientHello, HelloRetry, KIND_ENROLL, KIND_KEY, MAX_COOKIE_LEN, Method, Mode, Offer,
+    ServerAuth, ServerHello, Work,
 };
 pub use hosts::{
     ChannelInfo, Channels, ChannelsResponse, Enrol, ExpireChannels, MAX_ENROL_BATCH, Rotate, Successor, SuccessorQuery,
@@ -45,6 +46,8 @@ pub const MAX_NAME_LEN: usize = 64;
 
 /// The longest ClientHello, ServerAuth and ClientAuth record, header included: checked before a byte is buffered.
 pub(crate) const MAX_CLIENT_HELLO_LEN: usize = 256;
+/// A HelloRetry with the shortest cookie and with the longest.
+pub(crate) const HELLO_RETRY_LEN: core::ops::RangeInclusive<usize> = HEADER_LEN + 3..=HEADER_LEN + 2 + MAX_COOKIE_LEN;
 pub(crate) const MAX_SERVER_AUTH_LEN: usize = 2048;
 pub(crate) const MAX_CLIENT_AUTH_LEN: usize = 1536;
 
@@ -59,6 +62,7 @@ pub(crate) const SUITE: u16 = 0x0001;
 pub(crate) enum RecordType {
     ClientHello = 0x0100,
     ServerHello = 0x0110,
+    HelloRetry = 0x0120,
     ClientAuth = 0x0200,
     ServerAuth = 0x0210,
     Refusal = 0x0220,
@@ -70,6 +74,7 @@ impl RecordType {
         match self {
             Self::ClientHello => 0x0100,
             Self::ServerHello => 0x0110,
+            Self::HelloRetry => 0x0120,
             Self::ClientAuth => 0x0200,
             Self::ServerAuth => 0x0210,
             Self::Refusal => 0x0220,
@@ -81,6 +86,7 @@ impl RecordType {
         match code {
             0x0100 => Some(Self::ClientHello),
             0x0110 => Some(Self::ServerHello),
+            0x0120 => Some(Self::HelloRetry),
             0x0200 => Some(Self::ClientAuth),
             0x0210 => Some(Self::ServerAuth),
             0x0220 => Some(Self::Refusal),
@@ -155,6 +161,10 @@ impl<'d> Reader<'d> {
         self.array().map(u32::from_be_bytes)
     }
 
+    pub(crate) fn u64(&mut self) -> Result<u64, Error> {
+        self.array().map(u64::from_be_bytes)
+    }
+
     /// Bytes behind a length byte.
     pub(crate) fn short(&mut self) -> Result<&'d [u8], Error> {
         let len = self.u8()?;
@@ -205,6 +215,10 @@ impl<'b> Writer<'b> {
     }
 
     pub(crate) fn u32(&mut self, value: u32) -> &mut Self {
+        self.bytes(&value.to_be_bytes())
+    }
+
+    pub(crate) fn u64(&mut self, value: u64) -> &mut Self {
         self.bytes(&value.to_be_bytes())
     }
 

@@ -404,6 +404,10 @@ fn obstructed(obstacle: &Obstacle, at: &str, operator: &str) -> (String, String)
             format!("the server at {at} has another key than the pinned one"),
             "ask its operator whether the server was made anew; if not, somebody is in between".into(),
         ),
+        Obstacle::Busy => (
+            format!("the server at {at} has too much to do, as it says itself or somebody in between"),
+            format!("try again in a minute; if it stays so, {operator}"),
+        ),
         Obstacle::Refused(Reason::Unauthorised) => (
             format!("the server at {at} does not know this client, or has revoked it"),
             "ask its operator for a URL, and make a new identity with `ossicle init --home DIR`".into(),
@@ -892,6 +896,7 @@ mod tests {
             Obstacle::Silent,
             Obstacle::Foreign("x".into()),
             Obstacle::OtherKey,
+            Obstacle::Busy,
             Obstacle::Refused(Reason::Unauthorised),
             Obstacle::Refused(Reason::Rate),
             Obstacle::Failed("x".into()),

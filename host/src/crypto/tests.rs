@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Weak;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use ossicle_core::{Aead, Error, RustCrypto, Secret, enrolment_statement};
 use rsa::signature::{RandomizedSigner, SignatureEncoding, Verifier};
@@ -344,11 +344,11 @@ async fn a_full_pool_says_so_at_once_and_goes_on_later() {
     let (job, has_begun, end) = blocker();
     let running = tokio::spawn({
         let pool = Arc::clone(&pool);
-        async move { pool.run(job).await }
+        async move { pool.run(Lane::Signatures, job).await }
     });
     has_begun.recv().unwrap();
-    let mut first = Box::pin(pool.run(|_| 1));
-    let mut second = Box::pin(pool.run(|_| 2));
+    let mut first = Box::pin(pool.run(Lane::Verifications, |_| 1));
+    let mut second = Box::pin(pool.run(Lane::Verifications, |_| 2));
     tokio::select! {
         biased;
         _ = &mut first => panic!("the only thread is busy"),
@@ -357,7 +357,6 @@ async fn a_full_pool_says_so_at_once_and_goes_on_later() {
     }
     let key = Arc::new(key(RSA_2048));
     let statement = statement(&key, 1);
-    assert_eq!(pool.sign(Arc::clone(&key), statement).await, Err(PoolError::Full));
     assert_eq!(pool.verify(key.modulus().to_vec(), statement, vec![0; 256]).await, Err(PoolError::Full));
     end.send(()).unwrap();
     assert_eq!(running.await.unwrap(), Ok(()));
@@ -367,12 +366,40 @@ async fn a_full_pool_says_so_at_once_and_goes_on_later() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_oldest_signature_gives_way_and_verifications_come_first() {
+    let pool = Arc::new(CryptoPool::new(1, 2).unwrap());
+    let (job, has_begun, end) = blocker();
+    let running = tokio::spawn({
+        let pool = Arc::clone(&pool);
+        async move { pool.run(Lane::Signatures, job).await }
+    });
+    has_begun.recv().unwrap();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let said = |lane, word| {
+        let order = Arc::clone(&order);
+        let ran = pool.run(lane, move |_| order.lock().unwrap().push(word));
+        let mut ran = Box::pin(ran);
+        // In the queue, once it was polled.
+        assert!(futures_util::FutureExt::now_or_never(&mut ran).is_none());
+        ran
+    };
+    let (oldest, older) = (said(Lane::Signatures, 1), said(Lane::Signatures, 2));
+    assert_eq!(pool.waiting(), 2);
+    let (newest, verified) = (said(Lane::Signatures, 3), said(Lane::Verifications, 4));
+    assert_eq!(pool.waiting(), 2);
+    assert_eq!(oldest.await, Err(PoolError::Full));
+    end.send(()).unwrap();
+    assert_eq!((running.await.unwrap(), older.await, newest.await, verified.await), (Ok(()), Ok(()), Ok(()), Ok(())));
+    assert_eq!(*order.lock().unwrap(), [4, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_of_callers_who_left_are_skipped() {
     let pool = Arc::new(CryptoPool::new(1, 8).unwrap());
     let (job, has_begun, end) = blocker();
     let running = tokio::spawn({
         let pool = Arc::clone(&pool);
-        async move { pool.run(job).await }
+        async move { pool.run(Lane::Signatures, job).await }
     });
     has_begun.recv().unwrap();
     let key = Arc::new(key(RSA_2048));
@@ -386,7 +413,7 @@ async fn jobs_of_callers_who_left_are_skipped() {
     }
     end.send(()).unwrap();
     running.await.unwrap().unwrap();
-    assert_eq!(pool.run(|_| 3).await, Ok(3), "the queue is in order, so the job left behind is over");
+    assert_eq!(pool.run(Lane::Signatures, |_| 3).await, Ok(3), "the queue is in order, so the job left behind is over");
     assert_eq!(pool.signs(), 0);
     assert_eq!(Arc::strong_count(&key), 1, "a skipped job frees what it held");
 }

@@ -1472,7 +1472,9 @@ async fn newest_bundle(link: &mut Link, me: Member, key: Arc<IdentityKey>) -> Re
 
 pub(super) fn describe(error: &LinkError) -> String {
     match error {
-        LinkError::Unreachable(what) | LinkError::Broken(what) | LinkError::Failed(what) => what.clone(),
+        LinkError::Unreachable(what) | LinkError::Broken(what) | LinkError::Busy(what) | LinkError::Failed(what) => {
+            what.clone()
+        }
         LinkError::Refused { reason, .. } => format!("the server refused the connection: {reason}"),
         LinkError::OtherServer => "another server answers".to_owned(),
     }

@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use ossicle_core::{
     Ask, Channel, ClientConfig, Connection, Credentials, Error, Event, HASH_LEN, MAX_RECORD_LEN, Message, PeerError,
-    PublicKey, Reason, Received, Secret, ServerClaim, Settings,
+    PublicKey, Puzzle, Reason, Received, Secret, ServerClaim, Settings,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 use super::url::address;
 use crate::crypto::{HostAead, IdentityKey, verify};
@@ -75,6 +75,8 @@ pub(super) enum LinkError {
     Unreachable(String),
     /// The server does not want this client.
     Refused { reason: Reason, retry_after: u32 },
+    /// It has too much to do for now, as it says itself or somebody in its place.
+    Busy(String),
     /// Somebody else answers: the key is not the pinned one.
     OtherServer,
     /// The connection broke, or what came over it is not what the protocol allows.
@@ -88,6 +90,7 @@ impl From<Error> for LinkError {
         match error {
             Error::Peer(PeerError::Refused { reason, retry_after }) => Self::Refused { reason, retry_after },
             Error::Peer(PeerError::ServerKey) => Self::OtherServer,
+            Error::Peer(PeerError::Busy | PeerError::Puzzle { .. }) => Self::Busy(error.to_string()),
             error => Self::Broken(error.to_string()),
         }
     }
@@ -101,37 +104,31 @@ impl Link {
         key: &Arc<IdentityKey>,
         channel: Option<Channel>,
     ) -> Result<Self, LinkError> {
-        let stream = dial(&target.host, target.port).await?;
-        let late = |_| LinkError::Broken("the server did not finish the handshake in time".into());
-        timeout(HANDSHAKE_TIMEOUT, Self::authenticate(stream, target, credentials, key, channel)).await.map_err(late)?
+        let mut puzzle = None;
+        loop {
+            let mut connection = begin(target, credentials, channel.clone())?;
+            // A server waits for its hello for seconds only.
+            if let Some(puzzle) = &puzzle {
+                connection = solve(connection, puzzle).await?;
+            }
+            let stream = dial(&target.host, target.port).await?;
+            let late = |_| LinkError::Broken("the server did not finish the handshake in time".into());
+            let mut link = Self::new(stream, target, connection);
+            let done = timeout(HANDSHAKE_TIMEOUT, link.authenticate(target, credentials, key)).await.map_err(late)?;
+            match (done, link.connection.puzzle()) {
+                (Ok(()), _) => return Ok(link),
+                // Once: a connection that presents a puzzle has no second one.
+                (Err(_), asked @ Some(_)) => puzzle = asked,
+                (Err(error), None) => return Err(error),
+            }
+        }
     }
 
-    async fn authenticate(
-        stream: TcpStream,
-        target: &Target,
-        credentials: &Credentials<'_>,
-        key: &Arc<IdentityKey>,
-        channel: Option<Channel>,
-    ) -> Result<Self, LinkError> {
-        let server = match &target.server {
-            Server::Key(modulus) => Some(fingerprint(modulus)?),
-            Server::Fingerprint(fingerprint) => Some(*fingerprint),
-            Server::Anyone => None,
-        };
-        let ask_for_key = !matches!(target.server, Server::Key(_));
-        let record_limit = u16::try_from(MAX_RECORD_LEN).unwrap_or(u16::MAX);
-        let mut seed = [0; 64];
-        getrandom::fill(&mut seed).map_err(|_| LinkError::Failed("this system has no randomness".into()))?;
-        let config = ClientConfig { server, ask_for_key, record_limit };
-        let connection = match channel.filter(|channel| is_of(channel, credentials)) {
-            Some(channel) if server == Some(channel.server_key) => Connection::resume(config, channel, &seed)?,
-            _ => Connection::client(config, &seed),
-        };
-        seed.zeroize();
+    fn new(stream: TcpStream, target: &Target, connection: Connection<HostAead>) -> Self {
         // Without this, answers wait for the other side's acknowledgement timer.
         let _ = stream.set_nodelay(true);
         let (reader, writer) = stream.into_split();
-        let mut link = Self {
+        Self {
             reader,
             writer,
             connection,
@@ -143,7 +140,16 @@ impl Link {
                 Server::Key(modulus) => modulus.clone(),
                 Server::Fingerprint(_) | Server::Anyone => Vec::new(),
             },
-        };
+        }
+    }
+
+    async fn authenticate(
+        &mut self,
+        target: &Target,
+        credentials: &Credentials<'_>,
+        key: &Arc<IdentityKey>,
+    ) -> Result<(), LinkError> {
+        let link = self;
         loop {
             link.transmit()?;
             if let Some(Ask::Sign(statement)) = link.connection.ask() {
@@ -165,7 +171,7 @@ impl Link {
                         }
                         Event::Connected(settings) => {
                             link.settings = settings;
-                            return Ok(link);
+                            return Ok(());
                         }
                         _ => {}
                     }
@@ -291,6 +297,42 @@ impl Link {
         sealed?;
         Ok(())
     }
+}
+
+/// A connection that has not begun, by resuming `channel` where that is this client's at this server.
+fn begin(
+    target: &Target,
+    credentials: &Credentials<'_>,
+    channel: Option<Channel>,
+) -> Result<Connection<HostAead>, LinkError> {
+    let server = match &target.server {
+        Server::Key(modulus) => Some(fingerprint(modulus)?),
+        Server::Fingerprint(fingerprint) => Some(*fingerprint),
+        Server::Anyone => None,
+    };
+    let ask_for_key = !matches!(target.server, Server::Key(_));
+    let record_limit = u16::try_from(MAX_RECORD_LEN).unwrap_or(u16::MAX);
+    let mut seed = Zeroizing::new([0; 64]);
+    getrandom::fill(seed.as_mut()).map_err(|_| LinkError::Failed("this system has no randomness".into()))?;
+    let config = ClientConfig { server, ask_for_key, record_limit };
+    match channel.filter(|channel| is_of(channel, credentials)) {
+        Some(channel) if server == Some(channel.server_key) => Ok(Connection::resume(config, channel, &seed)?),
+        _ => Ok(Connection::client(config, &seed)),
+    }
+}
+
+/// A connection that presents a puzzle, solved: some hundred thousand hashes, which are nothing for an I/O thread.
+pub(super) async fn solve(
+    mut connection: Connection<HostAead>,
+    puzzle: &Puzzle,
+) -> Result<Connection<HostAead>, LinkError> {
+    tracing::debug!(bits = puzzle.bits(), "the server has too much to do: working first");
+    connection.present(puzzle)?;
+    let solved = tokio::task::spawn_blocking(move || {
+        while connection.solve() {}
+        connection
+    });
+    solved.await.map_err(|_| LinkError::Failed("this system does no work".into()))
 }
 
 /// Whether these credentials are those that the channel was issued to.

@@ -16,9 +16,11 @@ use ossicle_core::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
+use super::agent::describe;
 use super::kept::{self, Kept};
+use super::link::solve;
 use super::now;
 use crate::crypto::{HostAead, IdentityKey, verify};
 use crate::store::home::Profile;
@@ -65,6 +67,8 @@ pub enum Obstacle {
     Foreign(String),
     /// It is a server with another key.
     OtherKey,
+    /// It has too much to do, and asks for more work than there is a right to.
+    Busy,
     /// It does not want this client.
     Refused(Reason),
     /// This side failed.
@@ -82,39 +86,55 @@ pub async fn probe(host: &str, port: u16, client: Option<Caller<'_>>) -> Result<
         Ok(Err(error)) => return Err(Obstacle::Resolve(error.to_string())),
         Err(_) => return Err(Obstacle::Resolve("no answer in time".into())),
     };
-    let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(addresses.as_slice())).await;
-    let stream = match connected {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(Obstacle::Connect(error.to_string())),
-        Err(_) => return Err(Obstacle::Connect("no answer in time".into())),
-    };
-    let address = stream.peer_addr().map_err(|error| Obstacle::Connect(error.to_string()))?;
-    let mut heard = false;
-    let talk = talk(stream, client, &mut heard);
-    let (fingerprint, settings, resumed) = match timeout(HANDSHAKE_TIMEOUT, talk).await {
-        Ok(talked) => talked?,
-        Err(_) if heard => return Err(Obstacle::Foreign("it began to answer and did not go on".into())),
-        Err(_) => return Err(Obstacle::Silent),
-    };
-    Ok(Probed { address, fingerprint, settings, resumed })
+    let mut puzzle = None;
+    loop {
+        let pinned = client.map(|client| fingerprint(&client.profile.server_key)).transpose()?;
+        let mut connection = begin(client, pinned)?;
+        if let Some(puzzle) = &puzzle {
+            connection = solve(connection, puzzle).await.map_err(|error| Obstacle::Failed(describe(&error)))?;
+        }
+        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(addresses.as_slice())).await;
+        let stream = match connected {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(Obstacle::Connect(error.to_string())),
+            Err(_) => return Err(Obstacle::Connect("no answer in time".into())),
+        };
+        let address = stream.peer_addr().map_err(|error| Obstacle::Connect(error.to_string()))?;
+        let mut heard = false;
+        let talked = timeout(HANDSHAKE_TIMEOUT, talk(stream, &mut connection, client, pinned, &mut heard)).await;
+        // Once: a connection that presents a puzzle has no second one.
+        if let asked @ Some(_) = connection.puzzle() {
+            puzzle = asked;
+            continue;
+        }
+        let (fingerprint, settings, resumed) = match talked {
+            Ok(talked) => talked?,
+            Err(_) if heard => return Err(Obstacle::Foreign("it began to answer and did not go on".into())),
+            Err(_) => return Err(Obstacle::Silent),
+        };
+        return Ok(Probed { address, fingerprint, settings, resumed });
+    }
+}
+
+/// A connection that has not begun: as this client, if there is one.
+fn begin(client: Option<Caller<'_>>, pinned: Option<[u8; 32]>) -> Result<Connection<HostAead>, Obstacle> {
+    let mut seed = Zeroizing::new([0; 64]);
+    getrandom::fill(seed.as_mut()).map_err(|_| Obstacle::Failed("this system has no randomness".into()))?;
+    let record_limit = u16::try_from(MAX_RECORD_LEN).unwrap_or(u16::MAX);
+    let config = ClientConfig { server: pinned, ask_for_key: pinned.is_none(), record_limit };
+    match client.and_then(kept).filter(|kept| Some(kept.server_key) == pinned) {
+        Some(channel) => Connection::resume(config, channel, &seed).map_err(obstacle),
+        None => Ok(Connection::client(config, &seed)),
+    }
 }
 
 async fn talk(
     mut stream: TcpStream,
+    connection: &mut Connection<HostAead>,
     client: Option<Caller<'_>>,
+    pinned: Option<[u8; 32]>,
     heard: &mut bool,
 ) -> Result<([u8; 32], Option<Settings>, bool), Obstacle> {
-    let pinned = client.map(|client| fingerprint(&client.profile.server_key)).transpose()?;
-    let mut seed = [0; 64];
-    getrandom::fill(&mut seed).map_err(|_| Obstacle::Failed("this system has no randomness".into()))?;
-    let record_limit = u16::try_from(MAX_RECORD_LEN).unwrap_or(u16::MAX);
-    let config = ClientConfig { server: pinned, ask_for_key: pinned.is_none(), record_limit };
-    let mut connection: Connection<HostAead> =
-        match client.and_then(kept).filter(|kept| Some(kept.server_key) == pinned) {
-            Some(channel) => Connection::resume(config, channel, &seed).map_err(obstacle)?,
-            None => Connection::client(config, &seed),
-        };
-    seed.zeroize();
     let mut rx = vec![0; 2 * MAX_RECORD_LEN];
     let mut tx = vec![0; 2 * MAX_RECORD_LEN];
     // A channel is resumed by the pinned server and nobody else, without showing a key.
@@ -197,6 +217,7 @@ fn obstacle(error: Error) -> Obstacle {
     match error {
         Error::Peer(PeerError::Refused { reason, .. }) => Obstacle::Refused(reason),
         Error::Peer(PeerError::ServerKey) => Obstacle::OtherKey,
+        Error::Peer(PeerError::Busy | PeerError::Puzzle { .. }) => Obstacle::Busy,
         error => Obstacle::Foreign(error.to_string()),
     }
 }

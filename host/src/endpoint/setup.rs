@@ -211,6 +211,9 @@ fn explain(error: &LinkError, name: &Name, url: &ServerUrl) -> Failure {
             "the server at {server} has too much to do: try again in {} seconds",
             retry_after.div_ceil(1000).max(1)
         )),
+        LinkError::Busy(_) => Failure::refused(format!(
+            "the server at {server} has too much to do, as it says itself or somebody in between: try again in a minute"
+        )),
         LinkError::Refused { reason, .. } => {
             Failure::refused(format!("the server at {server} refused the new identity: {reason}"))
         }
