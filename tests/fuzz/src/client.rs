@@ -1,8 +1,8 @@
 //! The handshake as a client, and what follows it: `connections` says what an input is. Bit 3: the client enrols. Bit 4: it
-//! asks for the server's key. Bit 5: it trusts any.
+//! asks for the server's key. Bit 5: it trusts any. Bit 6: it was asked for work, and has done it.
 
 use crate::connections::{self, CHUNKED, COMMON, FRAMED, STUB, honest};
-use crate::peers::{Options, Peer};
+use crate::peers::{Options, Peer, asked};
 use crate::script::Script;
 use crate::{Reached, Target};
 
@@ -12,10 +12,14 @@ pub const TARGET: Target = Target { name: "client", run, states, seeds };
 const ENROL: u8 = 1 << 3;
 const ASK: u8 = 1 << 4;
 const TRUST: u8 = 1 << 5;
+const WORKED: u8 = 1 << 6;
 
 fn states() -> Vec<&'static str> {
     let own = [
         "another server's key",
+        "asked again",
+        "asked for too much work",
+        "asked for work",
         "handshake finished",
         "nothing in common",
         "out of order",
@@ -32,6 +36,7 @@ fn options(bits: u8) -> Options {
         other_way: bits & ENROL != 0,
         ask_for_key: bits & ASK != 0,
         trust: bits & TRUST != 0,
+        work: bits & WORKED != 0,
         ..connections::options(bits)
     }
 }
@@ -55,6 +60,10 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         connections::seed(bits, &stream)
     };
     let framed = STUB | FRAMED;
+    let retry = |bits: u8, zeros: u8| {
+        let asked = asked(zeros);
+        connections::seed(bits, &[&[1, 0, 1, 0x20, 0, 18, 0, 0][..], &asked].concat())
+    };
     vec![
         ("key", seed(0, false)),
         ("key-chunked", seed(CHUNKED, false)),
@@ -68,6 +77,12 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("framed-enrolment", seed(framed | ENROL | ASK, false)),
         ("framed-trusted", seed(framed | ENROL | TRUST, false)),
         ("framed-refused", seed(framed, true)),
+        ("worked", seed(WORKED, false)),
+        ("framed-worked", seed(framed | WORKED, false)),
+        ("asked", retry(0, 4)),
+        ("framed-asked", retry(framed, 18)),
+        ("asked-again", retry(WORKED, 4)),
+        ("asked-for-too-much", retry(0, 19)),
         ("cut", with(0, &|stream| stream.truncate(stream.len() - 1))),
         ("changed", with(0, &|stream| stream[200] ^= 1)),
         ("hello-twice", with(0, &|stream| *stream = [&stream[..79], &stream[..]].concat())),

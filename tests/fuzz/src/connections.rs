@@ -21,8 +21,15 @@ pub const CHUNKED: u8 = 1 << 2;
 
 const APPLICATION: u16 = 0x0300;
 /// Every kind of record, and whether it is sealed.
-const KINDS: [(u16, bool); 6] =
-    [(0x0100, false), (0x0110, false), (0x0200, true), (0x0210, true), (0x0220, true), (APPLICATION, true)];
+const KINDS: [(u16, bool); 7] = [
+    (0x0100, false),
+    (0x0110, false),
+    (0x0200, true),
+    (0x0210, true),
+    (0x0220, true),
+    (APPLICATION, true),
+    (0x0120, false),
+];
 
 /// What every target of this kind can come to.
 pub const COMMON: &[&str] = &["closed", "key updated", "malformed", "message", "message that is none", "not authentic"];
@@ -81,7 +88,7 @@ pub fn unframed(stream: &[u8]) -> Vec<u8> {
         let (record, behind) = rest.split_at(u16::from_be_bytes([l1, l0]).into());
         let kind = KINDS.iter().position(|(code, _)| *code == u16::from_be_bytes([t1, t0])).expect("a record of ours");
         let end = record.len() - if KINDS[kind].1 { TAG_LEN } else { 0 };
-        script.push(u8::try_from(kind).expect("six kinds"));
+        script.push(u8::try_from(kind).expect("seven kinds"));
         script.extend(long(&record[HEADER_LEN..end]));
         rest = behind;
     }

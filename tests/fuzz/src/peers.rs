@@ -3,8 +3,8 @@
 
 use ossicle_core::{
     Ask, Channel, ClaimKind, ClientClaim, ClientConfig, Connection, Credentials, Error, Event, HEADER_LEN,
-    MAX_RECORD_LEN, Message, PeerError, PublicKey, Reason, Received, Secret, ServerConfig, Settings, Statement, Token,
-    token_verifier,
+    MAX_RECORD_LEN, Message, PeerError, PublicKey, Puzzle, Reason, Received, Secret, ServerConfig, Settings, Statement,
+    Token, token_verifier,
 };
 
 use crate::script::seed;
@@ -20,6 +20,26 @@ const TOKEN: Token = Token { id: [7; 8], secret: Secret::new([9; 16]) };
 const NAME: &str = "sensor-01";
 /// Room for whatever one call appends.
 const ROOM: usize = 4096;
+
+/// The cookie of a busy server.
+const COOKIE: &[u8] = b"a cookie";
+/// The zero bits that it asks for.
+const BITS: u8 = 4;
+
+/// A HelloRetry that asks for so many bits, without its header.
+pub fn asked(bits: u8) -> Vec<u8> {
+    [&[bits, 8], COOKIE].concat()
+}
+
+/// What a client was asked for before.
+fn puzzle() -> Puzzle {
+    let config = ClientConfig { server: None, ask_for_key: true, record_limit: 16_408 };
+    let mut client: Connection = Connection::client(config, &seed(9));
+    client.transmit(&mut [0; 256]).expect("room");
+    let mut record = [&[1, 0, 1, 0x20, 0, 18, 0, 0][..], &asked(BITS)].concat();
+    assert!(client.receive(&mut record).is_err());
+    client.puzzle().expect("what was asked for")
+}
 
 /// A signature by the owner of `key`, without the time that RSA takes: the engine only carries it. Nothing else gives these
 /// bytes, unless cryptography is the stub: then they are a constant.
@@ -55,6 +75,8 @@ pub struct Options {
     pub ask_for_key: bool,
     /// Client: trust any key.
     pub trust: bool,
+    /// Client: it was asked for work before, and has done it. Server: strangers have to work.
+    pub work: bool,
 }
 
 enum Role {
@@ -91,10 +113,14 @@ impl Peer {
     pub fn client(options: Options, channel: Option<Channel>, number: u8) -> Self {
         let server = (!options.trust).then(|| keys::server().public().fingerprint());
         let config = ClientConfig { server, ask_for_key: options.ask_for_key || options.trust, record_limit: 16_408 };
-        let connection = match channel {
+        let mut connection = match channel {
             None => Connection::client(config, &seed(number)),
             Some(channel) => Connection::resume(config, channel, &seed(number)).expect("the pinned server's channel"),
         };
+        if options.work {
+            connection.present(&puzzle()).expect("it has not begun");
+            while connection.solve() {}
+        }
         let mut peer = Self::new(Role::Client, options, connection);
         peer.transmit();
         peer
@@ -104,7 +130,11 @@ impl Peer {
     pub fn server(options: Options, held: Option<Channel>, number: u8) -> Self {
         let fingerprint = keys::server().public().fingerprint();
         let config = ServerConfig { id: SERVER_ID, fingerprint, record_limit: 16_408 };
-        Self::new(Role::Server { held }, options, Connection::server(config, &seed(number)))
+        let mut connection = Connection::server(config, &seed(number));
+        if options.work {
+            connection.demand_work();
+        }
+        Self::new(Role::Server { held }, options, connection)
     }
 
     fn new(role: Role, options: Options, connection: Connection) -> Self {
@@ -221,12 +251,29 @@ impl Peer {
             }
             _ => panic!("an event that nobody told the targets of"),
         }
+        self.judge(reached)?;
         if let (Role::Server { .. }, Some(Ask::Sign(statement))) = (&self.role, self.connection.ask()) {
             reached("server signs");
             let key = keys::server().public();
             let signature = sign(key, &statement, self.options.stub);
             self.append(|connection, out| connection.sign_server(key, &signature, out));
         }
+        Ok(())
+    }
+
+    /// What a stranger shows to a busy server.
+    fn judge(&mut self, reached: Reached<'_>) -> Result<(), Error> {
+        let Some(presented) = self.connection.presented() else { return Ok(()) };
+        assert!(self.options.work && self.connection.ask().is_none(), "nothing is signed before the verdict");
+        assert!(presented.cookie().len() <= 40);
+        if presented.cookie() == COOKIE && presented.is_solved(BITS) {
+            reached("work taken");
+            return self.connection.admit();
+        }
+        reached("work asked for");
+        self.append(|connection, out| connection.retry(COOKIE, BITS, out));
+        assert!(self.connection.admit().is_err(), "a retry is the end");
+        self.failure = Some(PeerError::Retry.into());
         Ok(())
     }
 
@@ -352,6 +399,9 @@ impl Peer {
         reached(match error {
             Error::Decode => "malformed",
             Error::Crypto => "not authentic",
+            Error::Peer(PeerError::Busy) => "asked again",
+            Error::Peer(PeerError::Puzzle { .. }) => "asked for too much work",
+            Error::Peer(PeerError::Retry) => "asked for work",
             Error::Peer(PeerError::Truncated) => "truncated",
             Error::Peer(PeerError::Refused { .. }) => "refused by the server",
             Error::Peer(PeerError::ServerKey) => "another server's key",
@@ -359,6 +409,7 @@ impl Peer {
             Error::Peer(PeerError::Version) => "nothing in common",
             other => panic!("an error that no peer can cause: {other:?}"),
         });
+        assert_eq!(self.connection.puzzle().is_some(), error == PeerError::Retry.into());
         self.failure = Some(error);
         // A signature that was not right is found out here and not in the engine: whoever drives it drops it.
         if let Err(sticky) = self.connection.receive(&mut [0; 8]) {

@@ -1,11 +1,11 @@
 //! Resumption on both sides: `connections` says what an input is. Bit 3: the server refuses, or the client would enrol if it
-//! came to a full handshake. Bit 6: the server holds another secret under the channel's id. Bit 7: the end under test is the
-//! client, which offers the channel.
+//! came to a full handshake. Bit 4: the server is busy, and strangers have to work. Bit 6: the server holds another secret
+//! under the channel's id. Bit 7: the end under test is the client, which offers the channel.
 
 use ossicle_core::{Channel, Secret};
 
 use crate::connections::{self, CHUNKED, COMMON, FRAMED, STUB, honest};
-use crate::peers::{Options, Peer, channel};
+use crate::peers::{Options, Peer, asked, channel};
 use crate::script::Script;
 use crate::{Reached, Target};
 
@@ -13,11 +13,13 @@ use crate::{Reached, Target};
 pub const TARGET: Target = Target { name: "resumption", run, states, seeds };
 
 const OTHER_WAY: u8 = 1 << 3;
+const BUSY: u8 = 1 << 4;
 const OTHER_SECRET: u8 = 1 << 6;
 const CLIENT: u8 = 1 << 7;
 
 fn states() -> Vec<&'static str> {
     let own = [
+        "asked for work",
         "claim by enrolment",
         "claim by key",
         "client returned",
@@ -33,6 +35,7 @@ fn states() -> Vec<&'static str> {
         "server's claim",
         "token proved",
         "truncated",
+        "work asked for",
     ];
     COMMON.iter().copied().chain(own).collect()
 }
@@ -53,7 +56,7 @@ pub fn run(data: &[u8], reached: Reached<'_>) {
     let mut script = Script::new(data);
     let Some(bits) = script.u8() else { return };
     let peer = || match bits & CLIENT {
-        0 => Peer::server(options(bits), Some(held(bits)), 2),
+        0 => Peer::server(Options { work: bits & BUSY != 0, ..options(bits) }, Some(held(bits)), 2),
         _ => Peer::client(options(bits), Some(channel()), 1),
     };
     connections::run(bits, &mut script, peer, reached);
@@ -93,6 +96,9 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("client-framed", resumed(CLIENT | framed)),
         ("client-framed-refused", refused(CLIENT | framed)),
         ("server-framed-malformed-message", connections::with_malformed_message(&resumed(framed))),
+        ("server-busy", [&[BUSY], &resumed(0)[1..]].concat()),
+        ("server-busy-declines", [&[BUSY | OTHER_SECRET], &resumed(0)[1..]].concat()),
+        ("client-asked", connections::seed(CLIENT, &[&[1, 0, 1, 0x20, 0, 18, 0, 0][..], &asked(4)].concat())),
         ("server-cut", with(0, &|stream| stream.truncate(stream.len() - 1))),
         ("server-other-finished", with(0, &|stream| stream[84 + 48 + 20] ^= 1)),
         ("server-twice", with(0, &|stream| *stream = [&stream[..], &stream[..]].concat())),

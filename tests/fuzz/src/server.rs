@@ -1,5 +1,5 @@
 //! The handshake as a server, and what follows it: `connections` says what an input is. Bit 3: the server refuses whoever
-//! comes.
+//! comes. Bit 4: it is busy, and strangers have to work.
 
 use crate::connections::{self, CHUNKED, COMMON, FRAMED, STUB, honest};
 use crate::peers::{Options, Peer};
@@ -10,6 +10,7 @@ use crate::{Reached, Target};
 pub const TARGET: Target = Target { name: "server", run, states, seeds };
 
 const REFUSE: u8 = 1 << 3;
+const BUSY: u8 = 1 << 4;
 
 fn states() -> Vec<&'static str> {
     let own = [
@@ -24,6 +25,8 @@ fn states() -> Vec<&'static str> {
         "server signs",
         "token proved",
         "truncated",
+        "work asked for",
+        "work taken",
     ];
     COMMON.iter().copied().chain(own).collect()
 }
@@ -32,13 +35,13 @@ fn states() -> Vec<&'static str> {
 pub fn run(data: &[u8], reached: Reached<'_>) {
     let mut script = Script::new(data);
     let Some(bits) = script.u8() else { return };
-    let options = Options { other_way: bits & REFUSE != 0, ..connections::options(bits) };
+    let options = Options { other_way: bits & REFUSE != 0, work: bits & BUSY != 0, ..connections::options(bits) };
     connections::run(bits, &mut script, || Peer::server(options, None, 2), reached);
 }
 
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let up = |bits: u8, enrol: bool, offer: bool| {
-        let options = Options { other_way: enrol, ..connections::options(bits) };
+        let options = Options { other_way: enrol, work: bits & BUSY != 0, ..connections::options(bits) };
         let server = Options { other_way: bits & REFUSE != 0, ..options };
         let channel = || offer.then(crate::peers::channel);
         let ends = || (Peer::client(options, channel(), 1), Peer::server(server, None, 2));
@@ -63,6 +66,12 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("framed-enrolment", seed(framed, true, false)),
         ("framed-enrolment-refused", seed(framed | REFUSE, true, false)),
         ("framed-channel-unknown", seed(framed, false, true)),
+        ("busy-worked", seed(BUSY, false, false)),
+        ("busy-worked-enrolment", seed(BUSY, true, false)),
+        ("busy-channel-unknown", seed(BUSY, false, true)),
+        ("framed-busy-worked", seed(framed | BUSY, false, false)),
+        ("busy-stranger", [&[BUSY], &seed(0, false, false)[1..]].concat()),
+        ("framed-busy-stranger", [&[framed | BUSY], &seed(framed, false, false)[1..]].concat()),
         ("cut", with(0, &|stream| stream.truncate(stream.len() - 1))),
         ("changed", with(0, &|stream| *stream.last_mut().expect("a stream") ^= 1)),
         ("twice", with(0, &|stream| *stream = [&stream[..], &stream[..]].concat())),
