@@ -434,7 +434,7 @@ fn records_that_end_the_connection() {
         }
     }
     println!("{count} records in 12 states");
-    assert_eq!((count, rights), (207, 12));
+    assert_eq!((count, rights), (209, 12));
 }
 
 #[test]
@@ -470,6 +470,105 @@ fn resumptions() {
         gives(expected, "ClientAuth", &out[..len]);
         assert!(matches!(server.receive(&mut out[..len]), Ok(Received::Record { event: Event::Resumed, .. })));
         end(case, &mut client, &mut server);
+    }
+}
+
+/// A client's end with this seed, which presents a puzzle if it was asked for one.
+fn stranger(given: &Value, puzzle: Option<&Puzzle>) -> Connection {
+    let config = |server| ClientConfig {
+        server: Some(server),
+        ask_for_key: false,
+        record_limit: number(given, "record_limit_C"),
+    };
+    let seed = array(given, "seed_C");
+    let mut client: Connection = match &given["offer"] {
+        Value::Null => Connection::client(config([7; 32]), &seed),
+        offer => Connection::resume(config(array(offer, "H(SPKI_S)")), channel(offer), &seed).unwrap(),
+    };
+    if let Some(puzzle) = puzzle {
+        client.present(puzzle).unwrap();
+        while client.solve() {}
+    }
+    client
+}
+
+/// What a client that has said its first hello makes of this.
+fn heard(given: &Value, retry: &mut [u8]) -> (Error, Option<Puzzle>) {
+    let mut client = stranger(given, None);
+    client.transmit(&mut [0; 256]).unwrap();
+    (client.receive(retry).err().expect("it ends the connection"), client.puzzle())
+}
+
+/// A server's end that demands work, and has heard this hello.
+fn judging(hello: &mut [u8]) -> Connection {
+    let mut server: Connection =
+        Connection::server(ServerConfig { id: [1; 16], fingerprint: [2; 32], record_limit: 16_408 }, &[3; 64]);
+    server.demand_work();
+    server.receive(hello).unwrap();
+    server
+}
+
+#[test]
+fn work_that_a_server_asks_for() {
+    let file = file("retry.json");
+    for case in cases(&file) {
+        let (given, expected) = (&case["given"], &case["gives"]);
+        let bits = number(given, "bits");
+        let cookie = bytes(given, "cookie");
+        if let made @ Value::Object(_) = &given["cookie_of"] {
+            let key = CookieKey::new(secret(made, "k_cookie"));
+            let ours = key.cookie(&array(made, "source"), number(made, "minute"), number(made, "bits"));
+            gives(given, "cookie", &ours);
+        }
+        let (error, puzzle) = heard(given, &mut bytes(expected, "HelloRetry"));
+        assert_eq!(error, PeerError::Retry.into());
+        let puzzle = puzzle.unwrap();
+        assert_eq!(puzzle.bits(), bits);
+        let mut client = stranger(given, Some(&puzzle));
+        let mut out = [0; 256];
+        let len = client.transmit(&mut out).unwrap();
+        gives(expected, "ClientHello", &out[..len]);
+        // Asked for once more, it gives up.
+        let again = client.receive(&mut bytes(expected, "HelloRetry")).err();
+        assert_eq!((again, client.puzzle()), (Some(PeerError::Busy.into()), None));
+
+        let mut server = judging(&mut out[..len]);
+        if !given["offer"].is_null() {
+            assert_eq!(server.answer_offer(None, &mut [0; 256]), Ok(0));
+        }
+        let presented = *server.presented().unwrap();
+        assert_eq!(presented.cookie(), cookie);
+        assert!(presented.is_solved(bits));
+        gives(expected, "proof", &[&bytes(expected, "proof")[..24], &presented.name()].concat());
+        if given["offer"].is_null() {
+            let mut server = judging(&mut bytes(expected, "ClientHello"));
+            let len = server.retry(&cookie, bits, &mut out).unwrap();
+            gives(expected, "HelloRetry", &out[..len]);
+        }
+    }
+    let given = &case(&file, "work for a full handshake")["given"];
+    for view in list(&file, "views") {
+        let (error, puzzle) = heard(given, &mut bytes(view, "HelloRetry"));
+        let result = match error {
+            Error::Peer(PeerError::Retry) => "work",
+            Error::Peer(PeerError::Busy | PeerError::Puzzle { .. }) => "busy",
+            _ => "ends",
+        };
+        assert_eq!(result, text(view, "result"), "{}", text(view, "why"));
+        assert_eq!(puzzle.is_some(), result == "work", "{}", text(view, "why"));
+    }
+    let made = &given["cookie_of"];
+    let (key, source) = (CookieKey::new(secret(made, "k_cookie")), array(made, "source"));
+    for hello in list(&file, "shown") {
+        let server = judging(&mut bytes(hello, "ClientHello"));
+        let presented = server.presented().unwrap();
+        let minute: u64 = number(hello, "minute");
+        let bits = [minute, minute - 1].into_iter().find_map(|minute| key.bits(presented.cookie(), &source, minute));
+        let result = match bits.is_some_and(|bits| presented.is_solved(bits)) {
+            true => "let through",
+            false => "asked again",
+        };
+        assert_eq!(result, text(hello, "result"), "{}", text(hello, "why"));
     }
 }
 
@@ -1108,6 +1207,8 @@ fn chapter_15_prints_the_same() {
     let (keys, bundles, conversations) = (file("keys.json"), file("bundle.json"), file("conversation.json"));
     let (wraps, chains, receipts) = (file("wrap.json"), file("chain.json"), file("receipt.json"));
     let (rotations, numbers) = (file("rotation.json"), file("safety_number.json"));
+    let retries = file("retry.json");
+    let asked = case(&retries, "work for a full handshake");
     let key = case(&handshakes, "key");
     let enroll = case(&handshakes, "enroll with a token, refused");
     let accepted = case(&resumptions, "accepted");
@@ -1123,11 +1224,12 @@ fn chapter_15_prints_the_same() {
     let joined = |value: &Value, name: &str| text(value, name).replace(' ', "");
 
     let mut count = 0;
-    for section in ["15.1", "15.2", "15.3", "15.4"] {
+    for section in ["15.1", "15.2", "15.3", "15.4", "15.5"] {
         for (name, value) in printed(section) {
             let handshake = match section {
                 "15.1" => key,
                 "15.2" => enroll,
+                "15.5" => asked,
                 _ => accepted,
             };
             let ours = match (section, name.as_str()) {
@@ -1176,6 +1278,8 @@ fn chapter_15_prints_the_same() {
                 ("15.4", "CS") => text(&accepted["given"], "CS").to_owned(),
                 ("15.4", "channel2") => text(&accepted["given"]["settings"], "channel").to_owned(),
                 ("15.4", "CS2") => text(&accepted["gives"], "CS").to_owned(),
+                ("15.5", "k_cookie" | "source") => text(&asked["given"]["cookie_of"], &name).to_owned(),
+                ("15.5", "cookie") => text(&asked["given"], &name).to_owned(),
                 (_, "seed_C" | "seed_S") => text(&handshake["given"], &name).to_owned(),
                 _ => text(&handshake["gives"], &name).to_owned(),
             };
@@ -1184,7 +1288,7 @@ fn chapter_15_prints_the_same() {
         }
     }
     println!("{count} values of chapter 15");
-    assert_eq!(count, 124, "the values that were found");
+    assert_eq!(count, 135, "the values that were found");
     gives(&accepted["given"], "CS", &bytes(&key["gives"], "CS"));
 }
 

@@ -1,6 +1,8 @@
-//! PROTOCOL 2 to 4 and 6.4: handshakes, resumptions, records, refusals, the enrolment of devices.
+//! PROTOCOL 2 to 4 and 6.4: handshakes, resumptions, what a busy server asks for, records, refusals, the enrolment of
+//! devices.
 
 mod hostile;
+mod retry;
 
 use super::json::{Fields, Json};
 use super::reference::{Rsa, Signed, aead, array, exchange_public, expand, extract, hash, join, mac, x25519};
@@ -33,6 +35,7 @@ fn sealed(kind: u16, key: &[u8; 32], iv: &[u8; 12], counter: u64, payload: &[u8]
 
 const CLIENT_HELLO: u16 = 0x0100;
 const SERVER_HELLO: u16 = 0x0110;
+const HELLO_RETRY: u16 = 0x0120;
 const CLIENT_AUTH: u16 = 0x0200;
 const SERVER_AUTH: u16 = 0x0210;
 const REFUSAL: u16 = 0x0220;
@@ -642,6 +645,7 @@ pub(super) fn files(keys: &Keys) -> Vec<(&'static str, Fields)> {
                 .with("of_later_clients", vec![later.fields]),
         ),
         ("resumption.json", resumption),
+        ("retry.json", retry::file(&channel(keys, &key))),
         ("hostile.json", hostile::file(keys, &key, &enroll(keys).run(), &resumed)),
         ("records.json", records(&key)),
         ("refusals.json", refusals(keys)),
@@ -655,8 +659,9 @@ impl Handshake<'_> {
     }
 }
 
-fn resumption(keys: &Keys, key: &Finished) -> (Fields, Finished) {
-    let channel = Channel {
+/// The channel that the handshake "key" would have issued.
+fn channel(keys: &Keys, key: &Finished) -> Channel {
+    Channel {
         id: [0xa1; 16],
         secret: key.channel_secret,
         client: CLIENT_ID,
@@ -664,7 +669,11 @@ fn resumption(keys: &Keys, key: &Finished) -> (Fields, Finished) {
         key_epoch: 0,
         server: SERVER_ID,
         server_key: keys.server.fingerprint(),
-    };
+    }
+}
+
+fn resumption(keys: &Keys, key: &Finished) -> (Fields, Finished) {
+    let channel = channel(keys, key);
     let limits = (LIMIT, LIMIT);
     let accepted = resume(
         "accepted",

@@ -98,6 +98,7 @@ fn server_wait_hello(key: &Finished) -> State {
         .right(hello.clone())
         .ends("version 2.0 in the header", with(hello, 0, &[2]))
         .ends("ServerHello", with(hello, 2, &[1, 0x10]))
+        .ends("HelloRetry", clear(HELLO_RETRY, &[16, 1, 7]))
         .ends("a type that there is not", with(hello, 2, &[1, 1]))
         .ends("a length below the header's", with(hello, 4, &[0, 7]))
         .ends("longer than 256 bytes", clear(CLIENT_HELLO, &join(&[body, &[0; 200]])))
@@ -258,6 +259,7 @@ fn client_wait_auth(keys: &Keys, key: &Finished) -> State {
     let signature = &payload[16..end - 31];
     let state = State::new("client, WAIT AUTH", "handshake.json", "key")
         .ends("ServerHello again", key.said.server_hello.clone())
+        .ends("HelloRetry, too late", clear(HELLO_RETRY, &[16, 1, 7]))
         .ends("a Refusal", sealed(REFUSAL, k, iv, 0, &refusal(3, 0)))
         .ends("an application record", sealed(APPLICATION, k, iv, 0, payload))
         .ends("sealed as the second record", sealed(SERVER_AUTH, k, iv, 1, payload))
