@@ -2,18 +2,24 @@
 //! place can make a client do.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use std::sync::Arc;
+
+use ossicle::clock::Clock;
 use ossicle::crypto::IdentityKey;
 use ossicle::gate::GateLimits;
 use ossicle::server::Config;
 use ossicle_core::{
     ApiMisuse, Ask, BufferError, COOKIE_LEN, ClientConfig, Connection, CookieKey, Credentials, Error, Event,
-    MAX_PUZZLE_BITS, PeerError, Puzzle, Received, Secret, ServerConfig,
+    MAX_PUZZLE_BITS, PeerError, Presented, Puzzle, Received, Secret, ServerConfig,
 };
 use ossicle_tests::node::{Client, Node, open, within};
 use ossicle_tests::raw::clear;
 use ossicle_tests::{Pair, SERVER_ID, keys, public, seed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// What the next tests ask for: some thousand hashes.
 const BITS: u8 = 12;
@@ -187,12 +193,6 @@ fn a_retry_that_is_malformed_or_out_of_order_ends_the_connection() {
 fn a_solution_is_worth_nothing_for_another_hello() {
     let mut client = worked(&asked(BITS), 6);
     let good = hello(&mut client);
-    let judged = |hello: &[u8]| {
-        let mut server = busy();
-        let mut bytes = hello.to_vec();
-        server.receive(&mut bytes).unwrap();
-        *server.presented().unwrap()
-    };
     let name = judged(&good).name();
     assert!(judged(&good).is_solved(BITS));
     assert_eq!(judged(&good).name(), name, "the same hello is known again");
@@ -287,7 +287,8 @@ fn enroll(key: &IdentityKey) -> Credentials<'_> {
 }
 
 fn under_load(puzzle: u8) -> Config {
-    Config { gate: GateLimits { busy: 0, puzzle, ..GateLimits::default() }, ..open() }
+    // Nobody is turned away at random.
+    Config { gate: GateLimits { busy: 0, unauthenticated: usize::MAX, puzzle, ..GateLimits::default() }, ..open() }
 }
 
 #[tokio::test]
@@ -337,5 +338,106 @@ async fn work_is_taken_once_and_a_recorded_offer_not_at_all() {
     let _ = within(replayed.read_to_end(&mut answer)).await;
     assert!(answer.is_empty(), "nothing is computed for a hello that was heard before");
     client.sync().await;
+    node.stop().await;
+}
+
+const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const THERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+/// What the server says to this hello from that address, until it closes or has shown that it signs.
+async fn answered(node: &Node, from: Ipv4Addr, hello: &[u8]) -> Vec<u8> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(IpAddr::V4(from), 0)).unwrap();
+    let mut stream = within(socket.connect(node.address)).await.unwrap();
+    stream.write_all(hello).await.unwrap();
+    let mut answer = vec![0; 79];
+    let mut len = 0;
+    while len < answer.len() {
+        match within(stream.read(&mut answer[len..])).await.unwrap() {
+            0 => break,
+            more => len += more,
+        }
+    }
+    answer.truncate(len);
+    answer
+}
+
+/// The puzzle that the server has set for that address.
+async fn set(node: &Node, from: Ipv4Addr) -> Puzzle {
+    let mut client: Connection = Connection::client(client_config(), &seed(1));
+    let hello = hello(&mut client);
+    let mut answer = answered(node, from, &hello).await;
+    assert_eq!(client.receive(&mut answer).err(), Some(PeerError::Retry.into()));
+    client.puzzle().unwrap()
+}
+
+/// A hello that presents this puzzle, solved.
+fn solved(puzzle: &Puzzle, seeded: u8) -> Vec<u8> {
+    hello(&mut worked(puzzle, seeded))
+}
+
+/// What a server makes of the work of a hello.
+fn judged(hello: &[u8]) -> Presented {
+    let mut server = busy();
+    server.receive(&mut hello.to_vec()).unwrap();
+    *server.presented().unwrap()
+}
+
+#[tokio::test]
+async fn nobody_is_let_through_who_has_not_worked_here_and_now() {
+    let passed = Arc::new(AtomicU64::new(1_000_000));
+    let read = Arc::clone(&passed);
+    let clock = Clock::new(move || Duration::from_secs(read.load(Ordering::SeqCst)));
+    let node = Node::start_by(clock, under_load(BITS)).await;
+    let puzzle = set(&node, HERE).await;
+    let right = solved(&puzzle, 30);
+    // Whether the server signs for it.
+    let signs = async |from: Ipv4Addr, hello: &[u8]| {
+        let before = node.pool.signs();
+        let answer = answered(&node, from, hello).await;
+        let asked = answer.len() == 8 + 2 + COOKIE_LEN && answer[2..4] == [1, 0x20];
+        let signed = answer.len() == 79 && answer[2..4] == [1, 0x10];
+        assert!(asked || signed, "{answer:?}");
+        assert_eq!(node.pool.signs() - before, u64::from(signed));
+        signed
+    };
+
+    assert!(!signs(THERE, &right).await, "from another address");
+    assert!(signs(HERE, &right).await, "the work as it must be");
+    for _ in 0..3 {
+        assert!(!signs(HERE, &right).await, "again");
+    }
+    assert!(signs(HERE, &solved(&puzzle, 31)).await, "other work with the same cookie");
+    assert!(!signs(HERE, &solved(&set(&node, THERE).await, 32)).await, "a cookie of another address");
+
+    for len in [1, COOKIE_LEN, 40] {
+        // It claims to have been asked for nothing.
+        let mut client: Connection = Connection::client(client_config(), &seed(1));
+        hello(&mut client);
+        assert!(client.receive(&mut retry(&vec![0; len], 0)).is_err());
+        let made_up = solved(&client.puzzle().unwrap(), 33);
+        assert!(!signs(HERE, &made_up).await, "a cookie of {len} zeros");
+    }
+    // 82: the length of the cookie; behind it 8 bytes of puzzle and no offer.
+    let mut wrong = solved(&puzzle, 34);
+    let last = wrong.len() - 2;
+    while judged(&wrong).is_solved(BITS) || judged(&wrong).is_solved(1) {
+        wrong[last] = wrong[last].wrapping_add(1);
+    }
+    assert!(!signs(HERE, &wrong).await, "a wrong solution");
+    let mut less = solved(&puzzle, 35);
+    let bits = 83 + COOKIE_LEN - 1;
+    assert_eq!(less[bits], BITS);
+    less[bits] = 0;
+    assert!(!signs(HERE, &less).await, "a cookie that was made cheaper");
+
+    let stale = solved(&puzzle, 36);
+    let kept = solved(&puzzle, 37);
+    passed.fetch_add(59, Ordering::SeqCst);
+    assert!(signs(HERE, &kept).await, "a cookie that is not yet a minute old");
+    passed.fetch_add(61, Ordering::SeqCst);
+    assert!(!signs(HERE, &stale).await, "a cookie of two minutes ago");
+    assert!(!signs(HERE, &right).await, "what was taken before");
+    assert!(signs(HERE, &solved(&set(&node, HERE).await, 38)).await, "a new one");
     node.stop().await;
 }

@@ -151,6 +151,7 @@ pub(crate) const FIRST: &[Row] = &[
     says!("version 1.1", headed(0, &[1, 1])),
     says!("version 2.0", headed(0, &[2, 0])),
     says!("a ServerHello comes first", headed(2, &[1, 0x10])),
+    says!("a HelloRetry comes first", clear(raw::HELLO_RETRY, &[8, 1, 7])),
     says!("a ClientAuth comes first", clear(raw::CLIENT_AUTH, &[7; 300])),
     says!("a ServerAuth comes first", clear(raw::SERVER_AUTH, &[7; 300])),
     says!("a Refusal comes first", clear(raw::REFUSAL, &[7; 21])),

@@ -8,6 +8,7 @@ use core::time::Duration;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Instant;
 
 use ossicle::crypto::IdentityKey;
 use ossicle_core::{
@@ -195,6 +196,19 @@ impl Site {
         judge(row, &done)
     }
 
+    /// The next connection, if it comes in time.
+    fn next(&self, time: Duration) -> Option<RawServer> {
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            if let Ok((stream, _)) = self.listener.accept() {
+                stream.set_nonblocking(false).unwrap();
+                return Some(RawServer::new(stream));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        None
+    }
+
     fn serve(&self, over: &AtomicBool, act: &(impl Fn(&Self, &mut RawServer) -> bool + Sync)) {
         let mut is_first = true;
         while !over.load(Ordering::SeqCst) {
@@ -307,6 +321,29 @@ const LIST: u16 = 0x0501;
 const SENT: u16 = 0x0200;
 const WRAP: u16 = 0x0b01;
 const TELL: u16 = 0x0230;
+
+/// What a server says that has too much to do.
+fn retry(bits: u8) -> Vec<u8> {
+    clear(raw::HELLO_RETRY, &[&[bits, 8][..], b"a cookie"].concat())
+}
+
+/// A row whose server wants so much work and is honest to the next connection.
+macro_rules! asks {
+    ($name:literal, $command:expr, $bits:literal, $code:literal, $says:literal) => {
+        row(
+            $name,
+            $command,
+            |_, server| {
+                server.hear_hello();
+                server.wire.say(&retry($bits));
+                assert_eq!(server.wire.record(), None, "the client goes on with that");
+                false
+            },
+            $code,
+            $says,
+        )
+    };
+}
 
 /// A row whose server shows this proof instead of the right one. Nobody says who he is to it.
 macro_rules! proves {
@@ -538,6 +575,69 @@ pub(crate) const ROWS: &[Row] = &[
     replies!("settings before anything", |_server| clear(raw::APPLICATION, &[0; 60])),
     replies!("a refusal before anything", |_server| clear(raw::REFUSAL, &[0; 21])),
     row("an end instead of a hello", SEND, |_, _| false, 0, "accepted"),
+    row(
+        "a server that wants to see work",
+        SEND,
+        |site, server| {
+            server.hear_hello();
+            server.wire.say(&retry(10));
+            assert_eq!(server.wire.record(), None);
+            *server = site.next(Duration::from_secs(30)).expect("the client comes back");
+            let entered = site.enter(server);
+            let hello = &server.hello;
+            assert_eq!(hello[82..91], *b"\x08a cookie", "the cookie");
+            let prefix = raw::hash(&[b"ossicle puzzle\0", &hello[82..91], &hello[18..82]]);
+            let proof = raw::hash(&[&prefix, &hello[91..99]]);
+            assert!(proof[0] == 0 && proof[1] < 64, "ten zeros");
+            entered
+        },
+        0,
+        "accepted",
+    ),
+    row(
+        "a server that wants to see work without end",
+        IMPATIENT,
+        |site, server| {
+            let mut count = 0;
+            loop {
+                server.hear_hello();
+                let worked = server.hello[82] > 0;
+                assert_eq!(worked, count % 2 == 1, "it works once for an attempt");
+                server.wire.say(&retry(8));
+                server.wire.finish();
+                while server.wire.record().is_some() {}
+                count += 1;
+                match site.next(Duration::from_secs(4)) {
+                    Some(next) => *server = next,
+                    None => break,
+                }
+            }
+            // A pause of half a second at least lies between two attempts.
+            assert!((2..=12).contains(&count), "{count} connections in two seconds");
+            false
+        },
+        3,
+        "not reached within 2s",
+    ),
+    asks!("a server that wants to see work done until the end of time", SEND, 255, 0, "accepted"),
+    asks!("a server that wants to see a little more work than there is a right to", SEND, 19, 0, "accepted"),
+    replies!("a server that wants work and gives no cookie", |server| clear(raw::HELLO_RETRY, &[8, 0])),
+    replies!("a server that gives a cookie of 41 bytes", |server| {
+        clear(raw::HELLO_RETRY, &[&[8, 41][..], &[7; 41]].concat())
+    }),
+    row(
+        "a server that wants to see work after its hello",
+        SEND,
+        |site, server| {
+            server.hear_hello();
+            let (hello, _) = server.proof(&Proof::new(&site.server), &site.server);
+            server.wire.say(&[hello, retry(8)].concat());
+            assert_eq!(server.wire.record(), None);
+            false
+        },
+        0,
+        "accepted",
+    ),
     row(
         "an end behind the client's hello",
         SEND,
@@ -1186,6 +1286,24 @@ pub(crate) const ROWS: &[Row] = &[
         |_site, proof| proof.spki = Some(Vec::new()),
         1,
         "broke during the handshake"
+    ),
+    asks!("a newcomer is asked for work", INIT, 8, 0, "newcomer is enrolled"),
+    asks!("a newcomer is asked for too much work", INIT, 200, 1, "has too much to do"),
+    row(
+        "a newcomer is asked for work twice",
+        INIT,
+        |site, server| {
+            server.hear_hello();
+            server.wire.say(&retry(8));
+            *server = site.next(Duration::from_secs(30)).expect("the client comes back");
+            server.hear_hello();
+            server.wire.say(&retry(8));
+            assert_eq!(server.wire.record(), None);
+            assert!(site.next(Duration::from_secs(1)).is_none(), "a newcomer tries again by himself");
+            false
+        },
+        1,
+        "has too much to do",
     ),
     row("a newcomer meets nobody", INIT, |_, _| false, 1, "broke during the handshake"),
     row(

@@ -196,6 +196,16 @@ pub(crate) const ROWS: &[Row] = &[
     replies!("a device meets a web server", *b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"),
     replies!("a device meets 64 KiB of zeros", [0; 65_536]),
     replies!("a device meets a ServerHello longer than any", clear(raw::SERVER_HELLO, &[7; 3000])),
+    replies!("a device is asked for work, and does it", clear(raw::HELLO_RETRY, &[8, 1, 7])),
+    replies!("a device is asked for work until the end of time", clear(raw::HELLO_RETRY, &[255, 1, 7])),
+    replies!("a device is asked for work without a cookie", clear(raw::HELLO_RETRY, &[8, 0])),
+    row("a device is asked for work after a hello", |server| {
+        server.hear_hello();
+        let (hello, _) = server.proof(&Proof::new(&keys::server()), &keys::server());
+        server.wire.say(&[hello, clear(raw::HELLO_RETRY, &[8, 1, 7])].concat());
+        assert_eq!(server.wire.record(), None);
+        false
+    }),
     row("a device meets nobody behind an open port", |_| false),
     row("a device meets half a proof", |server| {
         server.hear_hello();

@@ -8,6 +8,7 @@ use core::net::SocketAddr;
 use core::time::Duration;
 use std::sync::Arc;
 
+use ossicle::clock::Clock;
 use ossicle::crypto::{CryptoPool, IdentityKey, verify};
 use ossicle::endpoint::{Home, ServerUrl, initialise};
 use ossicle::name::Name;
@@ -81,17 +82,29 @@ impl Node {
         Self::start_with(directory, Arc::new(store), config).await
     }
 
+    /// Starts a server whose limits go by this clock.
+    pub async fn start_by(clock: Clock, config: Config) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let store = SqliteStore::open(directory.path()).expect("a new store");
+        Self::start_all(directory, Arc::new(store), config, clock).await
+    }
+
     /// Starts a server on a store of the caller's.
     pub async fn start_with(directory: TempDir, store: SharedStore, config: Config) -> Self {
+        Self::start_all(directory, store, config, Clock::system()).await
+    }
+
+    async fn start_all(directory: TempDir, store: SharedStore, config: Config, clock: Clock) -> Self {
         let pool = Arc::new(CryptoPool::start().expect("threads"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let server = Server::new(
+        let server = Server::with_clock(
             config,
             Arc::clone(&store),
             Arc::new(keys::server()),
             ChannelKey::open(directory.path()).expect("a key for channels"),
             Arc::clone(&pool),
+            clock,
         );
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server::run(listener, Arc::clone(&server), async {

@@ -26,6 +26,8 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 pub const CLIENT_HELLO: u16 = 0x0100;
 /// `ServerHello`.
 pub const SERVER_HELLO: u16 = 0x0110;
+/// HelloRetry.
+pub const HELLO_RETRY: u16 = 0x0120;
 /// `ClientAuth`.
 pub const CLIENT_AUTH: u16 = 0x0200;
 /// `ServerAuth`.
