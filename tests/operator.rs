@@ -216,6 +216,8 @@ fn metrics_are_served_to_whoever_asks_and_name_nobody() {
     for line in [
         "ossicle_clients_connected 1",
         "ossicle_clients_online 1",
+        "ossicle_handshakes_open 0",
+        "ossicle_under_load 0",
         "ossicle_handshakes_total{kind=\"full\"} 1",
         "ossicle_rate_limited_total{limit=\"messages\"} 0",
         "ossicle_handshakes_refused_total{reason=\"unauthorised\"} 0",

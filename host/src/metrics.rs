@@ -297,6 +297,12 @@ impl Collector for Scrape {
         out.gauge("clients_connected", "Clients that are connected", None, connected)?;
         out.gauge("clients_online", "Clients that take messages now", None, online)?;
 
+        let gate = &server.gate;
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        out.gauge("connections_open", "Connections, of clients and strangers", None, count(gate.connections()))?;
+        out.gauge("handshakes_open", "Connections in their handshake", None, count(gate.unauthenticated()))?;
+        let busy = gate.is_busy(server.pool.waiting());
+        out.gauge("under_load", "1 while strangers have to work before the server signs", None, u64::from(busy))?;
         out.counter("connections", "Connections that were accepted", None, counted.connections.total())?;
         let turned_away = counted.turned_away.each();
         out.counters("connections_turned_away", "Connections that were turned away at once", "cause", turned_away)?;
