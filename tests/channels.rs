@@ -10,7 +10,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use ossicle::resumption::ChannelKey;
 use ossicle::server::Config;
@@ -58,6 +58,8 @@ async fn a_thousand_clients_come_back_to_a_killed_server_without_one_rsa_operati
     let channel = first.take_channel();
     assert_eq!(rsa(&node), (1, 1), "a full handshake signs and verifies once");
     let sealing = ChannelKey::open(node.directory.path()).unwrap();
+    // A day from now.
+    let expires = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 24 * 3600;
     let mut channels = Vec::new();
     for number in 0..CLIENTS {
         let id: ClientId = core::array::from_fn(|i| number.to_be_bytes()[i % 4] ^ 0x80);
@@ -84,7 +86,7 @@ async fn a_thousand_clients_come_back_to_a_killed_server_without_one_rsa_operati
             client_key,
             ..channel.clone()
         };
-        let sealed = sealing.seal(&issued, u64::MAX >> 1).unwrap();
+        let sealed = sealing.seal(&issued, expires).unwrap();
         node.store.put_channel(&id, sealed, None).await.unwrap();
         channels.push(issued);
     }

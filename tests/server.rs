@@ -431,6 +431,13 @@ async fn messages_wait_for_whoever_is_away_through_a_kill_of_the_server() {
     bob.send(&Message::Acknowledge { seq: bob.waited[3] }).await;
     bob.sync().await;
     bob.close().await;
+    // What was acknowledged goes in its own time.
+    within(async {
+        while node.store.waiting(&[BOB; 16]).await.unwrap().items != 61 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     let mut bob = node.connect(BOB, &keys::bob()).await.unwrap();
     assert_eq!(bob.settings.waiting, 61);
     bob.listen().await;

@@ -18,12 +18,15 @@ use tracing::warn;
 use zeroize::Zeroizing;
 
 use crate::crypto::HostAead;
+use crate::server::MAX_CHANNEL_AGE;
 use crate::store::{ChannelId, ChannelRecord, ClientId, Store, StoreError};
 
 /// The file of the key in a server's data directory.
 pub const KEY_FILE: &str = "channel.key";
 /// Clients whose channels may wait to be written; those of further ones are not kept.
 const MAX_PENDING: usize = 65_536;
+/// Seconds by which a date may have been put right since a channel was issued.
+const TOLERANCE: u64 = 300;
 /// Writes under way at once, to share the commits of the store.
 const WRITES: usize = 256;
 
@@ -236,7 +239,9 @@ impl Channels {
                 self.unwritten().clients.get(client).is_none_or(|pending| pending.used.as_ref() == Some(id))
             }),
         };
-        let Some((client, record)) = found else { return Ok(None) };
+        // Nobody issues one that ends so late: the date was set back since.
+        let latest = now.saturating_add(MAX_CHANNEL_AGE.as_secs()).saturating_add(TOLERANCE);
+        let Some((client, record)) = found.filter(|(_, record)| record.expires <= latest) else { return Ok(None) };
         let opened = self.key.open_record(&client, &record);
         if opened.is_none() {
             warn!(client = %uuid::Uuid::from_bytes(client), "a channel does not open: its key was lost or its row is damaged");
@@ -327,5 +332,37 @@ impl Channels {
         if unwritten.clients.get(client).is_some_and(|pending| pending.channels == channels) {
             unwritten.remove(client);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::SqliteStore;
+
+    #[tokio::test]
+    async fn a_date_that_is_set_makes_no_channel_live_for_longer() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(directory.path()).unwrap();
+        let channels = Channels::new(ChannelKey::random().unwrap());
+        let channel = Channel {
+            id: [1; 16],
+            secret: Secret::new([2; 32]),
+            client: [3; 16],
+            client_key: [4; 32],
+            key_epoch: 0,
+            server: [5; 16],
+            server_key: [6; 32],
+        };
+        let issued = 1_790_000_000;
+        let expires = issued + MAX_CHANNEL_AGE.as_secs();
+        channels.issue(&channel, expires, None);
+        let is_there = async |now| channels.find(&store, &channel.id, now).await.unwrap().is_some();
+        assert!(is_there(issued).await && is_there(expires - 1).await);
+        assert!(is_there(issued - TOLERANCE).await, "put right");
+        for now in [0, issued - TOLERANCE - 1, expires, u64::MAX] {
+            assert!(!is_there(now).await, "{now}");
+        }
+        assert!(is_there(issued + 1).await, "and it is still there when the date is right again");
     }
 }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::channel;
-use crate::clock::Clock;
+use crate::clock::{Ages, Clock};
 use crate::crypto::{CryptoPool, IdentityKey};
 use crate::gate::{Gate, GateLimits};
 use crate::keeper::{self, Keeper, Orders};
@@ -119,6 +119,7 @@ pub struct Server {
     /// Room for the devices of unfinished batches.
     pub(crate) held_devices: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
+    clock: Clock,
     started: u64,
     listening: AtomicBool,
     connections: AtomicU64,
@@ -153,7 +154,8 @@ impl Server {
         Arc::new(Self {
             channels: Channels::new(channel_key),
             gate: Arc::new(Gate::new(config.gate, clock.clone())),
-            limits: Limits::with_clock(&config.rates, clock),
+            limits: Limits::with_clock(&config.rates, clock.clone()),
+            clock,
             held_devices: Arc::new(Semaphore::new(config.held_devices)),
             config: ArcSwap::from_pointee(config),
             store,
@@ -396,10 +398,11 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
 async fn expire(server: Arc<Server>) {
     let mut due = interval(EXPIRE);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ages = Ages::new(server.clock.clone(), now());
     loop {
         due.tick().await;
-        let at = now();
-        let before = at.saturating_sub(server.config().queue_age.as_secs());
+        let (at, queue_age) = (now(), server.config().queue_age);
+        let before = ages.date(at, queue_age).saturating_sub(queue_age.as_secs());
         match server.store.expire(before, EXPIRED_AT_ONCE, refuse_waiting(Reason::Expired, at)).await {
             Ok(expired) => {
                 if !expired.is_empty() {

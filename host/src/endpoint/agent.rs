@@ -803,7 +803,7 @@ impl Agent {
             self.own.prekeys.forget(prekey);
         }
         self.with_desk(link, |_, inbox, desk| inbox.forget_skipped(desk))?;
-        self.outbox.expire();
+        self.outbox.expire(link.settings().time);
         self.settle_read(link)?;
         let store_epoch = link.settings().store_epoch;
         self.publish(link, &store_epoch)

@@ -73,6 +73,11 @@ pub struct Settled {
     pub outcome: Result<Rung, Reason>,
 }
 
+/// Letters from before this date are too old: both clocks have passed it for so long.
+fn too_old(ours: u64, servers: u64) -> u64 {
+    ours.min(servers).saturating_sub(LETTER_AGE)
+}
+
 impl Outbox {
     /// What former processes left.
     ///
@@ -283,9 +288,10 @@ impl Outbox {
         self.ledger.letters
     }
 
-    /// Letters that nobody can or will send any more are given up.
-    pub(super) fn expire(&mut self) {
-        let (before, curious) = (now().saturating_sub(LETTER_AGE), now().saturating_sub(CURIOSITY));
+    /// Letters that nobody can or will send any more are given up: if they are old by this machine's date and by the
+    /// server's, which was `date` when the connection was made, since either may be wrong.
+    pub(super) fn expire(&mut self, date: u64) {
+        let (before, curious) = (too_old(now(), date), now().saturating_sub(CURIOSITY));
         for correspondence in self.correspondences.values_mut() {
             let Correspondence { name, queue, chains, .. } = correspondence;
             let is_old = |letter: &Letter| letter.time < before && !letter.is_attended();
@@ -478,4 +484,21 @@ pub(crate) fn message_id(chain: &[u8; 8], n: u32) -> String {
 /// A member, for whoever has only its parts.
 pub(super) const fn member(id: [u8; 16], key: [u8; 32]) -> Member {
     Member { id, key }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letter_is_too_old_if_both_clocks_say_so() {
+        let posted = 1_790_000_000;
+        let late = posted + LETTER_AGE + 1;
+        let is_old = |ours, servers| posted < too_old(ours, servers);
+        assert!(is_old(late, late));
+        assert!(!is_old(late, posted), "a date of ours that was set forward");
+        assert!(!is_old(posted, late) && !is_old(posted, u64::MAX), "a server that is hasty, or lies");
+        assert!(!is_old(0, late) && !is_old(late, 0), "a machine that does not know the date yet");
+        assert!(!is_old(posted + LETTER_AGE, late));
+    }
 }
