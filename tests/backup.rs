@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use ossicle::crypto::IdentityKey;
-use ossicle::endpoint::{Access, Home, Reply, Request};
+use ossicle::endpoint::{Access, Home, Reply, Request, new_letter};
 use ossicle::store::home::{HomeStore, Profile};
 use ossicle_core::{
     Bundle, BundleKeys, Conversation, EnvelopeHeader, Member, Message, Reason, Rung, Rungs, RustCrypto, SendingChain,
@@ -317,7 +317,7 @@ async fn a_restored_identity_does_not_wait_for_ever_for_what_the_directory_knows
 async fn say(home: &Home, text: &str) -> Reply {
     let access = Access::open(home, "send").await.unwrap();
     let (to, body, until) = ("bob".to_owned(), text.as_bytes().to_vec(), Rung::Delivered);
-    let mut sending = access.request(Request::Send { to, body, signed: false, until });
+    let mut sending = access.request(Request::Send { letter: new_letter().unwrap(), to, body, signed: false, until });
     let last = within(async {
         loop {
             let reply = sending.next().await;

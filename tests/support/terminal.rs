@@ -131,7 +131,8 @@ impl Terminal {
         loop {
             self.read(Duration::from_millis(20));
             if let Some(status) = self.child.try_wait().expect("it is our child") {
-                self.read(Duration::ZERO);
+                // What it wrote last comes in pieces.
+                while self.read(Duration::ZERO) {}
                 return status.code();
             }
             assert!(begun.elapsed() < DEADLINE, "it does not end:\n{}", self.screen());
@@ -151,7 +152,8 @@ impl Terminal {
         }
     }
 
-    fn read(&mut self, patience: Duration) {
+    /// Whether there was anything.
+    fn read(&mut self, patience: Duration) -> bool {
         let patience = Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
         let mut bytes = [0; 65536];
         let mut ready = [PollFd::new(&self.side, PollFlags::IN)];
@@ -161,10 +163,12 @@ impl Terminal {
                 Ok(len) if len > 0 => {
                     self.raw.extend_from_slice(&bytes[..len]);
                     self.parser.process(&bytes[..len]);
+                    return true;
                 }
                 _ => sleep(Duration::from_millis(5)),
             }
         }
+        false
     }
 }
 

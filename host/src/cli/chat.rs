@@ -34,7 +34,7 @@ use super::{
     HomeArg, PATIENCE, away, key_changed_but, key_followed_but, listen, log, refusal, rfc3339, settled, too_late,
     verify, who,
 };
-use crate::endpoint::{Access, Failure, Notice, Presence, Reply, Request, Requested, Status};
+use crate::endpoint::{Access, Failure, Notice, Presence, Reply, Request, Requested, Status, new_letter};
 use crate::name::{Name, Pattern};
 use crate::store::home::Waiting;
 
@@ -382,7 +382,7 @@ impl Talk<'_> {
         // Who reads sees also when it was read; a script ends before that.
         let until = if self.console.is_terminal() { Rung::Opened } else { Rung::Delivered };
         let body = text.clone().into_bytes();
-        let request = Request::Send { to: to.as_str().to_owned(), body, signed: true, until };
+        let request = Request::Send { letter: new_letter()?, to: to.as_str().to_owned(), body, signed: true, until };
         self.ask(request, Asked::Letter { to, text: beginning(&text), is_there: false });
         Ok(())
     }

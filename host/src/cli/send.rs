@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::{HomeArg, away, harmless, json, print, refusal, say, too_late};
-use crate::endpoint::{Access, Failure, Home, MAX_TEXT_LEN, Reply, Request, Requested};
+use crate::endpoint::{Access, Failure, Home, LetterId, MAX_TEXT_LEN, Reply, Request, Requested, new_letter};
 use crate::name::Name;
 
 /// Lines under way at a time.
@@ -106,8 +106,10 @@ struct UnderWay {
     /// What was said before `requested` is listened to.
     said: VecDeque<Reply>,
     deadline: Instant,
-    /// Its name in the home's outbox, once it is there.
-    letter: Option<i64>,
+    /// What the home's outbox calls it.
+    letter: LetterId,
+    /// Whether it is there.
+    kept: bool,
     reached: Option<Rung>,
     /// Why it takes longer.
     trouble: Option<String>,
@@ -166,7 +168,7 @@ impl Send {
                 match lines.recv().await {
                     Some(Ok(body)) => {
                         number += 1;
-                        under_way.push_back(self.post(access.as_ref(), number, body, None));
+                        under_way.push_back(self.post(access.as_ref(), number, body)?);
                     }
                     Some(Err(failure)) => end = Some(Err(failure)),
                     None => end = Some(Ok(())),
@@ -178,7 +180,7 @@ impl Send {
                 line = lines.recv(), if room => match line {
                     Some(Ok(body)) => {
                         number += 1;
-                        under_way.push_back(self.post(access.as_ref(), number, body, None));
+                        under_way.push_back(self.post(access.as_ref(), number, body)?);
                     }
                     Some(Err(failure)) => end = Some(Err(failure)),
                     None => end = Some(Ok(())),
@@ -192,9 +194,9 @@ impl Send {
                             front.away = None;
                             is_away = false;
                         }
-                        self.show(front.line, Some(&id), rung.as_str(), None)?;
+                        self.show(front.line, id.as_deref(), rung.as_str(), None)?;
                     }
-                    Reply::Kept { letter } => front.letter = Some(letter),
+                    Reply::Kept => front.kept = true,
                     Reply::Away { last_seen } => {
                         let said = away(self.name.as_str(), last_seen);
                         // Once, however many lines wait for the same.
@@ -218,19 +220,6 @@ impl Send {
                         return Err(refusal(reason, self.name.as_str(), detail.as_deref()));
                     }
                     Reply::Failed(failure) => return Err(failure),
-                    Reply::Forgotten => {
-                        return Err(Failure::refused(format!(
-                            "the process that held this home ended, and the message has left the outbox since: it was \
-                             delivered or refused, ask {} before you send it again",
-                            self.name
-                        )));
-                    }
-                    Reply::Gone { taken: true } if front.letter.is_none() => {
-                        return Err(Failure::refused(
-                            "the process that holds this home ended before the message was confirmed: it may have \
-                             arrived or not, ask before you send it again",
-                        ));
-                    }
                     gone @ Reply::Gone { .. } => {
                         front.said.push_front(gone);
                         drop(access.take());
@@ -246,37 +235,35 @@ impl Send {
         }
     }
 
-    fn post(&self, access: Option<&Access>, line: u64, body: Vec<u8>, deadline: Option<Instant>) -> UnderWay {
-        let request = Request::Send {
-            to: self.name.as_str().to_owned(),
-            body: body.clone(),
-            signed: !self.no_sign,
-            until: self.wait.rung(),
-        };
-        let requested = access.map_or_else(Requested::gone, |access| access.request(request));
-        let deadline = deadline.unwrap_or_else(|| Instant::now() + self.timeout);
-        UnderWay {
+    fn post(&self, access: Option<&Access>, line: u64, body: Vec<u8>) -> Result<UnderWay, Failure> {
+        let letter = new_letter()?;
+        Ok(UnderWay {
             line,
+            requested: self.request(access, letter, body.clone()),
             body,
-            requested,
             said: VecDeque::new(),
-            deadline,
-            letter: None,
+            deadline: Instant::now() + self.timeout,
+            letter,
+            kept: false,
             reached: None,
             trouble: None,
             away: None,
-        }
+        })
     }
 
-    /// The process that was asked has gone: what it left in the outbox is asked for there, and what it never had is given
-    /// again.
+    fn request(&self, access: Option<&Access>, letter: LetterId, body: Vec<u8>) -> Requested {
+        let (to, signed, until) = (self.name.as_str().to_owned(), !self.no_sign, self.wait.rung());
+        let request = Request::Send { letter, to, body, signed, until };
+        access.map_or_else(Requested::gone, |access| access.request(request))
+    }
+
+    /// The process that was asked has gone: the next one is asked the same, and knows whether it has been done.
     async fn go_on(&self, access: &Access, letter: &mut UnderWay) {
         let mut said = VecDeque::new();
         // A process that has gone says no more, so this ends.
-        let taken = loop {
+        loop {
             match letter.next().await {
-                Reply::Gone { taken } => break taken,
-                Reply::Kept { letter: name } => letter.letter = Some(name),
+                Reply::Gone { .. } => break,
                 reply => {
                     let is_final = reply.is_final();
                     said.push_back(reply);
@@ -286,17 +273,9 @@ impl Send {
                     }
                 }
             }
-        };
-        letter.said = said;
-        match letter.letter {
-            Some(name) => letter.requested = access.request(Request::Await { letter: name }),
-            // It says so when it is its turn.
-            None if taken => letter.said.push_back(Reply::Gone { taken }),
-            None => {
-                let body = core::mem::take(&mut letter.body);
-                *letter = self.post(Some(access), letter.line, body, Some(letter.deadline));
-            }
         }
+        letter.said = said;
+        letter.requested = self.request(Some(access), letter.letter, letter.body.clone());
     }
 
     /// It did not come so far in time, and is not lost.
@@ -308,13 +287,13 @@ impl Send {
             (None, Some(trouble)) => trouble.clone(),
             (None, None) => format!("{name} did not confirm it"),
         };
-        let rest = match (letter.reached, letter.letter) {
+        let rest = match (letter.reached, letter.kept) {
             (Some(Rung::Delivered), _) => format!("; {name} has it"),
             (Some(Rung::Stored), _) => format!("; the server keeps it until {name} comes: do not send it again"),
-            (_, Some(_)) => {
+            (_, true) => {
                 "; it stays in this home's outbox and goes at the next connection: do not send it again".to_owned()
             }
-            (_, None) => String::new(),
+            (_, false) => String::new(),
         };
         too_late(self.timeout, Some(format!("{line}{trouble}{rest}")))
     }

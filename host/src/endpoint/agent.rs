@@ -956,21 +956,14 @@ impl Agent {
 
     fn take(&mut self, request: Request, replies: Replies, link: Option<&mut Link>) -> Result<(), Ended> {
         match (request, link) {
-            (Request::Send { to, body, signed, until }, link) => {
+            (Request::Send { letter, to, body, signed, until }, link) => {
                 let Some(name) = self.other(&to, "send to somebody else", &replies) else {
                     return Ok(());
                 };
-                self.outbox.post(name, body, signed, until, replies);
+                self.outbox.post(letter, name, body, signed, until, replies);
                 match link {
                     Some(link) => self.with_desk(link, |outbox, _, desk| outbox.pump(desk)),
                     None => Ok(self.outbox.save(&mut self.store)?),
-                }
-            }
-            (Request::Await { letter }, link) => {
-                self.outbox.attend(letter, &replies);
-                match link {
-                    Some(link) => self.with_desk(link, |outbox, _, desk| outbox.commit(desk)),
-                    None => Ok(()),
                 }
             }
             (Request::Status, _) => {
@@ -1065,7 +1058,7 @@ impl Agent {
                 link.send(&Message::Lookup(Lookup { request, key: true, bundle: false, subject }))?;
             }
             // None of them waits for a connection.
-            Request::Await { .. } | Request::Send { .. } | Request::Status => {
+            Request::Send { .. } | Request::Status => {
                 return self.take(request, replies, Some(link));
             }
             Request::Who => {

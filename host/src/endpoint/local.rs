@@ -18,17 +18,13 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::agent::Handle;
 use super::{Failure, Home};
+use crate::store::home::LetterId;
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// What a command asks of the agent.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Tell what becomes of a letter that is kept already.
-    Await {
-        /// Which, as [`Reply::Kept`] named it.
-        letter: i64,
-    },
     /// The channels that can be resumed.
     Channels,
     /// Enrol these devices, all or none.
@@ -49,8 +45,10 @@ pub enum Request {
     },
     /// Replace this client's identity key by the one that [`super::prepare_rotation`] made.
     Rotate,
-    /// Send a direct message.
+    /// Send a direct message. It does no harm to ask again with the same `letter`: it is sent once.
     Send {
+        /// The asker's name for it, at random.
+        letter: LetterId,
         /// The recipient's name.
         to: String,
         /// The text, or data.
@@ -90,18 +88,13 @@ pub enum Reply {
     Exporter([u8; 32]),
     /// It failed.
     Failed(Failure),
-    /// The letter is not kept any more: it came to its end, and nobody is left who knows to which.
-    Forgotten,
     /// The holder of the home has gone without a final answer.
     Gone {
         /// Whether it had begun.
         taken: bool,
     },
     /// The message is in the home's outbox: it is sent, by this process or another, until it is settled.
-    Kept {
-        /// Its name there.
-        letter: i64,
-    },
+    Kept,
     /// None of the devices was enrolled.
     NotEnrolled {
         /// The first that was refused, counted from 0.
@@ -129,8 +122,8 @@ pub enum Reply {
     Rung {
         /// The rung.
         rung: Rung,
-        /// The message's id: chain and number.
-        id: String,
+        /// The message's id: chain and number; `None` if it came to its end before this was asked.
+        id: Option<String>,
     },
     /// Who this client is, and how it stands with its server.
     Status(Status),
@@ -149,7 +142,7 @@ pub enum Reply {
 impl Reply {
     /// Whether nothing follows.
     pub const fn is_final(&self) -> bool {
-        !matches!(self, Self::Away { .. } | Self::Kept { .. } | Self::Rung { .. } | Self::Taken | Self::Trouble(_))
+        !matches!(self, Self::Away { .. } | Self::Kept | Self::Rung { .. } | Self::Taken | Self::Trouble(_))
     }
 }
 

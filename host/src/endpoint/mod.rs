@@ -45,6 +45,8 @@ pub use rotation::prepare_rotation;
 pub use setup::{Initialised, initialise};
 pub use url::{ServerUrl, UrlError};
 
+pub use crate::store::home::LetterId;
+
 /// Bytes of the longest text that any recipient takes; a recipient may take less.
 pub const MAX_TEXT_LEN: usize =
     ossicle_core::MAX_RECORD_LEN - ossicle_core::RECORD_OVERHEAD - MESSAGE_HEAD_LEN - ossicle_core::SIGNED_OVERHEAD;
@@ -92,6 +94,16 @@ impl From<crate::crypto::KeyError> for Failure {
     fn from(error: crate::crypto::KeyError) -> Self {
         Self::refused(error.to_string())
     }
+}
+
+/// A name for a new letter.
+///
+/// # Errors
+/// [`Failure`] if this system has no randomness.
+pub fn new_letter() -> Result<LetterId, Failure> {
+    let mut id = LetterId::default();
+    getrandom::fill(&mut id).map_err(|error| Failure::refused(format!("this system has no randomness ({error})")))?;
+    Ok(id)
 }
 
 /// Seconds since 1970.

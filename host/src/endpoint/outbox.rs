@@ -39,7 +39,9 @@ use super::local::Reply;
 use super::peers::Rejected;
 use super::{Failure, now};
 use crate::name::Name;
-use crate::store::home::{HomeStore, HomeStoreError, LetterChain, LetterChange, MAX_LETTER_BYTES, MAX_LETTERS};
+use crate::store::home::{
+    HomeStore, HomeStoreError, LetterChain, LetterChange, LetterId, MAX_LETTER_BYTES, MAX_LETTERS, Outcome,
+};
 
 /// Seconds after which a letter that nobody waits for is given up: longer than any server keeps it.
 const LETTER_AGE: u64 = 31 * 24 * 3600;
@@ -70,7 +72,7 @@ pub struct Settled {
     /// When it was given, in seconds since 1970.
     pub time: u64,
     /// How far it came, or why not further.
-    pub outcome: Result<Rung, Reason>,
+    pub outcome: Outcome,
 }
 
 /// Letters from before this date are too old: both clocks have passed it for so long.
@@ -88,10 +90,12 @@ impl Outbox {
         let mut parts: HashMap<[u8; 8], LetterChain> =
             store.letter_chains()?.into_iter().map(|chain| (*chain.receipts.chain_id(), chain)).collect();
         let mut outbox = Self { ledger: Ledger { next, ..Ledger::default() }, ..Self::default() };
+        outbox.ledger.settled.extend(store.settled_letters()?);
         for kept in letters {
             let name = Name::parse(&kept.to).map_err(|_| HomeStoreError::Damaged)?;
             let letter = Letter {
                 row: kept.row,
+                id: kept.id,
                 body: None,
                 len: usize::try_from(kept.len).map_err(|_| HomeStoreError::Damaged)?,
                 signed: kept.signed,
@@ -104,6 +108,7 @@ impl Outbox {
                 answered: false,
                 away: false,
             };
+            outbox.ledger.rows.insert(letter.id, letter.row);
             outbox.ledger.letters += 1;
             outbox.ledger.bytes += kept.len;
             let key = name.key().to_owned();
@@ -123,8 +128,27 @@ impl Outbox {
         Ok(outbox)
     }
 
-    /// Takes a letter.
-    pub(super) fn post(&mut self, name: Name, body: Vec<u8>, signed: bool, until: Rung, replies: Replies) {
+    /// Takes a letter, or, if it has it already, says what becomes of it.
+    pub(super) fn post(
+        &mut self,
+        id: LetterId,
+        name: Name,
+        body: Vec<u8>,
+        signed: bool,
+        until: Rung,
+        replies: Replies,
+    ) {
+        if let Some(row) = self.ledger.rows.get(&id) {
+            self.attend(*row, &replies);
+            return;
+        }
+        if let Some((_, outcome)) = self.ledger.settled.iter().find(|(settled, _)| *settled == id) {
+            if let Ok(rung) = *outcome {
+                let _ = replies.send(Reply::Rung { rung, id: None });
+            }
+            let _ = replies.send(end(*outcome, None));
+            return;
+        }
         let len = body.len();
         if !self.has_room(length(len)) {
             self.evict();
@@ -139,6 +163,7 @@ impl Outbox {
         }
         let letter = Letter {
             row: self.ledger.next,
+            id,
             body: Some(Zeroizing::new(body)),
             len,
             signed,
@@ -151,6 +176,7 @@ impl Outbox {
             answered: false,
             away: false,
         };
+        self.ledger.rows.insert(id, letter.row);
         self.ledger.next += 1;
         self.ledger.letters += 1;
         self.ledger.bytes += length(len);
@@ -175,14 +201,14 @@ impl Outbox {
         for chain in self.correspondences.values_mut().flat_map(|correspondence| &mut correspondence.chains) {
             let evicted = chain.resting.extract_if(.., |_, letter| resting.binary_search(&letter.row).is_ok());
             for (n, letter) in evicted {
-                self.ledger.erase(&letter);
+                self.ledger.erase(&letter, Ok(Rung::Stored));
                 remember(&mut chain.salts, n, letter.salt);
             }
         }
     }
 
     /// Somebody waits for a letter again.
-    pub(super) fn attend(&mut self, row: i64, replies: &Replies) {
+    fn attend(&mut self, row: i64, replies: &Replies) {
         for correspondence in self.correspondences.values_mut() {
             let queued = correspondence.queue.get_mut(&row).map(|letter| (None, letter));
             let mut sealed = correspondence.chains.iter_mut().flat_map(|chain| {
@@ -193,9 +219,9 @@ impl Outbox {
             let found = queued.or_else(|| sealed.find(|(_, letter)| letter.row == row));
             let Some((id, letter)) = found else { continue };
             letter.replies = Some(replies.clone());
-            letter.tell(Reply::Kept { letter: row });
+            letter.tell(Reply::Kept);
             if let (Some(rung), Some(id)) = (letter.reached, id) {
-                letter.tell(Reply::Rung { rung, id });
+                letter.tell(Reply::Rung { rung, id: Some(id) });
                 letter.away = false;
                 correspondence.wonders |= rung == Rung::Stored;
                 if rung >= letter.until {
@@ -205,8 +231,6 @@ impl Outbox {
             }
             return;
         }
-        let settled = self.ledger.settled.iter().find(|(settled, _)| *settled == row);
-        let _ = replies.send(settled.map_or(Reply::Forgotten, |(_, outcome)| end(*outcome, None)));
     }
 
     /// The connection has gone, and with it all that was asked over it.
@@ -308,7 +332,7 @@ impl Outbox {
             }
             for letter in old {
                 match letter.is_finished() {
-                    true => self.ledger.erase(&letter),
+                    true => self.ledger.erase(&letter, Ok(Rung::Delivered)),
                     false => self.ledger.settle(name, letter, Err(Reason::Expired), None),
                 }
             }
@@ -464,7 +488,7 @@ impl Outbox {
                 );
                 if letter.is_attended() {
                     letter.tell(Reply::Failed(Failure::refused(sentence)));
-                    self.ledger.erase(&letter);
+                    self.ledger.erase(&letter, Err(Reason::KeyChanged));
                 } else {
                     self.ledger.settle(&correspondence.name, letter, Err(Reason::KeyChanged), None);
                 }
@@ -489,6 +513,7 @@ pub(super) const fn member(id: [u8; 16], key: [u8; 32]) -> Member {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::home::HomeStore;
 
     #[test]
     fn a_letter_is_too_old_if_both_clocks_say_so() {
@@ -500,5 +525,31 @@ mod tests {
         assert!(!is_old(posted, late) && !is_old(posted, u64::MAX), "a server that is hasty, or lies");
         assert!(!is_old(0, late) && !is_old(late, 0), "a machine that does not know the date yet");
         assert!(!is_old(posted + LETTER_AGE, late));
+    }
+
+    #[test]
+    fn who_asks_again_gets_the_same_letter_or_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = HomeStore::open(&directory.path().join("home.db")).unwrap();
+        let ends = [([1; 16], Ok(Rung::Delivered)), ([2; 16], Err(Reason::Expired))];
+        let ends = ends.map(|(id, outcome)| LetterChange::Settle { row: 1, id, outcome });
+        store.change_letters(&ends).unwrap();
+
+        let mut outbox = Outbox::load(&store).unwrap();
+        let mut give = |id: u8| {
+            let (replies, mut said) = mpsc::unbounded_channel();
+            outbox.post([id; 16], Name::parse("bob").unwrap(), b"text".to_vec(), true, Rung::Delivered, replies);
+            let said: Vec<Reply> = core::iter::from_fn(|| said.try_recv().ok()).collect();
+            (said, outbox.letters())
+        };
+        let (said, letters) = give(1);
+        assert!(matches!(said[..], [Reply::Rung { rung: Rung::Delivered, id: None }, Reply::Done]));
+        assert_eq!(letters, 0);
+        assert!(matches!(give(2).0[..], [Reply::Refused { reason: Reason::Expired, .. }]));
+        assert_eq!(give(3).1, 1);
+        let (said, letters) = give(3);
+        assert!(matches!(said[..], [Reply::Kept]));
+        assert_eq!(letters, 1);
+        assert_eq!(give(4).1, 2);
     }
 }

@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-pub use letters::{Letter, LetterChain, LetterChange, MAX_LETTER_BYTES, MAX_LETTERS};
+pub use letters::{Letter, LetterChain, LetterChange, LetterId, MAX_LETTER_BYTES, MAX_LETTERS, MAX_SETTLED, Outcome};
 use ossicle_core::{Bundle, BundleKeys, BundleView, ExchangeKey, FORMER, Member, Prekey, Prekeys, Secret, SigningKey};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use zeroize::Zeroizing;
@@ -33,7 +33,7 @@ const PUBLISHED: i64 = 1;
 const RESTORED: i64 = 2;
 
 /// What each version adds to the one before; a new file goes through all of them.
-const VERSIONS: [&str; 4] = [
+const VERSIONS: [&str; 5] = [
     "
 CREATE TABLE profile (
     one INTEGER PRIMARY KEY CHECK (one = 1), complete INTEGER NOT NULL,
@@ -101,6 +101,15 @@ CREATE TABLE letter_chain (
     signature BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 PRAGMA user_version = 4;
+",
+    "
+ALTER TABLE letter ADD COLUMN id BLOB NOT NULL DEFAULT x'';
+UPDATE letter SET id = randomblob(16);
+CREATE UNIQUE INDEX letter_id ON letter (id);
+CREATE TABLE settled (
+    place INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL, reached INTEGER, reason INTEGER
+) STRICT;
+PRAGMA user_version = 5;
 ",
 ];
 

@@ -160,7 +160,7 @@ impl Chain {
         letter.answered = true;
         if letter.reached < Some(rung) {
             letter.reached = Some(rung);
-            letter.tell(Reply::Rung { rung, id: message_id(self.id(), n) });
+            letter.tell(Reply::Rung { rung, id: Some(message_id(self.id(), n)) });
             if rung >= letter.until && letter.is_attended() && !letter.is_finished() {
                 // It goes on without anybody.
                 letter.tell(Reply::Done);

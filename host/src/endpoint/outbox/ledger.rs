@@ -1,18 +1,18 @@
 //! The book of the outbox: what its letters change on disk is gathered here, written in one piece, and only then leaves.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
-use ossicle_core::{Reason, Rung, Rungs};
+use ossicle_core::Rungs;
 use zeroize::Zeroizing;
 
 use super::letter::{Letter, end, length};
 use super::{Replies, Settled};
 use crate::endpoint::local::Reply;
 use crate::name::Name;
-use crate::store::home::{HomeStore, HomeStoreError, Letter as KeptLetter, LetterChange};
+use crate::store::home::{
+    HomeStore, HomeStoreError, Letter as KeptLetter, LetterChange, LetterId, MAX_SETTLED, Outcome,
+};
 
-/// Settled letters whose end is remembered, for who comes a moment too late to wait for it.
-const REMEMBERED: usize = 64;
 /// Bytes of a text that are shown of it.
 const SHOWN: usize = 256;
 
@@ -27,11 +27,13 @@ pub(super) struct Ledger {
     pub(super) changes: Vec<LetterChange>,
     /// The rungs that the letters among `changes` want that are sealed, in their order.
     pub(super) wanted: Vec<Rungs>,
-    /// Who is told which letter of his is kept.
-    pub(super) kept: Vec<(Replies, i64)>,
+    /// Who is told that a letter of his is kept.
+    pub(super) kept: Vec<Replies>,
     pub(super) news: Vec<(i64, Settled)>,
-    /// Letters that were settled lately.
-    pub(super) settled: VecDeque<(i64, Result<Rung, Reason>)>,
+    /// The rows of letters that are not settled.
+    pub(super) rows: HashMap<LetterId, i64>,
+    /// Letters that were settled lately, the latest last; the store has the same.
+    pub(super) settled: VecDeque<(LetterId, Outcome)>,
 }
 
 impl Ledger {
@@ -40,6 +42,7 @@ impl Ledger {
         let Some(body) = letter.body.take() else { return };
         let kept = KeptLetter {
             row: letter.row,
+            id: letter.id,
             to: name.as_str().to_owned(),
             len: length(letter.len),
             signed: letter.signed,
@@ -50,7 +53,7 @@ impl Ledger {
             sealed: None,
         };
         self.changes.push(LetterChange::Keep(kept, body));
-        self.kept.extend(letter.replies.clone().map(|replies| (replies, letter.row)));
+        self.kept.extend(letter.replies.clone());
     }
 
     /// The text of a letter.
@@ -63,31 +66,29 @@ impl Ledger {
     }
 
     /// Whoever waits for a letter learns its end; where nobody does, it is news.
-    pub(super) fn settle(
-        &mut self,
-        name: &Name,
-        mut letter: Letter,
-        outcome: Result<Rung, Reason>,
-        detail: Option<String>,
-    ) {
+    pub(super) fn settle(&mut self, name: &Name, mut letter: Letter, outcome: Outcome, detail: Option<String>) {
         if letter.is_attended() {
             letter.tell(end(outcome, detail));
         } else {
-            self.settled.truncate(REMEMBERED - 1);
-            self.settled.push_front((letter.row, outcome));
             // Known by its text, which is in the ledger or in the store.
             self.keep(name, &mut letter);
             let (to, text) = (name.as_str().to_owned(), String::new());
             self.news.push((letter.row, Settled { to, text, time: letter.time, outcome }));
         }
-        self.erase(&letter);
+        self.erase(&letter, outcome);
     }
 
-    pub(super) fn erase(&mut self, letter: &Letter) {
+    /// Nobody needs it any more; its end stays known for a while.
+    pub(super) fn erase(&mut self, letter: &Letter, outcome: Outcome) {
+        self.rows.remove(&letter.id);
         self.letters = self.letters.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(length(letter.len));
         if letter.body.is_none() {
-            self.changes.push(LetterChange::Settle(letter.row));
+            self.changes.push(LetterChange::Settle { row: letter.row, id: letter.id, outcome });
+            self.settled.push_back((letter.id, outcome));
+            if length(self.settled.len()) > MAX_SETTLED {
+                self.settled.pop_front();
+            }
         }
     }
 
@@ -105,8 +106,8 @@ impl Ledger {
             return Ok(Vec::new());
         }
         store.change_letters(&self.changes)?;
-        for (replies, letter) in self.kept.drain(..) {
-            let _ = replies.send(Reply::Kept { letter });
+        for replies in self.kept.drain(..) {
+            let _ = replies.send(Reply::Kept);
         }
         let sealed = self.changes.drain(..).filter_map(|change| match change {
             LetterChange::Seal { envelope, .. } => Some(envelope),

@@ -5,9 +5,11 @@ use zeroize::Zeroizing;
 
 use super::Replies;
 use crate::endpoint::local::Reply;
+use crate::store::home::LetterId;
 
 pub(super) struct Letter {
     pub(super) row: i64,
+    pub(super) id: LetterId,
     /// Until the ledger has it.
     pub(super) body: Option<Zeroizing<Vec<u8>>>,
     pub(super) len: usize,

@@ -4,7 +4,7 @@
 //! same bytes again. What is kept of its chain (PROTOCOL 10.4) verifies receipts and brings the wrap again; it seals
 //! nothing. A letter that came to its end is erased.
 
-use ossicle_core::{ReceiptVerifier, Rung};
+use ossicle_core::{Reason, ReceiptVerifier, Rung};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use zeroize::Zeroizing;
 
@@ -15,11 +15,22 @@ pub const MAX_LETTERS: u64 = 10_000;
 /// Bytes of the letters that a home keeps.
 pub const MAX_LETTER_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Letters whose end is remembered, for who asks again and does not know it: the latest.
+pub const MAX_SETTLED: u64 = 1024;
+
+/// What whoever gave a letter calls it, at random: given again under the same, it is the same letter.
+pub type LetterId = [u8; 16];
+
+/// How far a letter came, or why not further.
+pub type Outcome = core::result::Result<Rung, Reason>;
+
 /// A letter at rest, without its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {
     /// Its place among all letters of this home, in the order in which they were given. Never used again.
     pub row: i64,
+    /// What whoever gave it calls it.
+    pub id: LetterId,
     /// The recipient's name, as it was given.
     pub to: String,
     /// Bytes of its text.
@@ -81,8 +92,15 @@ pub enum LetterChange {
     },
     /// A letter came so far, or (`None`) nobody knows any more whether it did. The text of one that is delivered is erased.
     Reach(i64, Option<Rung>),
-    /// A letter came to its end.
-    Settle(i64),
+    /// A letter came to its end, which is remembered.
+    Settle {
+        /// The letter.
+        row: i64,
+        /// Its name.
+        id: LetterId,
+        /// Its end.
+        outcome: Outcome,
+    },
     /// Nothing that is known of this chain is needed any more.
     Forget([u8; 8]),
 }
@@ -93,7 +111,7 @@ impl HomeStore {
     /// # Errors
     /// [`HomeStoreError`].
     pub fn letters(&self) -> Result<(Vec<Letter>, i64)> {
-        let sql = "SELECT row, name, length(body), signed, until, reached, tries, time, chain, n, salt
+        let sql = "SELECT row, name, length(body), signed, until, reached, tries, time, chain, n, salt, id
                    FROM letter ORDER BY row";
         let mut statement = self.db.prepare(sql)?;
         let rows = statement.query_map([], read_letter)?;
@@ -101,6 +119,24 @@ impl HomeStore {
         let sql = "SELECT seq + 1 FROM sqlite_sequence WHERE name = 'letter'";
         let next = self.db.query_row(sql, [], |row| row.get(0)).optional()?;
         Ok((letters, next.unwrap_or(1)))
+    }
+
+    /// Letters that came to their end, the latest last.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn settled_letters(&self) -> Result<Vec<(LetterId, Outcome)>> {
+        let mut statement = self.db.prepare("SELECT id, reached, reason FROM settled ORDER BY place")?;
+        let rows = statement.query_map([], |row| {
+            let (id, reached, reason) = (row.get(0)?, row.get::<_, Option<u8>>(1)?, row.get::<_, Option<u8>>(2)?);
+            let outcome = match (reached.map(Rung::from_code), reason.map(Reason::from_code)) {
+                (Some(Some(rung)), None) => Ok(rung),
+                (None, Some(Some(reason))) => Err(reason),
+                _ => return Ok(None),
+            };
+            Ok(Some((id, outcome)))
+        })?;
+        rows.collect::<rusqlite::Result<Option<Vec<_>>>>()?.ok_or(HomeStoreError::Damaged)
     }
 
     /// What is kept of the chains of letters. Chains of no letter are erased.
@@ -158,10 +194,10 @@ impl HomeStore {
 fn make(db: &Connection, change: &LetterChange) -> Result<()> {
     match change {
         LetterChange::Keep(letter, body) => {
-            let sql = "INSERT INTO letter (row, name, body, signed, until, tries, time)
-                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-            let Letter { row, to, signed, until, tries, time, .. } = letter;
-            let values = params![row, to, body.as_slice(), signed, until.code(), tries, seconds(*time)];
+            let sql = "INSERT INTO letter (row, name, body, signed, until, tries, time, id)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+            let Letter { row, id, to, signed, until, tries, time, .. } = letter;
+            let values = params![row, to, body.as_slice(), signed, until.code(), tries, seconds(*time), id];
             db.prepare_cached(sql)?.execute(values)?;
         }
         LetterChange::Chain(chain) => {
@@ -187,8 +223,13 @@ fn make(db: &Connection, change: &LetterChange) -> Result<()> {
                        envelope = CASE WHEN ?2 >= 3 THEN x'' ELSE envelope END WHERE row = ?1";
             db.prepare_cached(sql)?.execute(params![row, rung.map(Rung::code)])?;
         }
-        LetterChange::Settle(row) => {
+        LetterChange::Settle { row, id, outcome } => {
             db.prepare_cached("DELETE FROM letter WHERE row = ?1")?.execute([row])?;
+            let (reached, reason) = (outcome.ok().map(Rung::code), outcome.err().map(Reason::code));
+            let sql = "INSERT INTO settled (id, reached, reason) VALUES (?1, ?2, ?3)";
+            db.prepare_cached(sql)?.execute(params![id, reached, reason])?;
+            let last = db.last_insert_rowid().saturating_sub_unsigned(MAX_SETTLED);
+            db.prepare_cached("DELETE FROM settled WHERE place <= ?1")?.execute([last])?;
         }
         LetterChange::Forget(chain) => {
             db.prepare_cached("DELETE FROM letter_chain WHERE id = ?1")?.execute([chain])?;
@@ -210,9 +251,9 @@ fn read_letter(row: &Row<'_>) -> rusqlite::Result<Option<Letter>> {
         _ => None,
     };
     let (to, len, signed, tries) = (row.get(1)?, row.get::<_, i64>(2)?.unsigned_abs(), row.get(3)?, row.get(6)?);
-    let row = row.get(0)?;
+    let (row, id) = (row.get(0)?, row.get(11)?);
     let time = time.unsigned_abs();
-    Ok(Rung::from_code(until).map(|until| Letter { row, to, len, signed, until, reached, tries, time, sealed }))
+    Ok(Rung::from_code(until).map(|until| Letter { row, id, to, len, signed, until, reached, tries, time, sealed }))
 }
 
 #[cfg(test)]
@@ -222,9 +263,18 @@ mod tests {
 
     use super::*;
 
+    fn name(row: i64) -> LetterId {
+        [u8::try_from(row).unwrap(); 16]
+    }
+
+    fn settle(row: i64) -> LetterChange {
+        LetterChange::Settle { row, id: name(row), outcome: Ok(Rung::Delivered) }
+    }
+
     fn letter(row: i64) -> Letter {
         Letter {
             row,
+            id: name(row),
             to: "bob".into(),
             len: 4,
             signed: true,
@@ -279,14 +329,29 @@ mod tests {
 
         store.change_letters(&[keep(3), seal(3, id, 10), LetterChange::Reach(3, Some(Rung::Delivered))]).unwrap();
         assert!(store.letter_body(3).unwrap().is_empty() && store.letter_envelope(3).unwrap().is_empty());
-        store.change_letters(&[LetterChange::Settle(3)]).unwrap();
+        store.change_letters(&[settle(3)]).unwrap();
 
         // Sealed anew it is as it was given, but for what that cost; a number is given once.
-        store.change_letters(&[LetterChange::Unseal { row: 2, tries: 1 }, LetterChange::Settle(1)]).unwrap();
+        store.change_letters(&[LetterChange::Unseal { row: 2, tries: 1 }, settle(1)]).unwrap();
         assert_eq!(store.letters().unwrap(), (vec![Letter { tries: 1, ..letter(2) }], 4));
         assert!(store.letter_chains().unwrap().is_empty());
-        store.change_letters(&[LetterChange::Settle(2)]).unwrap();
+        store.change_letters(&[settle(2)]).unwrap();
         assert_eq!(store.letters().unwrap(), (vec![], 4));
+    }
+
+    #[test]
+    fn the_latest_ends_are_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("home.db");
+        let mut store = HomeStore::open(&path).unwrap();
+        let outcomes = [Ok(Rung::Delivered), Err(Reason::Expired)];
+        let ends: Vec<(LetterId, Outcome)> =
+            (0..MAX_SETTLED + 3).map(|i| (u128::from(i).to_be_bytes(), outcomes[usize::from(i % 2 == 0)])).collect();
+        let changes: Vec<_> =
+            ends.iter().map(|(id, outcome)| LetterChange::Settle { row: 1, id: *id, outcome: *outcome }).collect();
+        store.change_letters(&changes).unwrap();
+        drop(store);
+        assert_eq!(HomeStore::open(&path).unwrap().settled_letters().unwrap(), ends[3..]);
     }
 
     #[test]
@@ -296,7 +361,7 @@ mod tests {
         assert!(store.change_letters(&[keep(1), keep(1)]).is_err());
         assert!(store.letters().unwrap().0.is_empty());
         store.change_letters(&[keep(1), keep(2), seal(1, [1; 8], 0)]).unwrap();
-        assert!(store.change_letters(&[LetterChange::Settle(2), seal(2, [1; 8], 0)]).is_ok());
+        assert!(store.change_letters(&[settle(2), seal(2, [1; 8], 0)]).is_ok());
         let twice = [keep(3), keep(4), seal(3, [1; 8], 1), seal(4, [1; 8], 1)];
         assert!(store.change_letters(&twice).is_err(), "two letters are never one message");
         assert_eq!(store.letters().unwrap().0.len(), 1);
