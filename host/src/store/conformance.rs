@@ -70,6 +70,7 @@ macro_rules! conformance {
             numbers_are_never_given_twice
             many_senders_at_once_keep_their_order
             who_reads_while_others_write_misses_nothing
+            any_order_of_operations_comes_to_what_a_list_comes_to
             it_is_known_how_a_store_is
         }
     };

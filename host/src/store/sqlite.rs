@@ -33,10 +33,12 @@ use super::{
 use crate::metrics::{StoreHealth, WriterMetrics};
 use crate::name::{Name, Pattern};
 
+mod parcel;
 mod queue;
 #[cfg(test)]
 mod tests;
 
+use parcel::Index;
 use queue::{Counts, Given, Ledger};
 
 /// Operations that may wait for a thread; who comes later waits for room.
@@ -53,7 +55,7 @@ const TOKEN_MEMORY: u64 = 30 * 24 * 60 * 60;
 /// "OSSI": tells our files from any other SQLite file.
 const APPLICATION_ID: i32 = 0x4f53_5349;
 /// Version of the tables. A newer one is refused, an older one is brought up to date.
-const SCHEMA_VERSION: i32 = 3;
+const SCHEMA_VERSION: i32 = 4;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (
@@ -172,16 +174,16 @@ impl SqliteStore {
             let reader = connect(&path)?;
             reader.pragma_update(None, "query_only", true)?;
             let queues = match meta {
-                Some(_) => (Counts::of(&writer)?, queue::reserved(&writer)?),
+                Some(_) => (Index::of(&writer)?, queue::reserved(&writer)?),
                 None => Default::default(),
             };
             Ok((writer, reader, meta, queues))
         };
-        let (writer, reader, meta, (counts, reserved)) = opened().map_err(|error| shared.classify(&error))?;
+        let (writer, reader, meta, (index, reserved)) = opened().map_err(|error| shared.classify(&error))?;
         let Some(meta) = meta else {
             return Err(StoreError::Newer(shared.directory.clone()));
         };
-        let queues = Arc::new(Queues { counts, given: Given::default() });
+        let queues = Arc::new(Queues { counts: Counts::of(&index), index, given: Given::default() });
 
         let (write_jobs, write_queue) = mpsc::channel(QUEUE);
         let (read_jobs, read_queue) = mpsc::channel(QUEUE);
@@ -193,7 +195,8 @@ impl SqliteStore {
         };
         let (for_writer, queues_for_writer) = (Arc::clone(&shared), Arc::clone(&queues));
         let write = move || {
-            let mut ledger = Ledger::new(limits, &queues_for_writer.counts, &queues_for_writer.given, reserved);
+            let Queues { counts, index, given } = &*queues_for_writer;
+            let mut ledger = Ledger::new(limits, counts, index, given, reserved);
             let writer = Writer { db: &writer, shared: &for_writer, ledger: &mut ledger, durable, synchronous: "FULL" };
             write_all(writer, write_queue);
         };
@@ -586,9 +589,7 @@ impl Store for SqliteStore {
             return Ok(Vec::new());
         }
         let nature = Nature { weight: items.len(), is_durable: true, needs_savepoint: false };
-        let puts: Vec<_> = self
-            .update_queues(nature, move |db, ledger| items.iter().map(|item| queue::put(db, ledger, item)).collect())
-            .await?;
+        let puts: Vec<_> = self.update_queues(nature, move |db, ledger| queue::put(db, ledger, &items)).await?;
         let metrics = &self.shared.metrics;
         for put in &puts {
             match put {
@@ -611,7 +612,8 @@ impl Store for SqliteStore {
         max_bytes: usize,
     ) -> Result<Vec<Item>, StoreError> {
         let (recipient, queues) = (*recipient, Arc::clone(&self.queues));
-        self.read(move |db| queue::read(db, &queues.given, &recipient, after, max_items, max_bytes)).await
+        self.read(move |db| queue::read(db, &queues.index, &queues.given, &recipient, after, max_items, max_bytes))
+            .await
     }
 
     async fn acknowledge(&self, recipient: &ClientId, up_to: u64) -> Result<u64, StoreError> {
@@ -625,7 +627,7 @@ impl Store for SqliteStore {
         }
         let (recipient, seqs) = (*recipient, seqs.to_vec());
         let nature = Nature { weight: seqs.len(), ..Nature::LAZY };
-        self.update_queues(nature, move |db, ledger| queue::remove(db, ledger, &recipient, &seqs)).await
+        self.update_queues(nature, move |db, ledger| queue::remove(db, ledger, &recipient, seqs)).await
     }
 
     async fn waiting(&self, recipient: &ClientId) -> Result<Waiting, StoreError> {
@@ -890,6 +892,7 @@ pub(super) struct Shared {
 /// What is known of the queues without a look at the disk.
 struct Queues {
     counts: Counts,
+    index: Index,
     given: Given,
 }
 
@@ -1306,7 +1309,8 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         let transaction = db.unchecked_transaction()?;
         transaction.execute_batch(SCHEMA)?;
         transaction.execute_batch(ROTATION)?;
-        transaction.execute_batch(queue::TABLES)?;
+        transaction.execute_batch(queue::SEQUENCE)?;
+        transaction.execute_batch(parcel::TABLES)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         transaction.execute(
@@ -1316,10 +1320,16 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         transaction.commit()?;
     } else if number("user_version")? < SCHEMA_VERSION {
         let transaction = db.unchecked_transaction()?;
-        if number("user_version")? < 2 {
+        let version = number("user_version")?;
+        if version < 2 {
             transaction.execute_batch(ROTATION)?;
         }
-        transaction.execute_batch(queue::TABLES)?;
+        transaction.execute_batch(parcel::TABLES)?;
+        if version < 3 {
+            transaction.execute_batch(queue::SEQUENCE)?;
+        } else {
+            parcel::migrate(&transaction)?;
+        }
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         transaction.commit()?;
     }

@@ -408,6 +408,120 @@ pub(crate) async fn who_reads_while_others_write_misses_nothing(backend: &impl B
     assert_eq!(queue(&backend.open().await, 2).await, []);
 }
 
+/// Numbers that look random, the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn throw(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below
+    }
+}
+
+pub(crate) async fn any_order_of_operations_comes_to_what_a_list_comes_to(backend: &impl Backend) {
+    const LIMITS: QueueLimits = QueueLimits { items: 60, bytes: 300_000, receipts: 20 };
+    let mut dice = Dice(7);
+    let mut store = with_three(backend, LIMITS).await;
+    let mut lists: [Vec<(u64, NewItem)>; 3] = Default::default();
+    for _ in 0..400 {
+        let who = dice.throw(3) as u16;
+        let list = &mut lists[usize::from(who)];
+        let some = |dice: &mut Dice, list: &[(u64, NewItem)]| {
+            let place = dice.throw(list.len() as u64 + 2) as usize;
+            list.get(place).map_or_else(|| dice.throw(1000), |(seq, _)| *seq)
+        };
+        match dice.throw(10) {
+            0..5 => {
+                let mut items = Vec::new();
+                for _ in 0..=dice.throw(12) {
+                    let len = if dice.throw(9) == 0 { 30_000 } else { 10 + dice.throw(300) as usize };
+                    let n = dice.throw(80) as u32;
+                    // The same under the same name, but for wraps.
+                    let (kind, fill) = match dice.throw(6) {
+                        0 => (ItemKind::Wrap, dice.throw(3) as u8),
+                        1 => (ItemKind::Receipt, 9),
+                        _ => (ItemKind::Envelope, n as u8),
+                    };
+                    let recipient = if dice.throw(4) == 0 { dice.throw(3) as u16 } else { who } + 1;
+                    let bytes = if kind == ItemKind::Envelope { vec![fill; 100] } else { vec![fill; len] };
+                    items.push(NewItem { kind, bytes: bytes.into(), ..item(recipient, 2, n) });
+                }
+                let puts = store.put(items.clone()).await.unwrap();
+                for (item, put) in items.into_iter().zip(puts) {
+                    let list = &mut lists[usize::from(item.recipient[1]) - 1];
+                    let count = |list: &[(u64, NewItem)], receipt| {
+                        list.iter().filter(|(_, held)| (held.kind == ItemKind::Receipt) == receipt).count() as u64
+                    };
+                    if item.kind == ItemKind::Receipt {
+                        if count(list, true) >= LIMITS.receipts {
+                            let oldest = list.iter().position(|(_, held)| held.kind == ItemKind::Receipt).unwrap();
+                            list.remove(oldest);
+                        }
+                    } else {
+                        let is_same = |held: &NewItem| (held.kind, held.n) == (item.kind, item.n);
+                        let same = list.iter().position(|(_, held)| is_same(held));
+                        let freed = same.map_or(0, |place| list[place].1.bytes.len());
+                        let held = list.iter().filter(|(_, held)| held.kind != ItemKind::Receipt);
+                        let bytes: usize = held.map(|(_, held)| held.bytes.len()).sum();
+                        if let Some(place) = same.filter(|place| list[*place].1.bytes == item.bytes) {
+                            assert_eq!(put, Ok(Put::Repeat { seq: list[place].0 }));
+                            continue;
+                        }
+                        let full = (bytes - freed + item.bytes.len()) as u64 > LIMITS.bytes
+                            || (same.is_none() && count(list, false) >= LIMITS.items);
+                        if full {
+                            assert_eq!(put, Err(PutError::QueueFull));
+                            continue;
+                        }
+                        if let Some(place) = same {
+                            let Ok(Put::Stored { seq }) = put else { panic!("{put:?}") };
+                            if seq == list[place].0 {
+                                list[place].1 = item;
+                                continue;
+                            }
+                            list.remove(place);
+                        }
+                    }
+                    let Ok(Put::Stored { seq }) = put else { panic!("{put:?}") };
+                    assert!(list.last().is_none_or(|(last, _)| *last < seq), "numbers ascend");
+                    list.push((seq, item));
+                }
+            }
+            5 => {
+                let up_to = some(&mut dice, list);
+                let before = list.len();
+                list.retain(|(seq, _)| *seq > up_to);
+                let gone = (before - list.len()) as u64;
+                assert_eq!(store.acknowledge(&id(who + 1), up_to).await, Ok(gone));
+            }
+            6 | 7 => {
+                let seqs: Vec<_> = (0..=dice.throw(8)).map(|_| some(&mut dice, list)).collect();
+                let before = list.len();
+                list.retain(|(seq, _)| !seqs.contains(seq));
+                let gone = (before - list.len()) as u64;
+                assert_eq!(store.remove(&id(who + 1), &seqs).await, Ok(gone));
+            }
+            8 => {
+                let (after, max) = (some(&mut dice, list), 1 + dice.throw(20) as usize);
+                let read = store.queue(&id(who + 1), after, max, ALL).await.unwrap();
+                let read: Vec<_> = read.iter().map(|item| (item.seq, &*item.bytes)).collect();
+                let expected = list.iter().filter(|(seq, _)| *seq > after).take(max);
+                assert_eq!(read, expected.map(|(seq, item)| (*seq, &*item.bytes)).collect::<Vec<_>>());
+            }
+            _ => {
+                drop(store);
+                store = backend.open_with(LIMITS).await;
+            }
+        }
+        let waiting = store.waiting(&id(who + 1)).await.unwrap();
+        assert_eq!(waiting.items, lists[usize::from(who)].len() as u64);
+    }
+    for (n, list) in (1..).zip(lists) {
+        let left: Vec<_> = queue(&store, n).await.into_iter().map(|item| (item.seq, item.bytes)).collect();
+        assert_eq!(left, list.into_iter().map(|(seq, item)| (seq, item.bytes)).collect::<Vec<_>>());
+    }
+}
+
 pub(crate) async fn it_is_known_how_a_store_is(backend: &impl Backend) {
     let store = with_three(backend, QueueLimits::default()).await;
     let health = store.health();

@@ -1,35 +1,19 @@
-//! The queues in SQLite: their table, and the operations inside one transaction.
+//! The queues in SQLite: the operations inside one transaction, over parcels.
 //!
-//! What waits for one recipient lies together, in order. How much that is, is counted in memory ([`Ledger`]), from the
-//! table at the start, and then by the writer alone, once its transaction stands.
+//! How much waits for whom is counted in memory ([`Ledger`]), from the tables at the start, and then by the writer alone,
+//! once its transaction stands.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, ffi, params};
+use rusqlite::Connection;
 
 use super::super::{ClientId, Item, ItemKind, NewItem, Put, PutError, QueueLimits, Refuse, Waiting};
+use super::parcel::{self, Entry, Index, Rows, Undo};
 use super::{count, is_live, time, to_time};
 
-/// What version 3 adds to version 2.
-///
-/// `queue` has no foreign key: clients are never deleted, and the writer looks for itself whether they are there.
-pub(super) const TABLES: &str = "
-CREATE TABLE queue (
-    recipient BLOB NOT NULL CHECK (length(recipient) = 16),
-    seq INTEGER NOT NULL,
-    sender BLOB NOT NULL CHECK (length(sender) = 16),
-    kind INTEGER NOT NULL CHECK (kind BETWEEN 0 AND 2),
-    chain BLOB NOT NULL CHECK (length(chain) = 8),
-    n INTEGER NOT NULL,
-    wanted INTEGER NOT NULL,
-    at INTEGER NOT NULL,
-    bytes BLOB NOT NULL,
-    PRIMARY KEY (recipient, seq)
-) STRICT, WITHOUT ROWID;
-CREATE UNIQUE INDEX queue_name ON queue (recipient, chain, n, kind) WHERE kind <> 2;
-CREATE INDEX queue_receipt ON queue (recipient, seq) WHERE kind = 2;
+/// The numbers, since version 3.
+pub(super) const SEQUENCE: &str = "
 CREATE TABLE sequence (
     only INTEGER PRIMARY KEY CHECK (only = 1),
     reserved INTEGER NOT NULL
@@ -96,22 +80,16 @@ pub(super) fn reserved(db: &Connection) -> rusqlite::Result<u64> {
 pub(super) struct Counts(Mutex<HashMap<ClientId, Count>>);
 
 impl Counts {
-    /// Counts what is in the table.
-    pub(super) fn of(db: &Connection) -> rusqlite::Result<Self> {
+    /// Counts what is in the tables.
+    pub(super) fn of(index: &Index) -> Self {
         let mut counts: HashMap<ClientId, Count> = HashMap::new();
-        let mut query = db.prepare(
-            "SELECT recipient, kind, count(*), sum(length(bytes)), max(seq), min(at) FROM queue GROUP BY recipient, kind",
-        )?;
-        let mut rows = query.query([])?;
-        while let Some(row) = rows.next()? {
-            let count = counts.entry(row.get(0)?).or_default();
-            let (items, bytes) = count.of(row.get(1)?);
-            *items = items.saturating_add(time(row, 2)?);
-            *bytes = bytes.saturating_add(time(row, 3)?);
-            count.newest = count.newest.max(time(row, 4)?);
-            count.oldest = count.oldest.min(time(row, 5)?);
-        }
-        Ok(Self(Mutex::new(counts)))
+        index.for_each(|client, seq, entry| {
+            let count = counts.entry(*client).or_default();
+            count.add(entry.kind, entry.bytes());
+            count.newest = count.newest.max(seq);
+            count.oldest = count.oldest.min(entry.at);
+        });
+        Self(Mutex::new(counts))
     }
 
     pub(super) fn waiting(&self, recipient: &ClientId) -> Waiting {
@@ -158,6 +136,9 @@ pub(super) struct Ledger<'s> {
     changed: HashMap<ClientId, Count>,
     given: &'s Given,
     held: Option<MutexGuard<'s, HashMap<ClientId, u64>>>,
+    index: &'s Index,
+    /// What takes back the changes of the index, the last one last.
+    undo: Vec<Undo>,
     /// The next number.
     next: u64,
     /// The first number that is not set aside for this process, in the table as it stands and as it is in this
@@ -168,7 +149,13 @@ pub(super) struct Ledger<'s> {
 
 impl<'s> Ledger<'s> {
     /// For the one writer. The numbers begin behind all that were ever given.
-    pub(super) fn new(limits: QueueLimits, counts: &'s Counts, given: &'s Given, reserved: u64) -> Self {
+    pub(super) fn new(
+        limits: QueueLimits,
+        counts: &'s Counts,
+        index: &'s Index,
+        given: &'s Given,
+        reserved: u64,
+    ) -> Self {
         let newest = counts.lock().values().map(|count| count.newest).max().unwrap_or_default();
         let reserved = reserved.max(newest.saturating_add(1));
         Self {
@@ -177,6 +164,8 @@ impl<'s> Ledger<'s> {
             changed: HashMap::new(),
             given,
             held: None,
+            index,
+            undo: Vec::new(),
             next: reserved,
             reserved: (reserved, reserved),
             touched: false,
@@ -205,6 +194,7 @@ impl<'s> Ledger<'s> {
                 }
             }
         }
+        self.undo.clear();
         self.reserved.0 = self.reserved.1;
         self.held = None;
     }
@@ -212,6 +202,9 @@ impl<'s> Ledger<'s> {
     /// Nothing of the transaction remains.
     pub(super) fn roll_back(&mut self) {
         self.changed.clear();
+        for undo in self.undo.drain(..).rev() {
+            self.index.undo(undo);
+        }
         self.reserved.1 = self.reserved.0;
         self.held = None;
     }
@@ -231,11 +224,12 @@ impl<'s> Ledger<'s> {
         Ok(self.changed.get_mut(client).filter(|count| !count.ended))
     }
 
-    fn number(&mut self, db: &Connection) -> rusqlite::Result<u64> {
+    /// The first of so many numbers that nobody had.
+    fn numbers(&mut self, db: &Connection, count: usize) -> rusqlite::Result<u64> {
         let seq = self.next;
-        self.next = seq.saturating_add(1);
-        if seq >= self.reserved.1 {
-            self.reserved.1 = seq.saturating_add(RESERVATION);
+        self.next = seq.saturating_add(count as u64);
+        if self.next > self.reserved.1 {
+            self.reserved.1 = self.next.saturating_add(RESERVATION);
             db.prepare_cached("UPDATE sequence SET reserved = ?")?.execute([to_time(self.reserved.1)])?;
         }
         Ok(seq)
@@ -258,162 +252,232 @@ impl<'s> Ledger<'s> {
     }
 }
 
-pub(super) fn put(db: &Connection, ledger: &mut Ledger<'_>, item: &NewItem) -> rusqlite::Result<Result<Put, PutError>> {
-    let limits = ledger.limits;
-    let bytes = count(item.bytes.len());
-    let Some(&mut held) = ledger.count(db, &item.recipient)? else {
-        return Ok(Err(PutError::UnknownRecipient));
-    };
-    if item.kind == ItemKind::Receipt {
-        make_room_for_a_receipt(db, ledger, &item.recipient)?;
-    } else {
-        let full = held.items >= limits.items || held.bytes.saturating_add(bytes) > limits.bytes;
-        if full && let Some(same) = same_name(db, item)? {
-            return put_again(db, ledger, item, &same);
-        }
-        if full {
-            return Ok(Err(PutError::QueueFull));
-        }
-    }
-    let seq = ledger.number(db)?;
-    if insert(db, item, seq)? {
-        return Ok(Ok(noted(db, ledger, item, seq)?));
-    }
-    match same_name(db, item)? {
-        Some(same) => put_again(db, ledger, item, &same),
-        None => {
-            let error = ffi::Error::new(ffi::SQLITE_CORRUPT);
-            Err(rusqlite::Error::SqliteFailure(error, Some("a number of the queue is in use".into())))
-        }
-    }
-}
-
-/// Counts an item that was put.
-fn noted(db: &Connection, ledger: &mut Ledger<'_>, item: &NewItem, seq: u64) -> rusqlite::Result<Put> {
-    if let Some(held) = ledger.count(db, &item.recipient)? {
-        held.add(item.kind, count(item.bytes.len()));
-        held.newest = held.newest.max(seq);
-        held.oldest = held.oldest.min(item.at);
-    }
-    Ok(Put::Stored { seq })
-}
-
-/// An item that waits under the name of another.
-struct Same {
-    seq: u64,
-    bytes: u64,
-    is_equal: bool,
-}
-
-fn same_name(db: &Connection, item: &NewItem) -> rusqlite::Result<Option<Same>> {
-    db.prepare_cached(
-        "SELECT seq, length(bytes), bytes = ?5 FROM queue
-        WHERE recipient = ?1 AND chain = ?2 AND n = ?3 AND kind = ?4 AND kind <> 2",
-    )?
-    .query_row(params![item.recipient, item.chain, item.n, item.kind, &*item.bytes], |row| {
-        Ok(Same { seq: time(row, 0)?, bytes: time(row, 1)?, is_equal: row.get(2)? })
-    })
-    .optional()
-}
-
-fn insert(db: &Connection, item: &NewItem, seq: u64) -> rusqlite::Result<bool> {
-    let inserted = db
-        .prepare_cached(
-            "INSERT INTO queue (recipient, seq, sender, kind, chain, n, wanted, at, bytes)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        )?
-        .execute(params![
-            item.recipient,
-            to_time(seq),
-            item.sender,
-            item.kind,
-            item.chain,
-            item.n,
-            item.wanted,
-            to_time(item.at),
-            &*item.bytes,
-        ])?;
-    Ok(inserted > 0)
-}
-
-fn put_again(
+/// Lets items wait, each decided by itself and in their order.
+pub(super) fn put(
     db: &Connection,
     ledger: &mut Ledger<'_>,
-    item: &NewItem,
-    same: &Same,
-) -> rusqlite::Result<Result<Put, PutError>> {
-    if same.is_equal {
-        return Ok(Ok(Put::Repeat { seq: same.seq }));
+    items: &[NewItem],
+) -> rusqlite::Result<Vec<Result<Put, PutError>>> {
+    let mut counter = Counter { answers: Vec::with_capacity(items.len()), ..Counter::default() };
+    for item in items {
+        let decided = counter.decide(db, ledger, item)?;
+        counter.answers.push(decided);
     }
-    if item.kind != ItemKind::Wrap {
-        return Ok(Err(PutError::Rewound));
-    }
-    let (limit, bytes) = (ledger.limits.bytes, count(item.bytes.len()));
-    let Some(held) = ledger.count(db, &item.recipient)? else {
-        return Ok(Err(PutError::UnknownRecipient));
-    };
-    if held.bytes.saturating_sub(same.bytes).saturating_add(bytes) > limit {
-        return Ok(Err(PutError::QueueFull));
-    }
-    if ledger.is_untold(&item.recipient, same.seq) {
-        db.prepare_cached(
-            "UPDATE queue SET sender = ?3, wanted = ?4, at = ?5, bytes = ?6 WHERE recipient = ?1 AND seq = ?2",
-        )?
-        .execute(params![
-            item.recipient,
-            to_time(same.seq),
-            item.sender,
-            item.wanted,
-            to_time(item.at),
-            &*item.bytes
-        ])?;
-        if let Some(held) = ledger.count(db, &item.recipient)? {
-            held.take(item.kind, 1, same.bytes);
+    counter.close_all(db, ledger)?;
+    Ok(counter.answers)
+}
+
+/// Where items are packed into parcels.
+#[derive(Default)]
+struct Counter {
+    open: Vec<Open>,
+    /// The place in `open`.
+    places: HashMap<ClientId, usize>,
+    /// What became of each item. Those that are in an open parcel have no number yet.
+    answers: Vec<Result<Put, PutError>>,
+}
+
+/// A parcel that is not in the table yet.
+struct Open {
+    recipient: ClientId,
+    rows: Rows,
+    /// The places of its items in the answers.
+    answers: Vec<usize>,
+}
+
+impl Counter {
+    fn decide(
+        &mut self,
+        db: &Connection,
+        ledger: &mut Ledger<'_>,
+        item: &NewItem,
+    ) -> rusqlite::Result<Result<Put, PutError>> {
+        let limits = ledger.limits;
+        let bytes = count(item.bytes.len());
+        let Some(&mut held) = ledger.count(db, &item.recipient)? else {
+            return Ok(Err(PutError::UnknownRecipient));
+        };
+        if item.kind == ItemKind::Receipt {
+            if held.receipts >= limits.receipts.max(1) {
+                self.close(db, ledger, &item.recipient)?;
+                make_room_for_a_receipt(db, ledger, &item.recipient)?;
+            }
+        } else {
+            if ledger.index.may_hold(item) {
+                self.close(db, ledger, &item.recipient)?;
+                if let Some((seq, entry)) = ledger.index.same_name(item) {
+                    return self.decide_again(db, ledger, item, seq, &entry);
+                }
+            }
+            if held.items >= limits.items || held.bytes.saturating_add(bytes) > limits.bytes {
+                return Ok(Err(PutError::QueueFull));
+            }
         }
-        return Ok(Ok(noted(db, ledger, item, same.seq)?));
+        self.pack(db, ledger, item)
     }
-    delete_one(db, ledger, &item.recipient, same.seq)?;
-    let seq = ledger.number(db)?;
-    insert(db, item, seq)?;
-    Ok(Ok(noted(db, ledger, item, seq)?))
+
+    /// Decides of an item whose name waits under `seq`.
+    fn decide_again(
+        &mut self,
+        db: &Connection,
+        ledger: &mut Ledger<'_>,
+        item: &NewItem,
+        seq: u64,
+        entry: &Entry,
+    ) -> rusqlite::Result<Result<Put, PutError>> {
+        let Some(first) = ledger.index.parcel_of(&item.recipient, seq) else {
+            return self.pack(db, ledger, item);
+        };
+        let same = parcel::read(db, first, |held| held == seq)?;
+        if same.first().is_some_and(|same| same.bytes == item.bytes) {
+            return Ok(Ok(Put::Repeat { seq }));
+        }
+        if item.kind != ItemKind::Wrap {
+            return Ok(Err(PutError::Rewound));
+        }
+        let (limit, bytes) = (ledger.limits.bytes, count(item.bytes.len()));
+        let Some(held) = ledger.count(db, &item.recipient)? else {
+            return Ok(Err(PutError::UnknownRecipient));
+        };
+        if held.bytes.saturating_sub(entry.bytes()).saturating_add(bytes) > limit {
+            return Ok(Err(PutError::QueueFull));
+        }
+        if ledger.is_untold(&item.recipient, seq) {
+            ledger.undo.extend(ledger.index.replace(item, seq));
+            parcel::rewrite(db, first, item, seq)?;
+            if let Some(held) = ledger.count(db, &item.recipient)? {
+                held.take(item.kind, 1, entry.bytes());
+                held.add(item.kind, bytes);
+                held.oldest = held.oldest.min(item.at);
+            }
+            return Ok(Ok(Put::Stored { seq }));
+        }
+        take(db, ledger, &item.recipient, seq, |held| held == seq)?;
+        self.pack(db, ledger, item)
+    }
+
+    /// Adds an item to its recipient's parcel. The answer has no number yet.
+    fn pack(
+        &mut self,
+        db: &Connection,
+        ledger: &mut Ledger<'_>,
+        item: &NewItem,
+    ) -> rusqlite::Result<Result<Put, PutError>> {
+        ledger.index.note(item);
+        if let Some(held) = ledger.count(db, &item.recipient)? {
+            held.add(item.kind, count(item.bytes.len()));
+            held.oldest = held.oldest.min(item.at);
+        }
+        let place = *self.places.entry(item.recipient).or_insert(self.open.len());
+        if place == self.open.len() {
+            self.open.push(Open { recipient: item.recipient, rows: Rows::default(), answers: Vec::new() });
+        }
+        let is_full = self.open.get_mut(place).is_some_and(|open| {
+            open.rows.add(item);
+            open.answers.push(self.answers.len());
+            open.rows.is_full()
+        });
+        if is_full {
+            // Its last answer follows.
+            self.answers.push(Ok(Put::Stored { seq: 0 }));
+            self.close(db, ledger, &item.recipient)?;
+            return Ok(self.answers.pop().unwrap_or(Ok(Put::Stored { seq: 0 })));
+        }
+        Ok(Ok(Put::Stored { seq: 0 }))
+    }
+
+    /// Writes the open parcel of this recipient, if there is one.
+    fn close(&mut self, db: &Connection, ledger: &mut Ledger<'_>, recipient: &ClientId) -> rusqlite::Result<()> {
+        let open = self.places.get(recipient).and_then(|place| self.open.get_mut(*place));
+        open.map_or(Ok(()), |open| open.close(db, ledger, &mut self.answers))
+    }
+
+    fn close_all(&mut self, db: &Connection, ledger: &mut Ledger<'_>) -> rusqlite::Result<()> {
+        self.open.iter_mut().try_for_each(|open| open.close(db, ledger, &mut self.answers))
+    }
+}
+
+impl Open {
+    fn close(
+        &mut self,
+        db: &Connection,
+        ledger: &mut Ledger<'_>,
+        answers: &mut [Result<Put, PutError>],
+    ) -> rusqlite::Result<()> {
+        let rows = core::mem::take(&mut self.rows);
+        if rows.len() == 0 {
+            return Ok(());
+        }
+        let first = ledger.numbers(db, rows.len())?;
+        let mut newest = first;
+        for (seq, place) in (first..).zip(self.answers.drain(..)) {
+            newest = seq;
+            if let Some(answer) = answers.get_mut(place) {
+                *answer = Ok(Put::Stored { seq });
+            }
+        }
+        let parcel = rows.write(db, &self.recipient, first)?;
+        ledger.undo.push(ledger.index.add(&self.recipient, parcel));
+        if let Some(held) = ledger.count(db, &self.recipient)? {
+            held.newest = held.newest.max(newest);
+        }
+        Ok(())
+    }
+}
+
+/// Takes what `goes` out of the parcel with `seq`, and returns how many items that were.
+fn take(
+    db: &Connection,
+    ledger: &mut Ledger<'_>,
+    recipient: &ClientId,
+    seq: u64,
+    goes: impl Fn(u64) -> bool,
+) -> rusqlite::Result<u64> {
+    ledger.touched = true;
+    let Some((taken, undo)) = ledger.index.take(recipient, seq, goes) else {
+        return Ok(0);
+    };
+    ledger.undo.push(undo);
+    taken.write(db)?;
+    if let Some(held) = ledger.count(db, recipient)? {
+        for entry in &taken.entries {
+            held.take(entry.kind, 1, entry.bytes());
+        }
+    }
+    Ok(count(taken.entries.len()))
 }
 
 fn make_room_for_a_receipt(db: &Connection, ledger: &mut Ledger<'_>, recipient: &ClientId) -> rusqlite::Result<()> {
     let limit = ledger.limits.receipts.max(1);
     while ledger.count(db, recipient)?.is_some_and(|held| held.receipts >= limit) {
-        let oldest = db
-            .prepare_cached("SELECT seq FROM queue WHERE recipient = ? AND kind = 2 ORDER BY seq LIMIT 1")?
-            .query_row([recipient], |row| time(row, 0))
-            .optional()?;
-        match oldest {
-            Some(seq) => delete_one(db, ledger, recipient, seq)?,
+        let is_receipt = |seq, entry: &Entry| (entry.kind == ItemKind::Receipt).then_some(seq);
+        match ledger.index.find(recipient, is_receipt) {
+            Some(oldest) => take(db, ledger, recipient, oldest, |seq| seq == oldest)?,
             None => break,
         };
     }
     Ok(())
 }
 
-fn delete_one(db: &Connection, ledger: &mut Ledger<'_>, recipient: &ClientId, seq: u64) -> rusqlite::Result<u64> {
-    let gone = db
-        .prepare_cached("DELETE FROM queue WHERE recipient = ? AND seq = ? RETURNING kind, length(bytes)")?
-        .query_row(params![recipient, to_time(seq)], |row| Ok((row.get::<_, ItemKind>(0)?, time(row, 1)?)))
-        .optional()?;
-    let Some((kind, bytes)) = gone else {
-        return Ok(0);
-    };
-    if let Some(held) = ledger.count(db, recipient)? {
-        held.take(kind, 1, bytes);
-    }
-    Ok(1)
-}
-
 pub(super) fn remove(
     db: &Connection,
     ledger: &mut Ledger<'_>,
     recipient: &ClientId,
-    seqs: &[u64],
+    mut seqs: Vec<u64>,
 ) -> rusqlite::Result<u64> {
-    seqs.iter().try_fold(0_u64, |gone, &seq| Ok(gone.saturating_add(delete_one(db, ledger, recipient, seq)?)))
+    seqs.sort_unstable();
+    let mut removed = 0_u64;
+    let mut rest = seqs.as_slice();
+    while let Some(&seq) = rest.first() {
+        let len = match ledger.index.end_of(recipient, seq) {
+            Some(end) => rest.partition_point(|seq| *seq < end),
+            None => 1,
+        };
+        let (here, others) = rest.split_at(len);
+        rest = others;
+        removed += take(db, ledger, recipient, seq, |seq| here.binary_search(&seq).is_ok())?;
+    }
+    Ok(removed)
 }
 
 pub(super) fn acknowledge(
@@ -422,34 +486,15 @@ pub(super) fn acknowledge(
     recipient: &ClientId,
     up_to: u64,
 ) -> rusqlite::Result<u64> {
-    let up_to = to_time(up_to);
-    let mut gone = Vec::new();
-    {
-        let mut query = db.prepare_cached(
-            "SELECT kind, count(*), sum(length(bytes)) FROM queue WHERE recipient = ? AND seq <= ? GROUP BY kind",
-        )?;
-        let mut rows = query.query(params![recipient, up_to])?;
-        while let Some(row) = rows.next()? {
-            gone.push((row.get::<_, ItemKind>(0)?, time(row, 1)?, time(row, 2)?));
-        }
-    }
-    if gone.is_empty() {
-        return Ok(0);
-    }
-    db.prepare_cached("DELETE FROM queue WHERE recipient = ? AND seq <= ?")?.execute(params![recipient, up_to])?;
-    let mut removed = 0_u64;
-    if let Some(held) = ledger.count(db, recipient)? {
-        for (kind, items, bytes) in gone {
-            held.take(kind, items, bytes);
-            removed = removed.saturating_add(items);
-        }
-    }
-    Ok(removed)
+    let parcels = ledger.index.parcels(recipient);
+    let up_to_here = parcels.into_iter().take_while(|first| *first <= up_to);
+    up_to_here.map(|first| take(db, ledger, recipient, first, |seq| seq <= up_to)).sum()
 }
 
 /// Reads a queue, and notes what of it was given out.
 pub(super) fn read(
     db: &Connection,
+    index: &Index,
     given: &Given,
     recipient: &ClientId,
     after: u64,
@@ -457,39 +502,12 @@ pub(super) fn read(
     max_bytes: usize,
 ) -> rusqlite::Result<Vec<Item>> {
     let mut given = given.lock();
-    let mut query = db.prepare_cached(
-        "SELECT seq, sender, kind, chain, n, wanted, at, bytes FROM queue WHERE recipient = ? AND seq > ? ORDER BY seq",
-    )?;
-    let mut rows = query.query(params![recipient, to_time(after)])?;
-    let (mut items, mut sum) = (Vec::new(), 0_usize);
-    while items.len() < max_items.max(1)
-        && let Some(row) = rows.next()?
-    {
-        let item = item(row)?;
-        sum = sum.saturating_add(item.bytes.len());
-        if sum > max_bytes && !items.is_empty() {
-            break;
-        }
-        items.push(item);
-    }
+    let items = parcel::read_beyond(db, index, recipient, after, max_items.max(1), max_bytes)?;
     if let Some(last) = items.last() {
         let given = given.entry(*recipient).or_default();
         *given = last.seq.max(*given);
     }
     Ok(items)
-}
-
-fn item(row: &Row<'_>) -> rusqlite::Result<Item> {
-    Ok(Item {
-        seq: time(row, 0)?,
-        sender: row.get(1)?,
-        kind: row.get(2)?,
-        chain: row.get(3)?,
-        n: row.get(4)?,
-        wanted: row.get(5)?,
-        at: time(row, 6)?,
-        bytes: Arc::from(row.get_ref(7)?.as_blob()?),
-    })
 }
 
 /// Removes the queue of a client that was revoked, and returns the senders that are told so.
@@ -501,24 +519,19 @@ pub(super) fn end(
 ) -> rusqlite::Result<Vec<ClientId>> {
     ledger.touched = true;
     let mut refusals = Vec::new();
-    {
-        let mut query = db.prepare_cached(
-            "SELECT seq, sender, kind, chain, n, wanted, at, bytes FROM queue WHERE recipient = ? ORDER BY seq",
-        )?;
-        let mut rows = query.query([client])?;
-        while let Some(row) = rows.next()? {
-            let item = item(row)?;
-            if item.kind != ItemKind::Receipt {
-                refusals.extend(refuse.refusal(client, &item));
-            }
-        }
+    for first in ledger.index.parcels(client) {
+        let live = ledger.index.live(client, first);
+        let items = parcel::read(db, first, |seq| live.binary_search(&seq).is_ok())?;
+        let told = items.iter().filter(|item| item.kind != ItemKind::Receipt);
+        refusals.extend(told.filter_map(|item| refuse.refusal(client, item)));
+        take(db, ledger, client, first, |_| true)?;
     }
-    db.prepare_cached("DELETE FROM queue WHERE recipient = ?")?.execute([client])?;
     ledger.changed.insert(*client, Count { ended: true, ..Count::default() });
     let mut told = HashSet::new();
-    for refusal in refusals {
-        if put(db, ledger, &refusal)?.is_ok() {
-            told.insert(refusal.recipient);
+    let recipients: Vec<_> = refusals.iter().map(|refusal| refusal.recipient).collect();
+    for (put, recipient) in put(db, ledger, &refusals)?.into_iter().zip(recipients) {
+        if put.is_ok() {
+            told.insert(recipient);
         }
     }
     Ok(told.into_iter().collect())
@@ -533,57 +546,38 @@ pub(super) fn expire(
 ) -> rusqlite::Result<Vec<(ClientId, Item)>> {
     let mut expired: Vec<(ClientId, Item)> = Vec::new();
     for client in ledger.with_older_than(before) {
-        let room = limit.saturating_sub(expired.len());
+        let mut room = limit.saturating_sub(expired.len());
         if room == 0 {
             break;
         }
-        let mut query = db.prepare_cached(
-            "SELECT seq, sender, kind, chain, n, wanted, at, bytes FROM queue
-            WHERE recipient = ? AND at < ? ORDER BY seq LIMIT ?",
-        )?;
-        let rows = query.query_map(params![client, to_time(before), i64::try_from(room).unwrap_or(i64::MAX)], item)?;
-        let items = rows.collect::<rusqlite::Result<Vec<_>>>()?;
-        let all = items.len() < room;
-        for item in &items {
-            delete_one(db, ledger, &client, item.seq)?;
-        }
-        if all {
-            let oldest = db
-                .prepare_cached("SELECT min(at) FROM queue WHERE recipient = ?")?
-                .query_row([client], |row| row.get::<_, Option<i64>>(0)?.map(|_| time(row, 0)).transpose())?;
-            if let Some(held) = ledger.count(db, &client)? {
-                held.oldest = oldest.unwrap_or(u64::MAX);
+        for first in ledger.index.parcels(&client) {
+            let mut old = ledger.index.older_than(&client, first, before);
+            old.truncate(room);
+            if old.is_empty() {
+                continue;
+            }
+            room -= old.len();
+            let items = parcel::read(db, first, |seq| old.binary_search(&seq).is_ok())?;
+            take(db, ledger, &client, first, |seq| old.binary_search(&seq).is_ok())?;
+            expired.extend(items.into_iter().map(|item| (client, item)));
+            if room == 0 {
+                break;
             }
         }
-        expired.extend(items.into_iter().map(|item| (client, item)));
+        if room > 0 {
+            let mut oldest = u64::MAX;
+            ledger.index.find(&client, |_, entry| {
+                oldest = oldest.min(entry.at);
+                None::<()>
+            });
+            if let Some(held) = ledger.count(db, &client)? {
+                held.oldest = oldest;
+            }
+        }
     }
     let told = expired.iter().filter(|(_, item)| item.kind != ItemKind::Receipt);
     let refusals: Vec<_> = told.filter_map(|(client, item)| refuse.refusal(client, item)).collect();
-    for refusal in refusals {
-        // Whoever was revoked meanwhile need not know.
-        let _ = put(db, ledger, &refusal)?;
-    }
+    // Whoever was revoked meanwhile need not know.
+    let _ = put(db, ledger, &refusals)?;
     Ok(expired)
-}
-
-impl ToSql for ItemKind {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        let code: i64 = match self {
-            Self::Envelope => 0,
-            Self::Wrap => 1,
-            Self::Receipt => 2,
-        };
-        Ok(code.into())
-    }
-}
-
-impl FromSql for ItemKind {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        match value.as_i64()? {
-            0 => Ok(Self::Envelope),
-            1 => Ok(Self::Wrap),
-            2 => Ok(Self::Receipt),
-            other => Err(FromSqlError::OutOfRange(other)),
-        }
-    }
 }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 
 use super::super::conformance::{Backend, conformance};
-use super::super::{SharedStore, TokenRefusal};
+use super::super::{ItemKind, SharedStore, TokenRefusal};
 use super::*;
 
 struct Directory(tempfile::TempDir);
@@ -499,7 +499,10 @@ async fn a_store_of_the_first_version_is_brought_up_to_date() {
     let directory = Directory::new();
     drop(directory.store());
     let db = Connection::open(directory.path().join("store.db")).unwrap();
-    db.execute_batch("DROP TABLE rotation; DROP TABLE queue; DROP TABLE sequence; PRAGMA user_version = 1;").unwrap();
+    db.execute_batch(
+        "DROP TABLE rotation; DROP TABLE parcel; DROP TABLE gone; DROP TABLE sequence; PRAGMA user_version = 1;",
+    )
+    .unwrap();
     drop(db);
     let store = directory.store();
     assert_eq!(store.successor(&[1; 16], 0).await, Ok(None));
@@ -513,9 +516,199 @@ async fn a_store_of_the_second_version_is_brought_up_to_date() {
     store.enrol(enrolment(1)).await.unwrap();
     drop(store);
     let db = Connection::open(directory.path().join("store.db")).unwrap();
-    db.execute_batch("DROP TABLE queue; DROP TABLE sequence; PRAGMA user_version = 2;").unwrap();
+    db.execute_batch("DROP TABLE parcel; DROP TABLE gone; DROP TABLE sequence; PRAGMA user_version = 2;").unwrap();
     drop(db);
     let store = directory.store();
     assert_eq!(store.client(&[1; 16]).await.unwrap().unwrap().name, "client-1");
     assert_eq!(store.queue(&[1; 16], 0, 1, 1).await, Ok(vec![]));
+}
+
+fn envelope(recipient: u8, n: u32, len: usize) -> NewItem {
+    NewItem {
+        recipient: [recipient; 16],
+        sender: [1; 16],
+        kind: ItemKind::Envelope,
+        chain: [recipient; 8],
+        n,
+        wanted: 3,
+        bytes: vec![n as u8; len].into(),
+        at: NOW,
+    }
+}
+
+#[tokio::test]
+async fn what_waits_in_a_store_of_the_third_version_waits_on() {
+    let directory = Directory::new();
+    let store = directory.store();
+    for n in 1..=3 {
+        store.enrol(enrolment(n)).await.unwrap();
+    }
+    drop(store);
+    let db = Connection::open(directory.path().join("store.db")).unwrap();
+    db.execute_batch(
+        "DROP TABLE parcel; DROP TABLE gone; PRAGMA user_version = 3; UPDATE sequence SET reserved = 4000;
+        CREATE TABLE queue (
+            recipient BLOB NOT NULL CHECK (length(recipient) = 16),
+            seq INTEGER NOT NULL,
+            sender BLOB NOT NULL CHECK (length(sender) = 16),
+            kind INTEGER NOT NULL CHECK (kind BETWEEN 0 AND 2),
+            chain BLOB NOT NULL CHECK (length(chain) = 8),
+            n INTEGER NOT NULL,
+            wanted INTEGER NOT NULL,
+            at INTEGER NOT NULL,
+            bytes BLOB NOT NULL,
+            PRIMARY KEY (recipient, seq)
+        ) STRICT, WITHOUT ROWID;
+        CREATE UNIQUE INDEX queue_name ON queue (recipient, chain, n, kind) WHERE kind <> 2;
+        CREATE INDEX queue_receipt ON queue (recipient, seq) WHERE kind = 2;",
+    )
+    .unwrap();
+    let mut kept: HashMap<u8, Vec<Item>> = HashMap::new();
+    for seq in 1..400_u64 {
+        // Neighbours, gaps, all kinds, and more than one parcel holds.
+        let recipient = if seq % 40 < 30 { 2 } else { 3 };
+        let NewItem { sender, chain, wanted, bytes, at, .. } = envelope(recipient, 0, 700);
+        let (kind, n) = ([ItemKind::Envelope, ItemKind::Wrap, ItemKind::Receipt][seq as usize % 3], seq as u32);
+        if seq % 97 == 0 {
+            continue;
+        }
+        db.execute(
+            "INSERT INTO queue VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            params![[recipient; 16], to_time(seq), sender, to_time(seq % 3), chain, n, wanted, to_time(at), &*bytes],
+        )
+        .unwrap();
+        kept.entry(recipient).or_default().push(Item { seq, sender, kind, chain, n, wanted, bytes, at });
+    }
+    drop(db);
+    for _ in 0..2 {
+        let store = directory.store();
+        for (recipient, items) in &kept {
+            assert_eq!(store.queue(&[*recipient; 16], 0, usize::MAX, usize::MAX).await.as_ref(), Ok(items));
+        }
+        let again = NewItem { kind: ItemKind::Wrap, n: 1, ..envelope(2, 0, 700) };
+        assert_eq!(store.put(vec![again]).await, Ok(vec![Ok(Put::Repeat { seq: 1 })]));
+    }
+    let store = directory.store();
+    let Ok([Ok(Put::Stored { seq })]) =
+        store.put(vec![envelope(2, 5000, 1)]).await.as_deref().map(|puts| <[_; 1]>::try_from(puts.to_vec()).unwrap())
+    else {
+        panic!("it is not stored");
+    };
+    assert!(seq >= 4000, "{seq} was given before");
+}
+
+#[tokio::test]
+async fn what_a_transaction_that_failed_did_to_queues_is_taken_back() {
+    let directory = Directory::new();
+    let store = Arc::new(directory.store());
+    for n in 1..=3 {
+        store.enrol(enrolment(n)).await.unwrap();
+    }
+    let all = async |recipient: u8| -> Vec<(u64, u32)> {
+        let items = store.queue(&[recipient; 16], 0, usize::MAX, usize::MAX).await.unwrap();
+        items.iter().map(|item| (item.seq, item.n)).collect()
+    };
+    store.put((0..10).map(|n| envelope(2, n, 100)).collect()).await.unwrap();
+    store.put((0..10).map(|n| envelope(3, n, 100)).collect()).await.unwrap();
+    let (bobs, carols) = (all(2).await, all(3).await);
+    let seqs: Vec<_> = bobs.iter().map(|(seq, _)| *seq).collect();
+    store.update(|db| db.pragma_update(None, "max_page_count", 1)).await.unwrap();
+
+    let (held, release) = hold(&store).await;
+    // The last of them does not fit.
+    let (one, rest, whole, put) = tokio::join!(
+        biased;
+        store.remove(&[2; 16], &seqs[4..5]),
+        store.acknowledge(&[2; 16], seqs[6]),
+        store.acknowledge(&[3; 16], u64::MAX),
+        async {
+            let put = store.put(vec![envelope(2, 10, 60_000), envelope(3, 11, 60_000)]);
+            let mut put = Box::pin(put);
+            tokio::select! {
+                biased;
+                _ = &mut put => panic!("the writer is busy"),
+                () = core::future::ready(()) => {}
+            }
+            drop(release);
+            put.await
+        },
+    );
+    held.await.unwrap();
+    let full = StoreError::Full(directory.path().display().to_string());
+    assert_eq!(put, Err(full.clone()));
+    assert_eq!((one, rest, whole), (Err(full.clone()), Err(full.clone()), Err(full)));
+    assert_eq!((all(2).await, all(3).await), (bobs.clone(), carols), "nothing of it remains");
+    assert_eq!(store.put(vec![envelope(2, 3, 100)]).await, Ok(vec![Ok(Put::Repeat { seq: seqs[3] })]));
+
+    store.update(|db| db.pragma_update(None, "max_page_count", 1 << 30)).await.unwrap();
+    assert_eq!(store.remove(&[2; 16], &seqs[4..5]).await, Ok(1));
+    assert!(store.put(vec![envelope(2, 10, 60_000)]).await.unwrap()[0].is_ok());
+    let now = all(2).await;
+    assert_eq!(now.len(), 10);
+    drop(store);
+    let items = directory.store().queue(&[2; 16], 0, usize::MAX, usize::MAX).await.unwrap();
+    assert_eq!(items.iter().map(|item| (item.seq, item.n)).collect::<Vec<_>>(), now);
+}
+
+#[tokio::test]
+async fn a_damaged_parcel_is_an_error_and_not_a_wrong_message() {
+    let directory = Directory::new();
+    let store = directory.store();
+    store.enrol(enrolment(2)).await.unwrap();
+    store.put(vec![envelope(2, 0, 100), envelope(2, 1, 100)]).await.unwrap();
+    for damage in [
+        "UPDATE parcel SET bytes = substr(bytes, 1, 199)",
+        "UPDATE parcel SET heads = substr(heads, 1, 83)",
+        "UPDATE parcel SET heads = x'', bytes = x''",
+        "UPDATE parcel SET heads = CAST(substr(heads, 1, 40) || x'0300' || substr(heads, 43) AS BLOB)",
+    ] {
+        let db = Connection::open(directory.path().join("store.db")).unwrap();
+        db.execute_batch(&format!("BEGIN; CREATE TABLE whole AS SELECT * FROM parcel; {damage}; COMMIT")).unwrap();
+        let read = store.queue(&[2; 16], 0, 10, 10_000).await;
+        assert!(matches!(read, Err(StoreError::Corrupt(_))), "{damage}: {read:?}");
+        db.execute_batch("BEGIN; DELETE FROM parcel; INSERT INTO parcel SELECT * FROM whole; DROP TABLE whole; COMMIT")
+            .unwrap();
+    }
+    assert_eq!(store.queue(&[2; 16], 0, 10, 10_000).await.unwrap().len(), 2);
+    store.update(|db| db.execute("UPDATE parcel SET bytes = x''", [])).await.unwrap();
+    drop(store);
+    let refused = SqliteStore::open(&directory.path()).unwrap_err();
+    assert!(matches!(refused, StoreError::Corrupt(_)), "{refused}");
+}
+
+#[tokio::test]
+async fn parcels_go_when_the_last_of_them_does() {
+    let directory = Directory::new();
+    let store = directory.store();
+    store.enrol(enrolment(2)).await.unwrap();
+    let rows = async |store: &SqliteStore| {
+        let sql = "SELECT (SELECT count(*) FROM parcel), (SELECT count(*) FROM gone)";
+        let count = |db: &Connection| db.query_row(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
+        store.read(count).await.unwrap()
+    };
+    let put = store.put((0..100).map(|n| envelope(2, n, 2000)).collect()).await.unwrap();
+    let seqs: Vec<_> = put
+        .into_iter()
+        .map(|put| match put {
+            Ok(Put::Stored { seq }) => seq,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(rows(&store).await, (4, 0), "65,536 bytes and less than another item");
+    // One after the other, as clients acknowledge.
+    for seq in &seqs[..20] {
+        assert_eq!(store.remove(&[2; 16], &[*seq]).await, Ok(1));
+    }
+    assert_eq!(rows(&store).await, (4, 1), "the beginning is one range");
+    assert_eq!(store.remove(&[2; 16], &[seqs[22], seqs[24], seqs[25]]).await, Ok(3));
+    assert_eq!(rows(&store).await, (4, 3));
+    drop(store);
+    let store = directory.store();
+    assert_eq!(store.waiting(&[2; 16]).await.unwrap().items, 77);
+    assert_eq!(store.acknowledge(&[2; 16], seqs[40]).await, Ok(18));
+    assert_eq!(rows(&store).await, (3, 1));
+    assert_eq!(store.remove(&[2; 16], &seqs[..99]).await, Ok(58));
+    assert_eq!(rows(&store).await, (1, 0));
+    assert_eq!(store.acknowledge(&[2; 16], u64::MAX).await, Ok(1));
+    assert_eq!(rows(&store).await, (0, 0));
 }
