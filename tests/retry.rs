@@ -13,9 +13,9 @@ use ossicle::gate::GateLimits;
 use ossicle::server::Config;
 use ossicle_core::{
     ApiMisuse, Ask, BufferError, COOKIE_LEN, ClientConfig, Connection, CookieKey, Credentials, Error, Event,
-    MAX_PUZZLE_BITS, PeerError, Presented, Puzzle, Received, Secret, ServerConfig,
+    MAX_PUZZLE_BITS, Message, PeerError, Presented, Puzzle, Received, Rungs, Secret, ServerConfig,
 };
-use ossicle_tests::node::{Client, Node, open, within};
+use ossicle_tests::node::{Client, Node, Published, open, within, wrap};
 use ossicle_tests::raw::clear;
 use ossicle_tests::{Pair, SERVER_ID, keys, public, seed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -346,20 +346,25 @@ const THERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 /// What the server says to this hello from that address, until it closes or has shown that it signs.
 async fn answered(node: &Node, from: Ipv4Addr, hello: &[u8]) -> Vec<u8> {
+    answered_or_not(node, from, hello).await.unwrap()
+}
+
+/// The same; `None` if the server breaks the connection off.
+async fn answered_or_not(node: &Node, from: Ipv4Addr, hello: &[u8]) -> Option<Vec<u8>> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::new(IpAddr::V4(from), 0)).unwrap();
     let mut stream = within(socket.connect(node.address)).await.unwrap();
-    stream.write_all(hello).await.unwrap();
+    stream.write_all(hello).await.ok()?;
     let mut answer = vec![0; 79];
     let mut len = 0;
     while len < answer.len() {
-        match within(stream.read(&mut answer[len..])).await.unwrap() {
+        match within(stream.read(&mut answer[len..])).await.ok()? {
             0 => break,
             more => len += more,
         }
     }
     answer.truncate(len);
-    answer
+    Some(answer)
 }
 
 /// The puzzle that the server has set for that address.
@@ -439,5 +444,59 @@ async fn nobody_is_let_through_who_has_not_worked_here_and_now() {
     assert!(!signs(HERE, &stale).await, "a cookie of two minutes ago");
     assert!(!signs(HERE, &right).await, "what was taken before");
     assert!(signs(HERE, &solved(&set(&node, HERE).await, 38)).await, "a new one");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn masses_of_strangers_disturb_nobody_and_shut_nobody_out() {
+    let long = Duration::from_secs(3600);
+    let gate = GateLimits { unauthenticated: 64, busy: 8, per_source: 16, puzzle: 4, ..GateLimits::default() };
+    let node = Node::start(Config { gate, hello_within: long, handshake_within: long, ..open() }).await;
+    let mut alice = node.enrol(1, "alice", keys::alice()).await;
+    let mut bob = node.enrol(2, "bob", keys::bob()).await;
+    bob.listen().await;
+    let published = Published::new(1, &keys::alice(), 0);
+    let wrap = wrap(5);
+    alice.done(&Message::Wrap { request: 1, to: [2; 16], wrap: &wrap, bundle: published.signed() }).await;
+    bob.message().await;
+    let mut carol = node.enrol(3, "carol", keys::carol()).await;
+    let channel = carol.take_channel();
+    carol.close().await;
+
+    let mut strangers = Vec::new();
+    for number in 0..200_u8 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1 + number % 50)), 0)).unwrap();
+        let mut stream = within(socket.connect(node.address)).await.unwrap();
+        // Some are hung up on meanwhile.
+        let _ = stream.write_all(&[1]).await;
+        strangers.push(stream);
+    }
+    let mut unknown: Connection = Connection::client(client_config(), &seed(40));
+    let unknown = hello(&mut unknown);
+    // Newcomers are turned away by chance, and try again.
+    let comes_in = async || loop {
+        match answered_or_not(&node, HERE, &unknown).await {
+            Some(answer) if !answer.is_empty() => break answer,
+            _ => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    assert_eq!(within(comes_in()).await[2..4], [1, 0x20], "a stranger has to work");
+    for n in 0..20 {
+        alice.say(5, n, Rungs::NONE).await;
+        assert!(matches!(Message::decode(&bob.message().await), Ok(Message::Deliver { .. })));
+    }
+    let carol = within(async {
+        loop {
+            match Client::resume(&node, channel.clone()).await {
+                Ok(client) => break client,
+                Err(error) => assert_eq!(error, PeerError::Truncated.into(), "who is known is never asked for work"),
+            }
+        }
+    })
+    .await;
+    assert!(carol.is_resumed());
+    drop(strangers);
+    within(async { while comes_in().await[2..4] != [1, 0x10] {} }).await;
     node.stop().await;
 }

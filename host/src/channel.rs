@@ -153,7 +153,11 @@ pub(crate) async fn run(server: Arc<Server>, stream: TcpStream, address: SocketA
             if let Exit::Refused(reason) = why {
                 server.metrics.handshakes_refused.count(reason);
             }
-            info!(%address, %why, "did not enter");
+            match server.limits.line() {
+                Some(0) => info!(%address, %why, "did not enter"),
+                Some(others) => info!(%address, %why, others, "did not enter, nor did others before"),
+                None => debug!(%address, %why, "did not enter"),
+            }
         }
     }
 }

@@ -241,7 +241,8 @@ impl Gate {
         if taken(source) >= per_source {
             return Err(Turned::Source);
         }
-        if self.is_unlucky(&mut counts) {
+        let is_alone = taken(source) == 0;
+        if self.is_unlucky(&mut counts, is_alone) {
             return Err(Turned::Early);
         }
         counts.connections += 1;
@@ -323,12 +324,16 @@ impl Gate {
         cookies.offered.age(now);
     }
 
-    /// From the soft limit on, with a probability that grows to one at the hard limit.
-    fn is_unlucky(&self, counts: &mut Counts) -> bool {
-        let Some(above) = counts.unauthenticated.checked_sub(self.limits.busy) else {
+    /// From the soft limit on, with a probability that grows to one at the hard limit. Who is alone at its source has
+    /// taken nobody's place: that begins half-way.
+    fn is_unlucky(&self, counts: &mut Counts, is_alone: bool) -> bool {
+        let (busy, most) = (self.limits.busy, self.limits.unauthenticated);
+        let range = most.saturating_sub(busy);
+        let (from, range) = if is_alone { (most.saturating_sub(range / 2), range / 2) } else { (busy, range) };
+        let Some(above) = counts.unauthenticated.checked_sub(from) else {
             return false;
         };
-        let range = self.limits.unauthenticated.saturating_sub(self.limits.busy).max(1);
+        let range = range.max(1);
         // splitmix64
         counts.random = counts.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = counts.random;
@@ -534,22 +539,31 @@ mod tests {
 
     #[test]
     fn newcomers_are_dropped_at_random_and_all_of_them_at_the_end() {
-        let limits = GateLimits { unauthenticated: 1000, busy: 500, per_source: 1, connections: 2000, puzzle: 1 };
-        let world = World::new(limits);
+        let limits = GateLimits { unauthenticated: 1000, busy: 500, per_source: 1000, connections: 2000, puzzle: 1 };
         let address = |n: u32| IpAddr::V4(n.into());
-        let mut tickets: Vec<_> = (0..500).map(|n| world.gate.knock(address(n)).unwrap()).collect();
-        let mut dropped = Vec::new();
-        let mut next = 500;
-        while tickets.len() < 1000 {
-            match world.gate.knock(address(next)) {
-                Ok(ticket) => tickets.push(ticket),
-                Err(why) => {
-                    assert_eq!(why, Turned::Early);
-                    dropped.push(tickets.len());
+        // How many there were whenever one was dropped: all of one source, or each of its own.
+        let fill = |world: &World, of_one: bool| {
+            let address = |n| address(if of_one { 7 } else { n });
+            let mut tickets: Vec<_> = (0..500).map(|n| world.gate.knock(address(n)).unwrap()).collect();
+            let mut dropped = Vec::new();
+            let mut next = 500;
+            while tickets.len() < 1000 {
+                match world.gate.knock(address(next)) {
+                    Ok(ticket) => tickets.push(ticket),
+                    Err(why) => {
+                        assert_eq!(why, Turned::Early);
+                        dropped.push(tickets.len());
+                    }
                 }
+                next += 1;
             }
-            next += 1;
-        }
+            (tickets, dropped)
+        };
+        let (tickets, dropped) = fill(&World::new(limits), false);
+        assert!(dropped.iter().all(|at| *at > 750) && dropped.len() > 100, "who is alone is spared longer");
+        drop(tickets);
+        let world = World::new(limits);
+        let (mut tickets, dropped) = fill(&world, true);
         let first_half = dropped.iter().filter(|at| **at < 750).count();
         let second_half = dropped.len() - first_half;
         // A half and another of 250 in the one, more than as many in the other.

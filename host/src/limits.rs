@@ -6,6 +6,7 @@
 use core::hash::BuildHasher;
 use core::net::IpAddr;
 use core::num::NonZeroU32;
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use std::hash::RandomState;
 use std::sync::Arc;
@@ -48,7 +49,11 @@ const SHARED: u64 = 1024;
 /// Refusals that cost a signature each, a second, for all sources together.
 const REFUSALS: u32 = 50;
 
+/// Lines of the log about strangers, a second and at once: a flood of them must not fill the disk.
+const LINES: Rate = Rate { per_second: 10, burst: 100 };
+
 type Keyed = RateLimiter<u128, HashMapStateStore<u128>, Clock, NoOpMiddleware<Duration>>;
+type Single = RateLimiter<NotKeyed, InMemoryState, Clock, NoOpMiddleware<Duration>>;
 
 /// See the module.
 #[derive(Debug)]
@@ -57,7 +62,10 @@ pub struct Limits {
     hasher: RandomState,
     messages: ArcSwap<Keyed>,
     handshakes: ArcSwap<Keyed>,
-    refusals: RateLimiter<NotKeyed, InMemoryState, Clock, NoOpMiddleware<Duration>>,
+    refusals: Single,
+    lines: Single,
+    /// Lines that were left out since the last one.
+    left_out: AtomicU64,
 }
 
 /// Whether a source may begin a full handshake.
@@ -88,6 +96,8 @@ impl Limits {
             messages: ArcSwap::new(keyed(rates.messages, &clock)),
             handshakes: ArcSwap::new(keyed(rates.handshakes, &clock)),
             refusals: RateLimiter::direct_with_clock(refusals, clock.clone()),
+            lines: RateLimiter::direct_with_clock(quota(LINES), clock.clone()),
+            left_out: AtomicU64::new(0),
             clock,
         }
     }
@@ -113,6 +123,15 @@ impl Limits {
             Err(retry_after) if self.refusals.check().is_ok() => Admission::Refuse { retry_after },
             Err(_) => Admission::Ignore,
         }
+    }
+
+    /// Whether a stranger is worth a line of the log: then with how many were not since the last one.
+    pub fn line(&self) -> Option<u64> {
+        if self.lines.check().is_ok() {
+            return Some(self.left_out.swap(0, Ordering::Relaxed));
+        }
+        self.left_out.fetch_add(1, Ordering::Relaxed);
+        None
     }
 
     /// Forgets whose bucket is full again: all but the busy after a moment. Call it every few seconds.
@@ -167,6 +186,24 @@ mod tests {
                 assert_eq!(limits.message(&client), Ok(()));
             }
             assert!(limits.message(&client).is_err_and(|wait| (1..=1000).contains(&wait)));
+        }
+    }
+
+    #[test]
+    fn a_flood_of_strangers_is_no_flood_of_lines() {
+        let seconds = Arc::new(AtomicU64::new(0));
+        let read = Arc::clone(&seconds);
+        let clock = Clock::new(move || Duration::from_secs(read.load(Ordering::Relaxed)));
+        let limits = Limits::with_clock(&Rates::default(), clock);
+        let lines = || (0..2000).filter_map(|_| limits.line()).collect::<Vec<_>>();
+        assert_eq!(lines(), vec![0; 100]);
+        for _ in 0..3 {
+            seconds.fetch_add(1, Ordering::Relaxed);
+            let told = lines();
+            assert_eq!(
+                (told.len(), told.iter().sum::<u64>()),
+                (10, if seconds.load(Ordering::Relaxed) == 1 { 1900 } else { 1990 })
+            );
         }
     }
 
