@@ -13,6 +13,10 @@
 //! ```
 
 use core::time::Duration;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 pub mod account;
 pub mod client;
@@ -34,4 +38,32 @@ pub fn cpu_time() -> Duration {
 pub fn median(times: &mut [Duration]) -> Duration {
     times.sort_unstable();
     times[times.len() / 2]
+}
+
+/// The server's binary, built as this program was.
+///
+/// # Errors
+/// If it cannot be built.
+pub fn build() -> Result<PathBuf, Failure> {
+    let here = std::env::current_exe()?;
+    let profile = here.parent().ok_or("TARGET/PROFILE/ossicle-bench")?;
+    let target = profile.parent().ok_or("TARGET/PROFILE")?;
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--package", "ossicle", "--bin", "ossicle", "--target-dir"]).arg(target);
+    if profile.ends_with("release") {
+        build.arg("--release");
+    } else {
+        println!("this is no release build: its figures mean nothing");
+    }
+    let built = build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR"))).status()?;
+    if built.success() { Ok(profile.join("ossicle")) } else { Err("the server is not built".into()) }
+}
+
+/// Thousands of connections need more descriptors than a shell allows.
+///
+/// # Errors
+/// If the system does not grant its own limit.
+pub fn raise_file_limit() -> Result<(), Failure> {
+    let limit = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?)
 }

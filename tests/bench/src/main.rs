@@ -1,16 +1,14 @@
 //! Ossicle beside its peers: one generator, interleaved rounds, the kernel's accounting. See README.md.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
-use ossicle_bench::Failure;
 use ossicle_bench::people::people;
 use ossicle_bench::rows::{About, Extent, ROWS, Row, Stage};
 use ossicle_bench::server::{Peer, Site};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use ossicle_bench::{Failure, build, raise_file_limit};
 use serde::Serialize;
 
 /// Server CPU and memory of Ossicle, mosquitto and nats-server, each with RSA-2048 on both sides
@@ -201,26 +199,4 @@ fn spread(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
         (Some(median), Some(min), Some(max)) => (*median, *min, *max),
         _ => (0.0, 0.0, 0.0),
     }
-}
-
-/// The binary, built as this program was.
-fn build() -> Result<PathBuf, Failure> {
-    let here = std::env::current_exe()?;
-    let profile = here.parent().ok_or("TARGET/PROFILE/ossicle-bench")?;
-    let target = profile.parent().ok_or("TARGET/PROFILE")?;
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--package", "ossicle", "--bin", "ossicle", "--target-dir"]).arg(target);
-    if profile.ends_with("release") {
-        build.arg("--release");
-    } else {
-        say("this is no release build: its figures mean nothing");
-    }
-    let built = build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR"))).status()?;
-    if built.success() { Ok(profile.join("ossicle")) } else { Err("the server is not built".into()) }
-}
-
-/// Thousands of connections need more descriptors than a shell allows.
-fn raise_file_limit() -> Result<(), Failure> {
-    let limit = getrlimit(Resource::Nofile);
-    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?)
 }
