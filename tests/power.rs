@@ -4,9 +4,13 @@
 use core::time::Duration;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 
 use ossicle::store::{SqliteStore, Store};
+use ossicle_tests::campaign::{self, Place, Plan};
+use ossicle_tests::cli::{Done, Running, World, binary};
 use ossicle_tests::power::Power;
 use ossicle_tests::writer::{CLIENTS, bytes_of};
 
@@ -134,4 +138,119 @@ async fn the_harness_sees_what_a_store_loses_that_never_flushes() {
     assert_eq!(round(&power, &mut said, 0, &[], &[]).await, Vec::<String>::new());
     let complaints = round(&power, &mut said, 1, &["unflushed"], &[]).await;
     assert!(complaints.iter().any(|complaint| complaint.ends_with("is lost")), "{complaints:?}");
+}
+
+/// A server whose data directory loses its power whenever the server has ended.
+async fn cut_server(program: &[&str], plan: &Plan) -> campaign::Figures {
+    println!("SEED={}", plan.seed);
+    let power = Arc::new(Power::new());
+    let mut rng = fastrand::Rng::with_seed(plan.seed);
+    let (of_place, program) = (Arc::clone(&power), program.iter().map(|&part| part.to_owned()).collect::<Vec<_>>());
+    let place = Place::new(&mut rng, Some(power.data()), move || {
+        let mut command = of_place.command(&program[0]);
+        command.args(&program[1..]);
+        command
+    });
+    let cut = |_: &Path| {
+        // The disk may have got at more than it was asked for.
+        power.cut(rng.choice(&[&["store.db"][..], &["store.db-wal"], &[], &[]]).unwrap());
+        power.settle();
+    };
+    campaign::run(plan, place, cut, |_| {}).await
+}
+
+fn plan() -> Plan {
+    let seed = std::env::var("SEED").map_or_else(|_| getrandom::u64().unwrap(), |seed| seed.parse().unwrap());
+    let pause = Duration::from_millis(800);
+    Plan { seed, kills: 25, rate: 3000, senders: 4, recipients: 4, homes: 2, pause, away: false }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs cc"]
+async fn what_a_server_said_is_stored_survives_power_cuts_under_load() {
+    let figures = cut_server(&[binary().to_str().unwrap()], &plan()).await;
+    println!("{figures}");
+    assert!(figures.kills >= 20 && figures.stored > 1000 && figures.letters > 0);
+}
+
+const UNFLUSHED: &str = env!("CARGO_BIN_EXE_unflushed");
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs cc"]
+async fn the_same_server_without_the_switch_loses_nothing() {
+    cut_server(&[UNFLUSHED, "flushed"], &Plan { kills: 3, homes: 0, away: true, ..plan() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs cc"]
+#[should_panic(expected = "stored, and lost")]
+async fn the_harness_sees_what_a_server_loses_whose_store_never_flushes() {
+    cut_server(&[UNFLUSHED, "unflushed"], &Plan { kills: 3, homes: 0, away: true, ..plan() }).await;
+}
+
+#[test]
+#[ignore = "needs cc"]
+fn a_home_keeps_through_power_cuts_what_it_said_and_sends_nothing_twice() {
+    let world = World::new();
+    world.init("bob");
+    let power = Power::new();
+    let at_home = |arguments: &[&str]| {
+        let mut command = power.command(binary());
+        command.args(arguments).env("OSSICLE_HOME", power.data()).env_remove("RUST_LOG");
+        Running::start(&mut command)
+    };
+    at_home(&["init", "--name", "alice", "--rsa", "2048", &world.url]).wait().ok();
+    power.cut(&[]);
+    power.settle();
+    let (mut said, mut heard) = (Vec::new(), Vec::new());
+    let hear = |done: Done, heard: &mut Vec<String>| {
+        heard.extend(done.out.lines().filter_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["text"].as_str().map(str::to_owned)
+        }));
+    };
+    for round in 0..10 {
+        // Every other time, Bob is there.
+        let listen = (round % 2 == 0).then(|| world.listen("bob", &[]));
+        let mut send = at_home(&["send", "bob", "-", "--wait", "stored", "--timeout", "60s"]);
+        for line in 0..200 {
+            send.write(format!("{round} {line}\n").as_bytes());
+        }
+        let wanted = 1 + getrandom::u64().unwrap() as usize % 120;
+        while send.said().matches(": stored").count() < wanted {
+            assert!(send.is_running(), "{}", send.said());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        send.kill();
+        let told = send.said();
+        power.cut(if round % 3 == 0 { &["home.db-wal"] } else { &[] });
+        power.settle();
+        for line in told.lines().filter_map(|line| line.strip_suffix(": stored")) {
+            let line: u32 = line.strip_prefix("line ").unwrap().parse().unwrap();
+            said.push(format!("{round} {}", line - 1));
+        }
+        if let Some(listen) = listen {
+            listen.signal("INT");
+            hear(listen.wait(), &mut heard);
+        }
+    }
+    // Whatever the home has of it goes with the next command, before that one's own.
+    at_home(&["send", "bob", "the last", "--wait", "stored", "--timeout", "60s"]).wait().ok();
+    let listen = world.listen("bob", &[]);
+    loop {
+        let line: serde_json::Value = serde_json::from_str(&listen.line()).unwrap();
+        let text = line["text"].as_str().unwrap_or_default().to_owned();
+        if text == "the last" {
+            break;
+        }
+        heard.push(text);
+    }
+    let numbers: Vec<(u32, u32)> = heard
+        .iter()
+        .map(|text| text.split_once(' ').unwrap())
+        .map(|(round, line)| (round.parse().unwrap(), line.parse().unwrap()))
+        .collect();
+    assert!(numbers.is_sorted_by(|one, next| one < next), "each once, in order: {numbers:?}");
+    let lost: Vec<_> = said.iter().filter(|text| !heard.contains(text)).collect();
+    assert!(lost.is_empty() && said.len() >= 10, "{lost:?} of {}", said.len());
 }

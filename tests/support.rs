@@ -9,6 +9,8 @@ use ossicle_core::{
     Statement,
 };
 
+#[path = "support/campaign.rs"]
+pub mod campaign;
 #[path = "support/cli.rs"]
 pub mod cli;
 #[path = "support/faulty.rs"]

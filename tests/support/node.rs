@@ -165,7 +165,12 @@ impl Node {
 
 /// The credentials of a client that was enrolled.
 pub fn enrolled(number: u8, key: &IdentityKey) -> Credentials<'static> {
-    Credentials::Key { id: [number; 16], key_epoch: 0, fingerprint: key.fingerprint() }
+    enrolled_as([number; 16], key)
+}
+
+/// The credentials of the client with this id.
+pub fn enrolled_as(id: [u8; 16], key: &IdentityKey) -> Credentials<'static> {
+    Credentials::Key { id, key_epoch: 0, fingerprint: key.fingerprint() }
 }
 
 /// The error of a client that was refused for good.

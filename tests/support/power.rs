@@ -4,7 +4,8 @@
 //! is made of these copies, or for some of the files of what was written last, as far as the disk may have got.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -81,7 +82,8 @@ impl Default for Power {
 }
 
 fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).expect("a new directory");
+    // As homes want it.
+    DirBuilder::new().mode(0o700).create(to).expect("a new directory");
     for entry in fs::read_dir(from).expect("the directory is there") {
         let entry = entry.expect("the directory can be read");
         // What a copy was not finished of has never been flushed.

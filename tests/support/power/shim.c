@@ -1,8 +1,10 @@
 /* What a power cut leaves of a directory: preloaded into a process, this copies a file of $POWER_DATA to $POWER_SHADOW
    whenever it was flushed. A copy takes its place in one step, before the flush returns, so that the shadow is at every
    moment what a disk holds that has kept nothing but what was asked of it. A file that was removed or renamed is so in
-   the shadow when the directory was flushed. */
+   the shadow when the directory was flushed; also one that was renamed by a system call of the program's own, which is
+   found by its inode. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -81,9 +83,44 @@ static void note(const char *from, const char *to)
     pthread_mutex_unlock(&one_at_a_time);
 }
 
+/* The files in the shadow that this process has flushed, by inode; their names there. */
+static struct {
+    ino_t inode;
+    char name[256];
+} known[64];
+static int known_len;
+
+static void know(ino_t inode, const char *name)
+{
+    int at = 0;
+    while (at < known_len && known[at].inode != inode && strcmp(known[at].name, name))
+        at++;
+    if (at == 64)
+        give_up("too many files were flushed");
+    known_len += at == known_len;
+    known[at].inode = inode;
+    strcpy(known[at].name, name);
+}
+
+/* Under which name the directory has this file now. */
+static int find(ino_t inode, char *name)
+{
+    DIR *dir = opendir(getenv("POWER_DATA"));
+    struct dirent *entry;
+    if (!dir)
+        give_up("cannot read the directory");
+    while ((entry = readdir(dir)))
+        if (entry->d_ino == inode && strlen(entry->d_name) < 256) {
+            strcpy(name, entry->d_name);
+            break;
+        }
+    closedir(dir);
+    return !!entry;
+}
+
 static void keep_names(void)
 {
-    char from[8192], to[8192];
+    char from[8192], to[8192], name[256];
     for (int i = 0; i < pending_len; i++) {
         in_shadow(from, sizeof from, pending[i].from);
         in_shadow(to, sizeof to, pending[i].to);
@@ -93,7 +130,22 @@ static void keep_names(void)
         else if (pending[i].from[0])
             syscall(SYS_unlinkat, AT_FDCWD, from, 0);
     }
+    for (int i = 0; i < pending_len; i++)
+        for (int k = 0; k < known_len; k++)
+            if (!strcmp(known[k].name, pending[i].from)) {
+                if (pending[i].to[0])
+                    strcpy(known[k].name, pending[i].to);
+                else
+                    known[k].name[0] = known[k].inode = 0;
+            }
     pending_len = 0;
+    for (int k = 0; k < known_len; k++)
+        if (known[k].inode && find(known[k].inode, name) && strcmp(known[k].name, name)) {
+            in_shadow(from, sizeof from, known[k].name);
+            in_shadow(to, sizeof to, name);
+            syscall(SYS_renameat, AT_FDCWD, from, AT_FDCWD, to);
+            strcpy(known[k].name, name);
+        }
 }
 
 static void keep(int fd)
@@ -124,6 +176,7 @@ static void keep(int fd)
     close(from);
     if (close(to) || syscall(SYS_renameat, AT_FDCWD, part, AT_FDCWD, kept))
         give_up("cannot keep a copy");
+    know(status.st_ino, name);
 }
 
 static int flush(const char *name, int fd)
