@@ -2,7 +2,10 @@
 //! nothing is half done.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
-use std::fs;
+use core::time::Duration;
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,6 +14,7 @@ use ossicle::endpoint::{Access, Home, Reply, Request, ServerUrl, initialise};
 use ossicle::name::Name;
 use ossicle::store::home::{HomeStore, Profile};
 use ossicle_core::{DirectoryList, Message, PeerStatus, Presence};
+use ossicle_tests::campaign::{self, Campaign, Place, Plan};
 use ossicle_tests::cli::{Piped, Running, World, binary};
 use ossicle_tests::keys;
 use ossicle_tests::node::{Node, open, within};
@@ -144,6 +148,91 @@ fn a_full_disk_is_said_and_survived() {
     fs::remove_file(&filler).unwrap();
     world.init("bob").ok();
     assert!(world.run("alice", &["who"]).ok().contains("bob"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a mount namespace"]
+async fn a_disk_that_fills_under_load_loses_nothing_and_service_resumes() {
+    let mut rng = fastrand::Rng::new();
+    let pause = Duration::ZERO;
+    let plan = Plan { seed: rng.u64(..), kills: 0, rate: 6000, senders: 4, recipients: 4, homes: 0, pause, away: true };
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let (at, data) = (disk.clone(), disk.join("data"));
+    let place = Place::new(&mut rng, Some(data.clone()), move || {
+        let script = "mount -t tmpfs -o size=10m,mode=700 tmpfs \"$1\" && head -c 4m /dev/zero > \"$1/filler\" && shift && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&at).arg(binary());
+        command
+    });
+    let mut campaign = Campaign::begin(&plan, place, &mut rng).await;
+    let is_full = |campaign: &mut Campaign| campaign.place.server().said().contains("is full: free some space");
+    campaign.until("full", is_full).await;
+    assert!(campaign.place.server().is_running());
+    let stored = campaign.stored();
+    // As it is seen by the server, for whom alone it is mounted.
+    let filler = format!("/proc/{}/root{}", campaign.place.server().id(), disk.join("filler").display());
+    fs::remove_file(filler).unwrap();
+    campaign.until_stored(500).await;
+    let mut figures = campaign::Figures::default();
+    campaign.end(&mut figures).await;
+    println!("{stored} were stored when the disk was full, {figures}");
+    assert!(stored > 0 && figures.stored >= stored + 500 && figures.given > 0);
+}
+
+/// A directory of files, as bytes.
+fn bytes_of(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    files.filter(|path| path.is_file()).map(|path| (name(&path), fs::read(&path).unwrap())).collect()
+}
+
+#[test]
+fn a_damaged_store_is_reported_with_what_to_do_and_never_overwritten() {
+    let mut world = World::new();
+    for name in ["alice", "bob"] {
+        world.init(name);
+    }
+    world.listen("bob", &[]).signal("INT");
+    world.wait_online("bob", false);
+    for _ in 0..3 {
+        world.run("alice", &["send", "bob", &"x".repeat(9000), "--wait", "stored"]).ok();
+    }
+    // Everything is in one file then.
+    world.end_server();
+    let whole = fs::read(world.path("server").join("store.db")).unwrap();
+    assert!(!world.path("server").join("store.db-wal").exists());
+    let set = |at: usize, bytes: &[u8]| {
+        let mut changed = whole.clone();
+        changed[at..at + bytes.len()].copy_from_slice(bytes);
+        changed
+    };
+    let damaged = "restore a backup";
+    for (what, bytes, sentence) in [
+        ("half of it", whole[..whole.len() / 2].to_vec(), damaged),
+        ("a page and a half", whole[..6144].to_vec(), damaged),
+        ("its head is something else", set(0, b"no database at all"), damaged),
+        ("no tree in its first page", set(100, &[0xff; 8]), damaged),
+        ("a text", b"Dear operator,\n\nthis is no database.\n".repeat(100), damaged),
+        ("of another program", set(68, &[0, 0, 0, 7]), damaged),
+        ("without a version", set(60, &[0; 4]), damaged),
+        ("of a newer version", set(60, &[0, 0, 0, 99]), "newer version"),
+    ] {
+        let data = world.path(&what.replace(' ', "-"));
+        fs::create_dir(&data).unwrap();
+        for (name, file) in bytes_of(&world.path("server")) {
+            fs::write(data.join(&name), file).unwrap();
+            fs::set_permissions(data.join(name), Permissions::from_mode(0o600)).unwrap();
+        }
+        fs::write(data.join("store.db"), &bytes).unwrap();
+        let mut serve = Command::new(binary());
+        serve.args(["serve", "--bind", "127.0.0.1", "--port", "0", "--data"]).arg(&data);
+        let done = Running::start(&mut serve).wait();
+        assert_eq!(done.code, Some(1), "{what}: {done:?}");
+        done.failed(1, sentence);
+        assert!(fs::read(data.join("store.db")).unwrap() == bytes, "{what}: it was changed");
+    }
 }
 
 /// Answers a page of a directory that has no end, and returns behind which name it was asked for.

@@ -130,6 +130,10 @@ pub struct Pair {
     /// The recipient has everything before this: the harness's own record, which is written before anything is
     /// acknowledged.
     recorded: u64,
+    /// Some were refused, since nothing could be stored: those behind them may come before them.
+    refused: bool,
+    /// What the recipient has beyond `recorded`.
+    ahead: BTreeSet<u64>,
 }
 
 /// A message as it was sent first.
@@ -147,6 +151,8 @@ pub struct Book {
     /// The fingerprint of its key.
     pub fingerprint: [u8; 32],
     rate: f64,
+    /// Messages of a pair that the recipient may not have: together fewer than a queue takes.
+    backlog: u64,
     recipients: usize,
     pairs: Vec<Mutex<Pair>>,
     /// By home: numbers that it gave to the next one, and that were read there.
@@ -169,6 +175,7 @@ impl Book {
             address,
             fingerprint,
             rate: f64::from(plan.rate) / plan.senders.max(1) as f64,
+            backlog: 8000 / plan.senders.max(1) as u64,
             recipients: plan.recipients,
             pairs: (0..plan.senders * plan.recipients).map(|_| Mutex::default()).collect(),
             letters: (0..plan.homes).map(|_| Default::default()).collect(),
@@ -211,14 +218,14 @@ impl Book {
             return self.fault(format!("sender {sender} is told of chain {chain:02x?}"));
         };
         let mut pair = self.pair(sender, recipient);
-        let Pair { open, stored, recorded, .. } = &mut *pair;
+        let Pair { open, stored, recorded, ahead, .. } = &mut *pair;
         let mut count = 0;
         // A repetition is said to be stored again.
         open.retain(|sent| {
             let is_meant = sent.generation == generation && (from..=to).contains(&sent.n);
             if is_meant {
                 count += 1;
-                if sent.number >= *recorded {
+                if sent.number >= *recorded && !ahead.contains(&sent.number) {
                     stored.insert(sent.number);
                 }
             }
@@ -237,19 +244,22 @@ impl Book {
             return self.fault(format!("recipient {recipient} is given {number} of {sender} on chain {chain:02x?}"));
         }
         let mut pair = self.pair(sender, recipient);
-        if number > pair.recorded || number >= pair.next {
-            let Pair { recorded, next, .. } = *pair;
-            drop(pair);
-            return self.fault(format!(
+        let Pair { recorded, next, stored, ahead, refused, .. } = &mut *pair;
+        if (number > *recorded && !*refused) || number >= *next {
+            let what = format!(
                 "recipient {recipient} is given {number} of {sender}, who sent those before {next}, instead of {recorded}"
-            ));
+            );
+            drop(pair);
+            return self.fault(what);
         }
-        if number == pair.recorded {
-            pair.recorded += 1;
-            pair.stored.remove(&number);
-        } else {
+        if number < *recorded || !ahead.insert(number) {
             drop(pair);
             self.repeated.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        stored.remove(&number);
+        while ahead.remove(recorded) {
+            *recorded += 1;
         }
     }
 
@@ -291,7 +301,7 @@ impl Book {
                 let mut held = held.remove(&sender).unwrap_or_default();
                 let pair = self.pair(sender, recipient);
                 held.retain(|number| *number >= pair.recorded);
-                if !held.is_sorted() {
+                if !pair.refused && !held.is_sorted() {
                     let place = held.windows(2).find(|pair| pair[0] > pair[1]);
                     self.fault(format!("what waits of {sender} for {recipient} is not in order: {place:?}"));
                 }
@@ -407,6 +417,15 @@ impl Place {
         server.wait().err
     }
 
+    /// Tells it to stop, waits until it has, and returns what it has logged.
+    pub fn stop(&mut self) -> String {
+        let server = self.server.take().expect("it runs");
+        server.signal("TERM");
+        let done = server.wait();
+        assert_eq!(done.code, Some(0), "{}", done.err);
+        done.err
+    }
+
     /// Its data directory.
     pub fn data(&self) -> &Path {
         &self.data
@@ -427,135 +446,171 @@ impl Place {
     }
 }
 
+/// A server, and those who use it.
+pub struct Campaign {
+    book: Arc<Book>,
+    /// The server.
+    pub place: Place,
+    tasks: JoinSet<()>,
+    seed: u64,
+    /// Where the homes are.
+    _homes: TempDir,
+}
+
+impl Campaign {
+    /// Starts the server and the load.
+    pub async fn begin(plan: &Plan, mut place: Place, rng: &mut Rng) -> Self {
+        let url = block_in_place(|| place.start());
+        let (address, fingerprint) = parse_url(&url);
+        let book = Book::new(plan, address, fingerprint);
+        let people = block_in_place(|| Person::all(plan.senders, plan.recipients));
+        let people: Vec<_> = people.into_iter().map(Arc::new).collect();
+        book.up.send_replace(true);
+        for person in &people {
+            clients::enrol(&book, person).await.expect("a new client is admitted");
+        }
+        let folder = homes::folder();
+        let homes = homes::prepare(&book, &url, folder.path(), plan.homes).await;
+        let mut tasks = JoinSet::new();
+        for (number, person) in people.into_iter().enumerate() {
+            let (number, role) = match number.checked_sub(plan.senders) {
+                None => (number, clients::Role::Sender),
+                Some(number) => (number, clients::Role::Recipient(HashSet::new())),
+            };
+            tasks.spawn(clients::live(Arc::clone(&book), number, person, role, rng.fork()));
+        }
+        for (number, home) in homes.into_iter().enumerate() {
+            tasks.spawn(homes::home(Arc::clone(&book), number, plan.homes, home, rng.fork()));
+        }
+        Self { book, place, tasks, seed: plan.seed, _homes: folder }
+    }
+
+    /// How many messages were stored.
+    pub fn stored(&self) -> u64 {
+        self.book.stored.load(Ordering::SeqCst)
+    }
+
+    fn tell(&self) {
+        let faults = self.book.faults.lock().expect("nobody panics with it");
+        assert!(faults.is_empty(), "seed {}: {:#?}", self.seed, &faults[..faults.len().min(20)]);
+    }
+
+    /// Waits until it is so.
+    pub async fn until(&mut self, what: &str, mut is_so: impl FnMut(&mut Self) -> bool) {
+        let begun = Instant::now();
+        while !is_so(self) {
+            let late = begun.elapsed() > DEADLINE;
+            assert!(!late, "seed {}: not {what}: {}", self.seed, self.book.left());
+            self.tell();
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Waits until the server has stored so many more.
+    pub async fn until_stored(&mut self, more: u64) {
+        let before = self.stored();
+        self.until("stored", |campaign| campaign.stored() >= before + more).await;
+    }
+
+    /// Ends the server, waits until everybody has noticed, and holds what it left to what it said.
+    pub async fn cut(&mut self, end: impl FnOnce(&mut Place) -> String, between: &mut dyn FnMut(&Path)) {
+        self.book.up.send_replace(false);
+        let log = block_in_place(|| end(&mut self.place));
+        if log.contains("panicked") {
+            self.book.fault(log);
+        }
+        self.until("noticed", |campaign| campaign.book.connected.load(Ordering::SeqCst) == 0).await;
+        block_in_place(|| between(&self.place.data));
+        match block_in_place(|| SqliteStore::open(&self.place.copy())) {
+            Ok(store) => {
+                self.book.check(&store).await;
+                block_in_place(|| drop(store));
+            }
+            Err(error) => self.book.fault(format!("the store does not open any more: {error}")),
+        }
+        self.tell();
+    }
+
+    /// Starts the server again. Returns how long that took, and how much waited.
+    pub fn restart(&mut self) -> (f64, u64) {
+        let (begun, waiting) = (Instant::now(), self.book.waiting());
+        block_in_place(|| self.place.start());
+        let took = begun.elapsed().as_secs_f64();
+        self.book.up.send_replace(true);
+        (took, waiting)
+    }
+
+    /// Waits until everybody has everything, and ends all.
+    pub async fn end(mut self, figures: &mut Figures) {
+        self.book.ending.store(true, Ordering::SeqCst);
+        self.until("given", |campaign| campaign.book.left().is_empty()).await;
+        self.tell();
+        self.tasks.shutdown().await;
+        block_in_place(|| self.place.kill());
+        let book = &self.book;
+        figures.stored = self.stored();
+        figures.given = book.pairs().map(|pair| pair.recorded).sum();
+        figures.repeated = book.repeated.load(Ordering::SeqCst);
+        figures.letters = book.letters.iter().map(|(_, read)| read.load(Ordering::SeqCst)).sum();
+    }
+}
+
 /// Runs a campaign, and returns what it came to. `between` is done to the data whenever a server has ended; `say` hears
 /// how it goes.
 ///
 /// # Panics
 /// If the server breaks its word, with all that is known of it.
-pub async fn run(plan: &Plan, mut place: Place, mut between: impl FnMut(&Path), say: impl Fn(&str)) -> Figures {
+pub async fn run(plan: &Plan, place: Place, mut between: impl FnMut(&Path), say: impl Fn(&str)) -> Figures {
     let mut rng = Rng::with_seed(plan.seed);
     let mut figures = Figures::default();
-    let url = block_in_place(|| place.start());
-    let (address, fingerprint) = parse_url(&url);
-    let book = Book::new(plan, address, fingerprint);
-    let people = block_in_place(|| Person::all(plan.senders, plan.recipients));
-    let people: Vec<_> = people.into_iter().map(Arc::new).collect();
-    book.up.send_replace(true);
-    for person in &people {
-        clients::enrol(&book, person).await.expect("a new client is admitted");
-    }
-    let folder = homes::folder();
-    let homes = homes::prepare(&book, &url, folder.path(), plan.homes).await;
-    let mut tasks = JoinSet::new();
-    for (number, person) in people.into_iter().enumerate() {
-        let (number, role) = match number.checked_sub(plan.senders) {
-            None => (number, clients::Role::Sender),
-            Some(number) => (number, clients::Role::Recipient(HashSet::new())),
-        };
-        tasks.spawn(clients::live(Arc::clone(&book), number, person, role, rng.fork()));
-    }
-    for (number, home) in homes.into_iter().enumerate() {
-        tasks.spawn(homes::home(Arc::clone(&book), number, plan.homes, home, rng.fork()));
-    }
-
-    let told = |book: &Book| {
-        let faults = book.faults.lock().expect("nobody panics with it");
-        assert!(faults.is_empty(), "seed {}: {:#?}", plan.seed, &faults[..faults.len().min(20)]);
-    };
+    let mut campaign = Campaign::begin(plan, place, &mut rng).await;
     for kill in 0..plan.kills {
         // Under load: some was stored since the last start.
-        let (before, begun) = (book.stored.load(Ordering::Relaxed), Instant::now());
-        while book.stored.load(Ordering::Relaxed) < before + 200 {
-            assert!(begun.elapsed() < DEADLINE, "seed {}: nothing is stored: {}", plan.seed, book.left());
-            told(&book);
-            sleep(Duration::from_millis(1)).await;
-        }
-        let (before, begun) = (book.stored.load(Ordering::Relaxed), Instant::now());
+        campaign.until_stored(200).await;
+        let (before, begun) = (campaign.stored(), Instant::now());
         sleep(plan.pause.mul_f64(rng.f64())).await;
-        let stored = book.stored.load(Ordering::Relaxed) - before;
-        if begun.elapsed() > Duration::from_millis(50) {
+        let stored = campaign.stored() - before;
+        if begun.elapsed() > Duration::from_millis(100) {
             figures.rates.push(stored as f64 / begun.elapsed().as_secs_f64());
         }
-        book.up.send_replace(false);
-        let patience = rng.u64(0..80);
-        let log = block_in_place(|| match kill % 16 {
+        let patience = Duration::from_millis(rng.u64(..80));
+        let end = |place: &mut Place| match kill % 16 {
             5 => {
                 figures.stops += 1;
-                let server = place.server.take().expect("it runs");
-                server.signal("TERM");
-                let done = server.wait();
-                assert_eq!(done.code, Some(0), "seed {}: {}", plan.seed, done.err);
-                done.err
+                place.stop()
             }
             11 => {
                 // While it stops.
                 figures.early += 1;
                 figures.kills += 1;
                 place.server().signal("TERM");
-                std::thread::sleep(Duration::from_millis(patience));
+                std::thread::sleep(patience);
                 place.kill()
             }
             _ => {
                 figures.kills += 1;
                 place.kill()
             }
-        });
-        if log.contains("panicked") || log.contains("ERROR") {
-            book.fault(log);
-        }
-        let begun = Instant::now();
-        while book.connected.load(Ordering::SeqCst) > 0 {
-            assert!(begun.elapsed() < DEADLINE, "seed {}: a client does not notice the end", plan.seed);
-            sleep(Duration::from_millis(1)).await;
-        }
-        block_in_place(|| between(&place.data));
-        match block_in_place(|| SqliteStore::open(&place.copy())) {
-            Ok(store) => {
-                book.check(&store).await;
-                block_in_place(|| drop(store));
-            }
-            Err(error) => book.fault(format!("the store does not open any more: {error}")),
-        }
-        told(&book);
-        let waiting = book.waiting();
+        };
+        campaign.cut(end, &mut between).await;
         while rng.u8(..8) == 0 {
             // While it starts.
             figures.early += 1;
             figures.kills += 1;
-            let patience = rng.u64(0..60);
-            block_in_place(|| {
+            let patience = Duration::from_millis(rng.u64(..60));
+            let start = |place: &mut Place| {
                 place.spawn();
-                std::thread::sleep(Duration::from_millis(patience));
-                place.kill();
-                between(&place.data);
-            });
+                std::thread::sleep(patience);
+                place.kill()
+            };
+            campaign.cut(start, &mut between).await;
         }
-        let begun = Instant::now();
-        block_in_place(|| place.start());
-        figures.restarts.push((begun.elapsed().as_secs_f64(), waiting));
-        book.up.send_replace(true);
+        figures.restarts.push(campaign.restart());
         if kill % 50 == 49 {
-            say(&format!("{} of {}: {} stored", kill + 1, plan.kills, book.stored.load(Ordering::Relaxed)));
+            say(&format!("{} of {}: {} stored", kill + 1, plan.kills, campaign.stored()));
         }
     }
-
-    book.ending.store(true, Ordering::SeqCst);
-    let begun = Instant::now();
-    loop {
-        told(&book);
-        let left = book.left();
-        if left.is_empty() {
-            break;
-        }
-        assert!(begun.elapsed() < DEADLINE, "seed {}: {left}", plan.seed);
-        sleep(Duration::from_millis(20)).await;
-    }
-    tasks.shutdown().await;
-    block_in_place(|| place.kill());
-    figures.stored = book.stored.load(Ordering::SeqCst);
-    figures.given = book.pairs().map(|pair| pair.recorded).sum();
-    figures.repeated = book.repeated.load(Ordering::SeqCst);
-    figures.letters = book.letters.iter().map(|(_, read)| read.load(Ordering::SeqCst)).sum();
+    campaign.end(&mut figures).await;
     figures
 }
 

@@ -21,10 +21,10 @@ use super::{Body, Book, ENVELOPE_HEAD, Pair, Sent, chain, recipient_id, sender_i
 use crate::node::{Published, RECORD_LIMIT, enrolled_as};
 use crate::public;
 
-/// Messages of a pair that may be on their way without a receipt, and without the recipient's record.
+/// Messages of a pair that may be on their way without a receipt.
 const WINDOW: usize = 400;
-/// See `WINDOW`: well below what a queue takes.
-const BACKLOG: u64 = 3000;
+/// What a sender says of a server that cannot store anything.
+const UNAVAILABLE: &str = "unavailable";
 
 /// Somebody with an id and a key.
 pub(super) struct Person {
@@ -198,11 +198,14 @@ pub(super) async fn live(book: Arc<Book>, me: usize, person: Arc<Person>, mut ro
             Role::Sender => send_all(&book, me, &bundle, &mut wire, &mut rng).await,
             Role::Recipient(chains) => take_all(&book, me, chains, &mut wire, &mut rng).await,
         };
-        if done.is_ok() && rng.bool() {
+        let left = done.is_ok();
+        if left && rng.bool() {
             wire.close().await;
         }
         book.connected.fetch_sub(1, Ordering::SeqCst);
-        if done.is_ok() && !book.is_ending() {
+        if done.is_err_and(|gone| gone == UNAVAILABLE) {
+            sleep(Duration::from_millis(50)).await;
+        } else if left && !book.is_ending() {
             sleep(Duration::from_millis(rng.u64(..1500))).await;
         }
     }
@@ -255,7 +258,7 @@ async fn send_all(book: &Book, me: usize, bundle: &Published, wire: &mut Wire, r
         while count < due {
             count += 1.0;
             let recipient = rng.usize(..book.recipients);
-            let next = next(&mut book.pair(me, recipient));
+            let next = next(&mut book.pair(me, recipient), book.backlog);
             if let Some(sent) = next {
                 send(wire, me, recipient, sent)?;
             }
@@ -280,8 +283,8 @@ fn begin(pair: &mut Pair, rng: &mut Rng) -> (Vec<u32>, Vec<Sent>) {
     (generations, again)
 }
 
-fn next(pair: &mut Pair) -> Option<Sent> {
-    if pair.open.len() >= WINDOW || pair.next - pair.recorded >= BACKLOG {
+fn next(pair: &mut Pair, backlog: u64) -> Option<Sent> {
+    if pair.open.len() >= WINDOW || pair.next - pair.recorded >= backlog {
         return None;
     }
     let sent = Sent { number: pair.next, generation: pair.generation, n: pair.n };
@@ -319,8 +322,14 @@ fn told(book: &Book, me: usize, receipt: &Receipt) -> Result<(), Gone> {
             }
             Ok(())
         }
-        // A server that stops, or whose disk is full. Nothing behind it may be sent before it.
-        Receipt { rung: Rung::Refused, reason: Some(Reason::Unavailable), .. } => Err("unavailable".into()),
+        // A server that stops, or whose disk is full.
+        Receipt { rung: Rung::Refused, reason: Some(Reason::Unavailable), .. } => {
+            // What is told of the others of the same batch is not waited for.
+            for recipient in 0..book.recipients {
+                book.pair(me, recipient).refused = true;
+            }
+            Err(UNAVAILABLE.into())
+        }
         _ => Err(bad(book, format!("sender {me} is told {receipt:?}"))),
     }
 }
@@ -347,8 +356,8 @@ async fn take_all(
         while let Some(payload) = wire.next()? {
             match Message::decode(&payload) {
                 Ok(Message::Waited { seq, .. }) => {
-                    if waited.replace(seq).is_some() || Some(seq) <= done {
-                        return Err(bad(book, format!("recipient {me} is given {seq} behind {done:?}")));
+                    if waited.replace(seq).is_some() {
+                        return Err(bad(book, format!("recipient {me} is told twice what comes next")));
                     }
                     continue;
                 }

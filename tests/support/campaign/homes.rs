@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fastrand::Rng;
-use ossicle::endpoint::{Access, Home, Notice, Reply, Request, ServerUrl, initialise};
+use ossicle::endpoint::{Access, Home, Notice, Reply, Request, ServerUrl, initialise, new_letter};
 use ossicle::name::Name;
 use ossicle_core::Rung;
 use tempfile::TempDir;
@@ -95,11 +95,11 @@ pub(super) async fn home(book: Arc<Book>, me: usize, count: usize, home: Home, m
 /// Gives a letter to the home, and returns once it is kept there. What becomes of it is heard by the way.
 async fn give(book: &Arc<Book>, me: usize, access: &Access, to: &str, number: u64, signed: bool) -> bool {
     let until = if signed { Rung::Delivered } else { Rung::Stored };
-    let body = number.to_string().into_bytes();
-    let mut requested = access.request(Request::Send { to: to.to_owned(), body, signed, until });
+    let (letter, body) = (new_letter().expect("randomness"), number.to_string().into_bytes());
+    let mut requested = access.request(Request::Send { letter, to: to.to_owned(), body, signed, until });
     loop {
         match requested.next().await {
-            Reply::Kept { .. } => break,
+            Reply::Kept => break,
             Reply::Trouble(_) | Reply::Rung { .. } | Reply::Away { .. } => {}
             other => {
                 book.fault(format!("home {me} cannot give {number}: {}", describe(&other)));
@@ -113,7 +113,7 @@ async fn give(book: &Arc<Book>, me: usize, access: &Access, to: &str, number: u6
             match requested.next().await {
                 // Done, or the command has ended before.
                 Reply::Done | Reply::Gone { .. } => return,
-                Reply::Kept { .. } | Reply::Trouble(_) | Reply::Rung { .. } | Reply::Away { .. } => {}
+                Reply::Kept | Reply::Trouble(_) | Reply::Rung { .. } | Reply::Away { .. } => {}
                 other => return book.fault(format!("home {me}: {number}: {}", describe(&other))),
             }
         }

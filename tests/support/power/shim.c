@@ -2,10 +2,11 @@
    whenever it was flushed. A copy takes its place in one step, before the flush returns, so that the shadow is at every
    moment what a disk holds that has kept nothing but what was asked of it. A file that was removed or renamed is so in
    the shadow when the directory was flushed; also one that was renamed by a system call of the program's own, which is
-   found by its inode. */
+   found by its inode. While there is a file $POWER_FAILS, every flush fails. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -181,6 +182,11 @@ static void keep(int fd)
 
 static int flush(const char *name, int fd)
 {
+    const char *fails = getenv("POWER_FAILS");
+    if (fails && !syscall(SYS_faccessat, AT_FDCWD, fails, F_OK)) {
+        errno = EIO;
+        return -1;
+    }
     int (*system_flush)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
     if (!system_flush)
         give_up("no flush to stand in for");
