@@ -487,6 +487,13 @@ async fn receipts_wait_for_a_sender_who_is_away_and_come_without_listening() {
     assert_eq!(alice.told().await, opened);
     alice.sync().await;
     alice.close().await;
+    // What was acknowledged goes in its own time.
+    within(async {
+        while node.store.waiting(&[ALICE; 16]).await.unwrap().items != 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     let alice = node.connect(ALICE, &keys::alice()).await.unwrap();
     assert_eq!(alice.settings.waiting, 0);
     node.stop().await;
