@@ -274,6 +274,11 @@ impl Inbox {
             }
         }
         let Some(held) = self.held.get_mut(&header.chain_id) else {
+            // A message is remembered longer than its chain: sealed anew, it would come a second time.
+            let known = desk.store.remembered(&header.chain_id, header.n)?;
+            if known.is_some_and(|known| known.salt == header.salt) {
+                return self.repeated(desk, wanted, &header, header.n);
+            }
             self.owed.push(untagged(Reason::Rekey, header.chain_id, header.n));
             return Ok(());
         };

@@ -28,6 +28,9 @@ const PREKEY_AGE: u64 = 30 * 24 * 3600;
 const PREKEYS: i64 = 1 + FORMER as i64;
 /// Chains kept per sender and conversation: the present one and one that messages may still be under way on.
 const KEPT_CHAINS: u32 = 2;
+/// Messages, counted over all chains, for which those are remembered that were read on chains which are kept no longer: a
+/// server that crashed gives again what was acknowledged, and a sender may send it again.
+const REMEMBERED: i64 = if cfg!(test) { 4 } else { 65_536 };
 /// What `bundle.published` says beside 0, not yet.
 const PUBLISHED: i64 = 1;
 const RESTORED: i64 = 2;
@@ -725,8 +728,12 @@ impl HomeStore {
             "DELETE FROM chain WHERE peer = ?1 AND sid = ?2 AND number <= ?3",
             params![chain.peer, chain.sid, (last + 1).saturating_sub(KEPT_CHAINS)],
         )?;
-        // What was read is remembered as long as its chain, to know repetitions; a message that waits stays.
-        transaction.execute("DELETE FROM inbox WHERE opened = 2 AND chain NOT IN (SELECT id FROM chain)", [])?;
+        // What was read is remembered to know repetitions, also beyond its chain; a message that waits stays.
+        transaction.execute(
+            "DELETE FROM inbox WHERE opened = 2 AND row <= (SELECT max(row) FROM inbox) - ?1
+                 AND chain NOT IN (SELECT id FROM chain)",
+            [REMEMBERED],
+        )?;
         Ok(transaction.commit()?)
     }
 
@@ -1238,7 +1245,7 @@ mod tests {
     }
 
     #[test]
-    fn old_chains_go_with_what_was_read_of_them() {
+    fn old_chains_go_and_what_was_read_of_them_is_remembered_for_a_while() {
         let (_directory, mut store) = store();
         store.begin_chain(&peer(9), &chain(1), (1, 0)).unwrap();
         store.receive(&[], &[message(0), message(1)], 1_700_000_000).unwrap();
@@ -1248,10 +1255,14 @@ mod tests {
         assert!(store.chain(&[1; 8]).unwrap().is_some());
         store.begin_chain(&peer(9), &chain(3), (1, 2)).unwrap();
         assert!(store.chain(&[1; 8]).unwrap().is_none());
+        assert_eq!(store.remembered(&[1; 8], 0).unwrap().map(|known| known.progress), Some(Progress::Told));
+        assert!(store.knows_chain(&[1; 8]).unwrap() && store.knows_chain(&[3; 8]).unwrap());
+        let of = |n| Received { chain: [3; 8], ..message(n) };
+        store.receive(&[], &[of(0), of(1), of(2)], 1_700_000_000).unwrap();
+        store.begin_chain(&peer(9), &chain(4), (1, 3)).unwrap();
         assert!(store.remembered(&[1; 8], 0).unwrap().is_none());
         assert!(store.remembered(&[1; 8], 1).unwrap().is_some(), "it was not read yet");
-        assert!(store.knows_chain(&[1; 8]).unwrap() && store.knows_chain(&[3; 8]).unwrap());
-        assert!(!store.knows_chain(&[4; 8]).unwrap());
-        assert_eq!(store.seen(&peer(9), &[3; 16]).unwrap(), Some((1, 2)));
+        assert!(!store.knows_chain(&[5; 8]).unwrap());
+        assert_eq!(store.seen(&peer(9), &[3; 16]).unwrap(), Some((1, 3)));
     }
 }
