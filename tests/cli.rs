@@ -500,3 +500,31 @@ fn help_has_examples_and_the_version_is_told() {
     }
     assert!(world.run("x", &["--version"]).ok().starts_with("ossicle 0."));
 }
+
+#[test]
+fn an_interrupted_listen_has_printed_each_message_once() {
+    let world = World::new();
+    world.init("alice");
+    world.init("bob");
+    world.listen("bob", &[]).signal("INT");
+    world.wait_online("bob", false);
+    let mut send = world.spawn("alice", &["send", "bob", "-", "--wait", "stored"]);
+    for number in 0..150 {
+        send.write(format!("{number}\n").as_bytes());
+    }
+    send.end_input();
+    send.wait().ok();
+    let mut heard = Vec::new();
+    while heard.len() < 150 {
+        let listen = world.spawn("bob", &["listen", "--json"]);
+        let first = listen.line();
+        listen.signal("INT");
+        let done = listen.wait();
+        assert_eq!(done.code, Some(130), "{done:?}");
+        for line in core::iter::once(first.as_str()).chain(done.out.lines()) {
+            let line: Value = serde_json::from_str(line).unwrap();
+            heard.push(line["text"].as_str().unwrap().parse::<u32>().unwrap());
+        }
+    }
+    assert_eq!(heard, (0..150).collect::<Vec<_>>());
+}

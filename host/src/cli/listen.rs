@@ -1,12 +1,16 @@
 //! `ossicle listen`: messages as they come, one a line.
 //!
 //! A message counts as opened when its line was written and flushed, not before: then its sender is told and its text is
-//! erased here. What was not printed (beyond `--count`, outside the pattern, after the pipe was closed or the process
-//! killed) waits in the home for the next `listen`.
+//! erased here, also when it is interrupted in between. What was not printed (beyond `--count`, outside the pattern, after
+//! the pipe was closed or the process killed) waits in the home for the next `listen`.
+
+use core::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
 
 use super::{HomeArg, harmless, json, key_changed, key_followed, print, rfc3339, say, settled};
 use crate::endpoint::{Access, Failure, Notice};
@@ -15,6 +19,8 @@ use crate::store::home::Waiting;
 
 /// Messages that are read from the home at once.
 const PAGE: u32 = 64;
+/// How long what was begun may take once it was interrupted.
+const GRACE: Duration = Duration::from_secs(1);
 /// Seconds at the server after which people are told that a message waited there: most only pass through its store.
 const LATE: u64 = 60;
 
@@ -63,20 +69,36 @@ struct Line<'m> {
 }
 
 impl Listen {
-    pub(super) async fn run(self) -> Result<(), Failure> {
+    /// Whether it was interrupted. What it has printed by then is marked: it comes once.
+    pub(super) async fn run(self) -> Result<bool, Failure> {
+        let unheard = |error| Failure::refused(format!("cannot hear of interrupts ({error})"));
+        let mut interrupts = signal(SignalKind::interrupt()).map_err(unheard)?;
         let home = self.home.open()?;
-        let mut access = Access::open_reader(&home, "listen").await?;
-        let done = self.print_all(&mut access).await;
-        access.close().await;
-        done
+        let mut access = tokio::select! {
+            opened = Access::open_reader(&home, "listen") => opened?,
+            _ = interrupts.recv() => return Ok(true),
+        };
+        let done = self.print_all(&mut access, &mut interrupts).await;
+        if matches!(done, Ok(true)) {
+            let _ = timeout(GRACE, access.close()).await;
+            return done;
+        }
+        tokio::select! {
+            () = access.close() => done,
+            _ = interrupts.recv() => Ok(true),
+        }
     }
 
-    async fn print_all(&self, access: &mut Access) -> Result<(), Failure> {
+    async fn print_all(&self, access: &mut Access, interrupts: &mut Signal) -> Result<bool, Failure> {
         let (mut printed, mut after) = (0, 0);
         loop {
             let waiting = access.waiting(after, PAGE).await?;
             if waiting.is_empty() {
-                match access.notice().await {
+                let notice = tokio::select! {
+                    notice = access.notice() => notice,
+                    _ = interrupts.recv() => return Ok(true),
+                };
+                match notice {
                     Notice::Inbox | Notice::Connected | Notice::Disconnected(_) => continue,
                     Notice::Ended(failure) => return Err(failure),
                     Notice::KeyChanged { name } => {
@@ -100,14 +122,24 @@ impl Listen {
                 }
                 let line = if self.json { object(&message)? } else { plain(&message) };
                 // A reader may be slow, and the connection must not wait for it.
-                let written = tokio::task::spawn_blocking(move || print(&line)).await;
+                let mut writing = tokio::task::spawn_blocking(move || print(&line));
+                let mut interrupted = false;
+                let written = tokio::select! {
+                    written = &mut writing => written,
+                    _ = interrupts.recv() => {
+                        interrupted = true;
+                        // A reader that takes nothing has not got it.
+                        let Ok(written) = timeout(GRACE, writing).await else { return Ok(true) };
+                        written
+                    }
+                };
                 if !written.map_err(|_| Failure::refused("cannot write to standard output"))?? {
-                    return Ok(());
+                    return Ok(interrupted);
                 }
                 access.read(&message).await?;
                 printed += 1;
-                if self.count == Some(printed) {
-                    return Ok(());
+                if interrupted || self.count == Some(printed) {
+                    return Ok(interrupted);
                 }
             }
         }

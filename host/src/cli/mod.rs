@@ -116,6 +116,14 @@ impl Cli {
                 },
                 _ = tokio::signal::ctrl_c() => return 130,
             },
+            // It finishes what it has begun when it is interrupted.
+            Command::Listen(listen) => {
+                log(io::stderr);
+                match listen.run().await {
+                    Ok(true) => return 130,
+                    done => done.map(drop),
+                }
+            }
             command => {
                 log(io::stderr);
                 tokio::select! {
@@ -140,7 +148,7 @@ impl Command {
             Self::Serve(serve) => serve.run().await.map(|_| ()).map_err(|error| Failure::refused(format!("{error:#}"))),
             Self::Init(init) => init.run().await,
             Self::Send(send) => send.run().await,
-            Self::Listen(listen) => listen.run().await,
+            Self::Listen(listen) => listen.run().await.map(drop),
             Self::Chat(chat) => chat.run().await.map(drop),
             Self::Who(who) => who.run().await,
             Self::Enroll(enroll) => enroll.run().await,
