@@ -2,9 +2,9 @@
 //!
 //! The rest of the house knows [`Store`] alone. Every `Ok` means durable (the exceptions, [`Store::touch`],
 //! [`Store::acknowledge`] and [`Store::remove`], say so), every refusal is typed, and every operation is one
-//! transaction, so that a backend which several servers share can keep the same promises. A backend never blocks the thread of its caller. Nothing here can read a message, and no
-//! private key or token is kept, only what verifies them. `sqlite` is the default backend; whatever is added must pass
-//! `conformance`.
+//! transaction, so that a backend which several servers share can keep the same promises. A backend never blocks the
+//! thread of its caller. Nothing here can read a message, and no private key or token is kept, only what verifies them.
+//! `sqlite` is the default backend, `memory` is for simulations; whatever is added must pass `conformance`.
 
 use core::fmt;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use crate::name::{Name, Pattern};
 mod conformance;
 pub mod home;
 pub mod inspect;
+pub mod memory;
 mod queue;
 pub(crate) mod snapshot;
 mod sqlite;

@@ -1,0 +1,802 @@
+//! A store on a disk that is only memory, for simulations: it does what the disk is told to do, and says when.
+//!
+//! The [`Disk`] outlives the store, as a disk does: a store that is dropped and opened again finds what was written. What
+//! of it survives a power cut is what was flushed, and the cut is [`Disk::cut_power`]. How long an operation takes, and
+//! whether it succeeds, is decided by a function of the caller's, so that the same decisions give the same run. A server
+//! that serves anybody has [`SqliteStore`](super::SqliteStore).
+
+use core::fmt;
+use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use async_trait::async_trait;
+use tokio::time::sleep;
+
+use super::{
+    BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord,
+    ConversationId, EnrolError, Enrolled, Enrolment, Item, ItemKind, MAX_ROUTES, Meta, NewItem, NewKey, PublishError,
+    Put, PutError, QueueLimits, Refuse, RefusedEntry, RotateError, Store, StoreError, Successor, Token, TokenError,
+    TokenId, TokenRefusal, Tokens, Waiting,
+};
+use crate::metrics::StoreHealth;
+use crate::name::Name;
+
+/// Seconds for which ended tokens are remembered.
+const TOKEN_MEMORY: u64 = 30 * 24 * 60 * 60;
+
+/// What a store asks of its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// To read something.
+    Read,
+    /// To write something and flush it.
+    Write,
+}
+
+/// How an operation goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// The time before it takes effect: a store that is dropped meanwhile has done nothing.
+    pub before: Duration,
+    /// The time after that, before the caller is told: a store that is dropped meanwhile has done it.
+    pub after: Duration,
+    /// What comes of it.
+    pub outcome: Outcome,
+}
+
+/// What comes of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It succeeds; what was written is flushed.
+    Done,
+    /// It fails for want of room, and has no effect.
+    Full,
+    /// The disk fails. A write is on it, or not, and every later one fails until the store is opened anew.
+    Failed {
+        /// Whether the disk has it all the same.
+        kept: bool,
+    },
+    /// It succeeds, they say; what was written is flushed with the next write that is. This is a lie: for tests of tests.
+    Unflushed,
+}
+
+impl Access {
+    /// At once, and without a fault.
+    pub const INSTANT: Self = Self { before: Duration::ZERO, after: Duration::ZERO, outcome: Outcome::Done };
+}
+
+/// A disk. Clones are the same one.
+#[derive(Clone)]
+pub struct Disk(Arc<DiskState>);
+
+struct DiskState {
+    meta: Meta,
+    access: Box<dyn Fn(Operation) -> Access + Send + Sync>,
+    data: Mutex<Data>,
+}
+
+#[derive(Default)]
+struct Data {
+    /// What whoever opens it finds.
+    written: Arc<State>,
+    /// What a power cut leaves of that.
+    flushed: Arc<State>,
+    in_use: bool,
+}
+
+impl Disk {
+    /// An empty disk, on which every operation goes as `access` says.
+    pub fn new(meta: Meta, access: impl Fn(Operation) -> Access + Send + Sync + 'static) -> Self {
+        Self(Arc::new(DiskState { meta, access: Box::new(access), data: Mutex::default() }))
+    }
+
+    /// Forgets what was not flushed. Drop the store first: it goes on otherwise, on what is left.
+    pub fn cut_power(&self) {
+        let mut data = self.data();
+        data.written = Arc::clone(&data.flushed);
+    }
+
+    /// Items that wait on it, for all clients together.
+    pub fn waiting(&self) -> usize {
+        self.data().written.queues.values().map(BTreeMap::len).sum()
+    }
+
+    fn data(&self) -> MutexGuard<'_, Data> {
+        // Changes are made to a copy, and put in its place in one step.
+        self.0.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk").field("meta", &self.0.meta).field("waiting", &self.waiting()).finish_non_exhaustive()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct MemoryStore {
+    disk: Disk,
+    limits: QueueLimits,
+    /// Held by whoever writes.
+    turn: tokio::sync::Mutex<()>,
+    /// Why nothing more is written.
+    failed: OnceLock<StoreError>,
+    running: Mutex<Running>,
+}
+
+/// What is true of a store until it is dropped.
+#[derive(Debug, Default)]
+struct Running {
+    /// The highest number that was given out to each recipient.
+    given: BTreeMap<ClientId, u64>,
+    /// The highest number that each recipient had.
+    newest: BTreeMap<ClientId, u64>,
+    /// The last write failed for want of room.
+    tight: bool,
+}
+
+impl MemoryStore {
+    /// Opens the store on `disk`.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] while another one is open on it.
+    pub fn open(disk: &Disk, limits: QueueLimits) -> Result<Self, StoreError> {
+        let mut data = disk.data();
+        if core::mem::replace(&mut data.in_use, true) {
+            return Err(StoreError::Busy("this disk".into()));
+        }
+        let newest = data.written.queues.iter().filter_map(|(id, queue)| Some((*id, *queue.last_key_value()?.0)));
+        let running = Running { newest: newest.collect(), ..Running::default() };
+        drop(data);
+        Ok(Self {
+            disk: disk.clone(),
+            limits,
+            turn: tokio::sync::Mutex::default(),
+            failed: OnceLock::new(),
+            running: Mutex::new(running),
+        })
+    }
+
+    fn running(&self) -> MutexGuard<'_, Running> {
+        // Each change is one step.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        self.failed.get().cloned().map_or(Ok(()), Err)
+    }
+
+    /// Reads what is there at one moment.
+    async fn read<T>(&self, look: impl FnOnce(&State) -> T + Send) -> Result<T, StoreError> {
+        self.check()?;
+        let access = (self.disk.0.access)(Operation::Read);
+        pause(access.before).await;
+        let state = Arc::clone(&self.disk.data().written);
+        let found = look(&state);
+        drop(state);
+        pause(access.after).await;
+        match access.outcome {
+            Outcome::Done | Outcome::Unflushed => Ok(found),
+            Outcome::Full => Err(StoreError::Full("this disk".into())),
+            Outcome::Failed { .. } => Err(StoreError::Io("this disk does not read".into())),
+        }
+    }
+
+    /// Changes something, durably. A refusal leaves nothing of it.
+    async fn write<T, E>(
+        &self,
+        change: impl FnOnce(&mut State, &mut Running) -> Result<T, E> + Send,
+    ) -> Result<Result<T, E>, StoreError> {
+        let turn = self.turn.lock().await;
+        self.check()?;
+        let access = (self.disk.0.access)(Operation::Write);
+        pause(access.before).await;
+        let result = self.apply(access.outcome, change);
+        drop(turn);
+        if result.is_ok() {
+            pause(access.after).await;
+        }
+        result
+    }
+
+    fn apply<T, E>(
+        &self,
+        outcome: Outcome,
+        change: impl FnOnce(&mut State, &mut Running) -> Result<T, E>,
+    ) -> Result<Result<T, E>, StoreError> {
+        let mut running = self.running();
+        running.tight = outcome == Outcome::Full;
+        if outcome == Outcome::Full {
+            return Err(StoreError::Full("this disk".into()));
+        }
+        let kept = !matches!(outcome, Outcome::Failed { kept: false });
+        let mut data = self.disk.data();
+        let mut state = (*data.written).clone();
+        let result = change(&mut state, &mut running);
+        if kept && result.is_ok() {
+            data.written = Arc::new(state);
+            if outcome != Outcome::Unflushed {
+                data.flushed = Arc::clone(&data.written);
+            }
+        }
+        if let Outcome::Failed { .. } = outcome {
+            let error = StoreError::Io("this disk does not write".into());
+            // Only once: nothing is written afterwards.
+            let _ = self.failed.set(error.clone());
+            return Err(error);
+        }
+        Ok(result)
+    }
+
+    /// [`MemoryStore::write`] for what is never refused.
+    async fn update<T>(&self, change: impl FnOnce(&mut State, &mut Running) -> T + Send) -> Result<T, StoreError> {
+        let done = self.write(move |state, running| Ok::<_, core::convert::Infallible>(change(state, running))).await?;
+        match done {
+            Ok(value) => Ok(value),
+            Err(never) => match never {},
+        }
+    }
+
+    /// Changes something at once that a power cut may take back.
+    fn lazily<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T, StoreError> {
+        self.check()?;
+        Ok(change(Arc::make_mut(&mut self.disk.data().written)))
+    }
+}
+
+impl Drop for MemoryStore {
+    fn drop(&mut self) {
+        self.disk.data().in_use = false;
+    }
+}
+
+async fn pause(time: Duration) {
+    if !time.is_zero() {
+        sleep(time).await;
+    }
+}
+
+/// Everything that is on a disk.
+#[derive(Clone, Debug, Default)]
+struct State {
+    clients: BTreeMap<ClientId, Client>,
+    bundles: BTreeMap<ClientId, BundleRecord>,
+    tokens: BTreeMap<TokenId, Token>,
+    /// By the client and the epoch of the key that was replaced.
+    rotations: BTreeMap<(ClientId, u32), Step>,
+    /// In the order in which they came.
+    chains: Vec<Route>,
+    channels: BTreeMap<ChannelId, (ClientId, ChannelRecord)>,
+    queues: BTreeMap<ClientId, BTreeMap<u64, Item>>,
+    /// The last number that was given to an item.
+    last: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Client {
+    record: ClientRecord,
+    /// Its name in normalised form.
+    key: String,
+}
+
+#[derive(Clone, Debug)]
+struct Step {
+    former: Vec<u8>,
+    successor: Successor,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Route {
+    chain: ChainId,
+    sender: ClientId,
+    sid: ConversationId,
+    recipient: ClientId,
+}
+
+impl State {
+    fn is_live(&self, id: &ClientId) -> bool {
+        self.clients.get(id).is_some_and(|client| !client.record.revoked)
+    }
+
+    fn by_name(&self, key: &str) -> Option<&ClientRecord> {
+        let mut named = self.clients.values().filter(|client| client.key == key && !client.record.revoked);
+        named.next().map(|client| &client.record)
+    }
+
+    /// Whether this is, or ever was, the key of a client.
+    fn is_known_key(&self, modulus: &[u8]) -> bool {
+        self.clients.values().any(|client| client.record.modulus == modulus)
+            || self.rotations.values().any(|step| step.former == modulus)
+    }
+
+    fn enrol(&mut self, enrolment: &Enrolment) -> Result<Enrolled, EnrolError> {
+        let Enrolment { id, name, modulus, .. } = enrolment;
+        let same_id = self.clients.get(id);
+        let repeats = |held: &Client| held.key == name.key() && held.record.modulus == *modulus && !held.record.revoked;
+        if same_id.is_some_and(repeats) {
+            return Ok(Enrolled::Repeat);
+        }
+        let is_other = same_id.is_some_and(|held| held.record.modulus != *modulus);
+        if enrolment.enrolled_by.is_some_and(|enroller| !self.is_live(&enroller)) {
+            return Err(EnrolError::Enroller);
+        }
+        if let Some(token) = &enrolment.token_id {
+            self.use_token(token, enrolment).map_err(EnrolError::Token)?;
+        }
+        if self.by_name(name.key()).is_some() {
+            return Err(EnrolError::NameInUse);
+        }
+        if is_other {
+            return Err(EnrolError::IdInUse);
+        }
+        if self.is_known_key(modulus) {
+            return Err(EnrolError::KeyInUse);
+        }
+        let record = ClientRecord {
+            id: *id,
+            name: name.as_str().to_owned(),
+            modulus: modulus.clone(),
+            key_epoch: 0,
+            enrolled_by: enrolment.enrolled_by,
+            revoked: false,
+            enrolled_at: enrolment.now,
+            last_seen: None,
+            record_limit: enrolment.record_limit,
+        };
+        self.clients.insert(*id, Client { record, key: name.key().to_owned() });
+        Ok(Enrolled::New)
+    }
+
+    fn use_token(&mut self, id: &TokenId, enrolment: &Enrolment) -> Result<(), TokenRefusal> {
+        let token = self.tokens.get_mut(id).ok_or(TokenRefusal::Unknown)?;
+        if token.expires <= enrolment.now {
+            return Err(TokenRefusal::Expired);
+        }
+        if token.uses == Some(0) {
+            return Err(TokenRefusal::UsedUp);
+        }
+        if token.name_pattern.as_ref().is_some_and(|pattern| !pattern.matches(&enrolment.name)) {
+            return Err(TokenRefusal::Name);
+        }
+        if token.preset_id.is_some_and(|preset| preset != enrolment.id) {
+            return Err(TokenRefusal::Id);
+        }
+        token.uses = token.uses.map(|uses| uses.saturating_sub(1));
+        Ok(())
+    }
+
+    /// Drops channels and routes of a client.
+    fn cut_off(&mut self, id: &ClientId) {
+        self.channels.retain(|_, (client, _)| client != id);
+        self.chains.retain(|route| route.sender != *id && route.recipient != *id);
+    }
+
+    fn revoke(
+        &mut self,
+        running: &mut Running,
+        limits: QueueLimits,
+        id: &ClientId,
+        refuse: &Refuse,
+    ) -> Option<Vec<ClientId>> {
+        let client = self.clients.get_mut(id).filter(|client| !client.record.revoked)?;
+        client.record.revoked = true;
+        self.bundles.remove(id);
+        self.cut_off(id);
+        let queue = self.queues.remove(id).unwrap_or_default();
+        running.newest.remove(id);
+        let told: Vec<_> = queue.into_values().map(|item| (*id, item)).collect();
+        Some(self.refuse_all(running, limits, told.iter(), refuse))
+    }
+
+    /// What becomes of items that were removed undelivered waits for their senders, who are returned, each once.
+    fn refuse_all<'i>(
+        &mut self,
+        running: &mut Running,
+        limits: QueueLimits,
+        items: impl Iterator<Item = &'i (ClientId, Item)>,
+        refuse: &Refuse,
+    ) -> Vec<ClientId> {
+        let mut told = BTreeSet::new();
+        for (recipient, item) in items.filter(|(_, item)| item.kind != ItemKind::Receipt) {
+            let Some(refusal) = refuse.refusal(recipient, item) else { continue };
+            if self.put(running, limits, &refusal).is_ok() {
+                told.insert(refusal.recipient);
+            }
+        }
+        told.into_iter().collect()
+    }
+
+    fn publish(&mut self, id: &ClientId, record: BundleRecord) -> Result<(), PublishError> {
+        if !self.is_live(id) {
+            return Err(PublishError::Unknown);
+        }
+        if let Some(held) = self.bundles.get(id) {
+            if (held.epoch, &held.bundle) == (record.epoch, &record.bundle) {
+                return Ok(());
+            }
+            if record.epoch <= held.epoch {
+                return Err(PublishError::Epoch { stored: held.epoch });
+            }
+        }
+        self.bundles.insert(*id, record);
+        Ok(())
+    }
+
+    fn rotate(&mut self, new: NewKey) -> Result<(), RotateError> {
+        let NewKey { id, key_epoch, modulus, signature, bundle } = new;
+        let client = self.clients.get(&id).filter(|client| !client.record.revoked).ok_or(RotateError::Unknown)?;
+        let (former, present) = (client.record.modulus.clone(), client.record.key_epoch);
+        if present == key_epoch && former == modulus && present > 0 {
+            return Ok(());
+        }
+        if present.checked_add(1) != Some(key_epoch) {
+            return Err(RotateError::KeyEpoch { present });
+        }
+        if self.is_known_key(&modulus) {
+            return Err(RotateError::KeyInUse);
+        }
+        self.publish(&id, bundle).map_err(|error| match error {
+            PublishError::Epoch { stored } => RotateError::BundleEpoch { stored },
+            _ => RotateError::Unknown,
+        })?;
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.record.modulus = modulus.clone();
+            client.record.key_epoch = key_epoch;
+        }
+        self.rotations.insert((id, present), Step { former, successor: Successor { modulus, signature } });
+        self.cut_off(&id);
+        Ok(())
+    }
+
+    fn register(&mut self, new: Route) -> Result<(), ChainError> {
+        if !self.is_live(&new.sender) || !self.is_live(&new.recipient) {
+            return Err(ChainError::Unknown);
+        }
+        let other = |held: &Route| held.chain == new.chain && (held.sender, held.sid) != (new.sender, new.sid);
+        if self.chains.iter().any(other) {
+            return Err(ChainError::InUse);
+        }
+        if self.chains.contains(&new) {
+            return Ok(());
+        }
+        let pair = |held: &Route| (held.sender, held.recipient) == (new.sender, new.recipient);
+        if self.chains.iter().filter(|held| pair(held)).count() >= MAX_ROUTES
+            && let Some(oldest) = self.chains.iter().position(pair)
+        {
+            self.chains.remove(oldest);
+        }
+        self.chains.push(new);
+        Ok(())
+    }
+
+    fn route(&self, chain: &ChainId) -> Option<ChainRoute> {
+        let mut routes = self.chains.iter().filter(|route| route.chain == *chain).peekable();
+        let first = routes.peek()?;
+        let (sender, sid) = (first.sender, first.sid);
+        Some(ChainRoute { sender, sid, recipients: routes.map(|route| route.recipient).collect() })
+    }
+
+    fn put(&mut self, running: &mut Running, limits: QueueLimits, new: &NewItem) -> Result<Put, PutError> {
+        if !self.is_live(&new.recipient) {
+            return Err(PutError::UnknownRecipient);
+        }
+        let queue = self.queues.entry(new.recipient).or_default();
+        let is_receipt = |item: &Item| item.kind == ItemKind::Receipt;
+        let (items, bytes) = queue
+            .values()
+            .filter(|item| !is_receipt(item))
+            .fold((0_u64, 0_u64), |(items, bytes), item| (items + 1, bytes + len(&item.bytes)));
+        let mut seq = None;
+        if new.kind == ItemKind::Receipt {
+            let waiting: Vec<_> = queue.values().filter(|item| is_receipt(item)).map(|item| item.seq).collect();
+            let room = usize::try_from(limits.receipts.max(1)).unwrap_or(usize::MAX);
+            for oldest in waiting.iter().take((waiting.len() + 1).saturating_sub(room)) {
+                queue.remove(oldest);
+            }
+        } else {
+            let name = |item: &Item| (item.kind, item.chain, item.n);
+            match queue.values().find(|item| name(item) == (new.kind, new.chain, new.n)) {
+                Some(same) if same.bytes == new.bytes => return Ok(Put::Repeat { seq: same.seq }),
+                Some(_) if new.kind == ItemKind::Envelope => return Err(PutError::Rewound),
+                Some(same) => {
+                    if bytes - len(&same.bytes) + len(&new.bytes) > limits.bytes {
+                        return Err(PutError::QueueFull);
+                    }
+                    // Nobody may have been given the one and say that he has the other.
+                    let former = same.seq;
+                    queue.remove(&former);
+                    seq = Some(former).filter(|seq| running.given.get(&new.recipient).is_none_or(|given| given < seq));
+                }
+                None if items >= limits.items || bytes + len(&new.bytes) > limits.bytes => {
+                    return Err(PutError::QueueFull);
+                }
+                None => {}
+            }
+        }
+        let seq = seq.unwrap_or_else(|| {
+            self.last += 1;
+            self.last
+        });
+        let NewItem { recipient, sender, kind, chain, n, wanted, bytes, at } = new.clone();
+        queue.insert(seq, Item { seq, sender, kind, chain, n, wanted, bytes, at });
+        let newest = running.newest.entry(recipient).or_default();
+        *newest = seq.max(*newest);
+        Ok(Put::Stored { seq })
+    }
+}
+
+fn len(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    fn meta(&self) -> Meta {
+        self.disk.0.meta
+    }
+
+    fn health(&self) -> StoreHealth {
+        let full = self.running().tight.then(|| StoreError::Full("this disk".into()));
+        let state = Arc::clone(&self.disk.data().written);
+        let items = || state.queues.values().flat_map(BTreeMap::values);
+        StoreHealth {
+            refusing: self.failed.get().cloned().or(full).map(|error| error.to_string()),
+            bytes: u64::try_from(size_of::<State>()).unwrap_or(u64::MAX)
+                + items().map(|item| len(&item.bytes)).sum::<u64>(),
+            waiting: u64::try_from(items().count()).unwrap_or(u64::MAX),
+            waiting_bytes: items().map(|item| len(&item.bytes)).sum(),
+            waiting_clients: state
+                .queues
+                .values()
+                .filter(|queue| !queue.is_empty())
+                .count()
+                .try_into()
+                .unwrap_or(u64::MAX),
+            writer: None,
+        }
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        self.update(|_, _| ()).await
+    }
+
+    async fn client(&self, id: &ClientId) -> Result<Option<ClientRecord>, StoreError> {
+        self.read(|state| state.clients.get(id).map(|client| client.record.clone())).await
+    }
+
+    async fn client_by_name(&self, name: &Name) -> Result<Option<ClientRecord>, StoreError> {
+        self.read(|state| state.by_name(name.key()).cloned()).await
+    }
+
+    async fn clients(&self, after: Option<&Name>, limit: usize) -> Result<Vec<ClientRecord>, StoreError> {
+        self.read(|state| {
+            let after = after.map(Name::key).unwrap_or_default();
+            let mut found: Vec<_> =
+                state.clients.values().filter(|client| !client.record.revoked && client.key.as_str() > after).collect();
+            found.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+            found.into_iter().take(limit).map(|client| client.record.clone()).collect()
+        })
+        .await
+    }
+
+    async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, EnrolError> {
+        self.write(move |state, _| state.enrol(&enrolment)).await?
+    }
+
+    async fn enrol_all(&self, batch: Vec<Enrolment>) -> Result<Vec<Enrolled>, RefusedEntry> {
+        self.write(move |state, _| {
+            let one = |(index, enrolment)| state.enrol(enrolment).map_err(|error| RefusedEntry { index, error });
+            batch.iter().enumerate().map(one).collect()
+        })
+        .await?
+    }
+
+    async fn revoke(&self, id: &ClientId, _: u64, refuse: Refuse) -> Result<Option<Vec<ClientId>>, StoreError> {
+        self.update(|state, running| state.revoke(running, self.limits, id, &refuse)).await
+    }
+
+    async fn rotate(&self, rotation: NewKey) -> Result<(), RotateError> {
+        self.write(move |state, _| state.rotate(rotation)).await?
+    }
+
+    async fn successor(&self, id: &ClientId, key_epoch: u32) -> Result<Option<Successor>, StoreError> {
+        self.read(|state| state.rotations.get(&(*id, key_epoch)).map(|step| step.successor.clone())).await
+    }
+
+    async fn set_record_limit(&self, id: &ClientId, limit: u16) -> Result<(), StoreError> {
+        self.update(|state, _| {
+            if let Some(client) = state.clients.get_mut(id) {
+                client.record.record_limit = limit;
+            }
+        })
+        .await
+    }
+
+    async fn touch(&self, id: &ClientId, now: u64) -> Result<(), StoreError> {
+        self.lazily(|state| {
+            if let Some(client) = state.clients.get_mut(id) {
+                client.record.last_seen = client.record.last_seen.max(Some(now));
+            }
+        })
+    }
+
+    async fn publish_bundle(
+        &self,
+        id: &ClientId,
+        epoch: u32,
+        bundle: &[u8],
+        signature: &[u8],
+    ) -> Result<(), PublishError> {
+        let record = BundleRecord { epoch, bundle: bundle.to_vec(), signature: signature.to_vec() };
+        self.write(move |state, _| state.publish(id, record)).await?
+    }
+
+    async fn bundle(&self, id: &ClientId) -> Result<Option<BundleRecord>, StoreError> {
+        self.read(|state| state.bundles.get(id).cloned()).await
+    }
+
+    async fn add_token(&self, token: Token) -> Result<(), TokenError> {
+        self.write(move |state, _| {
+            if state.tokens.contains_key(&token.id) {
+                return Err(TokenError::IdInUse);
+            }
+            state.tokens.insert(token.id, token);
+            Ok(())
+        })
+        .await?
+    }
+
+    async fn token(&self, id: &TokenId) -> Result<Option<Token>, StoreError> {
+        self.read(|state| state.tokens.get(id).cloned()).await
+    }
+
+    async fn end_tokens(&self, which: Tokens, now: u64) -> Result<u64, StoreError> {
+        self.update(move |state, _| {
+            state.tokens.retain(|_, token| token.expires >= now.saturating_sub(TOKEN_MEMORY));
+            let mut ended = 0;
+            for token in state.tokens.values_mut() {
+                if token.expires > now && token.uses != Some(0) && (token.printed || which == Tokens::All) {
+                    token.expires = now;
+                    ended += 1;
+                }
+            }
+            ended
+        })
+        .await
+    }
+
+    async fn register_chain(
+        &self,
+        chain: &ChainId,
+        sender: &ClientId,
+        sid: &ConversationId,
+        recipient: &ClientId,
+    ) -> Result<(), ChainError> {
+        let route = Route { chain: *chain, sender: *sender, sid: *sid, recipient: *recipient };
+        self.write(move |state, _| state.register(route)).await?
+    }
+
+    async fn chain(&self, chain: &ChainId) -> Result<Option<ChainRoute>, StoreError> {
+        self.read(|state| state.route(chain)).await
+    }
+
+    async fn put_channel(
+        &self,
+        client: &ClientId,
+        channel: ChannelRecord,
+        keep: Option<ChannelId>,
+    ) -> Result<(), ChannelError> {
+        self.write(move |state, _| {
+            if !state.is_live(client) {
+                return Err(ChannelError::Unknown);
+            }
+            state.channels.retain(|id, (owner, _)| owner != client || Some(*id) == keep);
+            state.channels.insert(channel.id, (*client, channel));
+            Ok(())
+        })
+        .await?
+    }
+
+    async fn channel(&self, id: &ChannelId, now: u64) -> Result<Option<(ClientId, ChannelRecord)>, StoreError> {
+        self.read(|state| state.channels.get(id).filter(|(_, channel)| channel.expires > now).cloned()).await
+    }
+
+    async fn channels(&self, client: &ClientId, now: u64) -> Result<Vec<(ChannelId, u64)>, StoreError> {
+        self.read(|state| {
+            let of_client = state.channels.values().filter(|(owner, channel)| owner == client && channel.expires > now);
+            of_client.map(|(_, channel)| (channel.id, channel.expires)).collect()
+        })
+        .await
+    }
+
+    async fn drop_channels(&self, client: &ClientId) -> Result<u64, StoreError> {
+        self.update(|state, _| {
+            let before = state.channels.len();
+            state.channels.retain(|_, (owner, _)| owner != client);
+            u64::try_from(before - state.channels.len()).unwrap_or(u64::MAX)
+        })
+        .await
+    }
+
+    async fn put(&self, items: Vec<NewItem>) -> Result<Vec<Result<Put, PutError>>, StoreError> {
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.update(move |state, running| items.iter().map(|item| state.put(running, self.limits, item)).collect())
+            .await
+    }
+
+    async fn queue(
+        &self,
+        recipient: &ClientId,
+        after: u64,
+        max_items: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<Item>, StoreError> {
+        self.read(|state| {
+            let waiting = state.queues.get(recipient).into_iter().flatten();
+            let (mut items, mut sum) = (Vec::new(), 0_usize);
+            for (_, item) in waiting.filter(|(seq, _)| **seq > after).take(max_items.max(1)) {
+                sum = sum.saturating_add(item.bytes.len());
+                if sum > max_bytes && !items.is_empty() {
+                    break;
+                }
+                items.push(item.clone());
+            }
+            if let Some(last) = items.last() {
+                let mut running = self.running();
+                let given = running.given.entry(*recipient).or_default();
+                *given = last.seq.max(*given);
+            }
+            items
+        })
+        .await
+    }
+
+    async fn acknowledge(&self, recipient: &ClientId, up_to: u64) -> Result<u64, StoreError> {
+        self.lazily(|state| {
+            let Some(queue) = state.queues.get_mut(recipient) else { return 0 };
+            let before = queue.len();
+            queue.retain(|seq, _| *seq > up_to);
+            u64::try_from(before - queue.len()).unwrap_or(u64::MAX)
+        })
+    }
+
+    async fn remove(&self, recipient: &ClientId, seqs: &[u64]) -> Result<u64, StoreError> {
+        self.lazily(|state| {
+            let Some(queue) = state.queues.get_mut(recipient) else { return 0 };
+            let removed = seqs.iter().filter(|seq| queue.remove(seq).is_some()).count();
+            u64::try_from(removed).unwrap_or(u64::MAX)
+        })
+    }
+
+    async fn waiting(&self, recipient: &ClientId) -> Result<Waiting, StoreError> {
+        self.check()?;
+        let state = Arc::clone(&self.disk.data().written);
+        let items = || state.queues.get(recipient).into_iter().flat_map(BTreeMap::values);
+        Ok(Waiting {
+            items: u64::try_from(items().count()).unwrap_or(u64::MAX),
+            bytes: items().map(|item| len(&item.bytes)).sum(),
+            newest: self.running().newest.get(recipient).copied().unwrap_or_default(),
+        })
+    }
+
+    async fn expire(&self, before: u64, limit: usize, refuse: Refuse) -> Result<Vec<(ClientId, Item)>, StoreError> {
+        self.update(move |state, running| {
+            let mut expired = Vec::new();
+            for (recipient, queue) in &mut state.queues {
+                let old = queue.values().filter(|item| item.at < before).take(limit.saturating_sub(expired.len()));
+                let old: Vec<_> = old.map(|item| item.seq).collect();
+                expired.extend(old.iter().filter_map(|seq| Some((*recipient, queue.remove(seq)?))));
+            }
+            state.refuse_all(running, self.limits, expired.iter(), &refuse);
+            expired
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests;
