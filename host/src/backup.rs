@@ -228,7 +228,7 @@ fn pack(kind: Kind, folder: &Path, file: &Path) -> Result<(), BackupError> {
             format: FORMAT,
             kind,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            made: crate::server::now(),
+            made: crate::clock::system_date(),
             parts: parts.iter().map(|part| (*part).to_owned()).collect(),
         };
         let manifest = serde_json::to_vec_pretty(&manifest)?;
@@ -439,7 +439,7 @@ pub(crate) fn restore_home(file: &Path, home: &Path, replace: bool) -> Result<Re
     let keys = BundleKeys::generate(last.prekey_id.wrapping_add(1), &mut getrandom::SysRng).map_err(sick)?;
     let bundle = keys.bundle(&last.member(), last.epoch.saturating_add(1), last.hash());
     let signature = key.sign(&bundle.statement())?;
-    store.put_keys(&keys, &bundle, &signature, crate::server::now())?;
+    store.put_keys(&keys, &bundle, &signature, crate::clock::system_date())?;
     store.restored()?;
     drop(store);
     let former = swap(folder, home)?;
@@ -531,7 +531,7 @@ fn swap(folder: tempfile::TempDir, place: &Path) -> Result<Option<PathBuf>, Back
         return Ok(None);
     }
     let mut former = place.as_os_str().to_owned();
-    former.push(format!(".before-restore-{}", crate::server::now()));
+    former.push(format!(".before-restore-{}", crate::clock::system_date()));
     let former = PathBuf::from(former);
     let kept = if fs::rename(&new, &former).is_ok() { former } else { new };
     Ok(Some(kept))

@@ -18,8 +18,6 @@ use ossicle_core::{
     Ask, BufferError, ClaimKind, ClientClaim, Connection, Enrol, EnvelopeHeader, Error, Event, ID_LEN, Lookup,
     MAX_RECORD_LEN, MIN_RECORD_LIMIT, Message, PublicKey, RECORD_OVERHEAD, Reason, Received, Settings, Statement,
 };
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -35,8 +33,9 @@ use crate::mailbox::{Delivery, Mailbox, Next, Owed, Wanted, refusal};
 use crate::name::Name;
 use crate::resumption::Held;
 use crate::router::{Outgoing, Sent, Told, Way};
-use crate::server::{MAX_CHANNEL_AGE, Policy, Server, now};
+use crate::server::{MAX_CHANNEL_AGE, Policy, Server};
 use crate::store::{ChannelId, ClientId, ClientRecord, Enrolment, Item, StoreError};
+use crate::transport::Stream;
 
 /// Bytes read at once: some records, and always room for the longest.
 const READ_LEN: usize = 32 * 1024;
@@ -129,10 +128,11 @@ impl Exit {
 }
 
 /// Serves one peer until it or the server is done. Logs how it ended.
-pub(crate) async fn run(server: Arc<Server>, stream: TcpStream, address: SocketAddr, mut ticket: Ticket) {
+pub(crate) async fn run<S: Stream>(server: Arc<Server>, stream: S, address: SocketAddr, mut ticket: Ticket) {
     // Boxed, so that the handshake's buffers and keys are gone once it is over.
     let entered = Box::pin(async {
         tokio::select! {
+            biased;
             entered = timeout(server.config().handshake_within, enter(&server, stream, address)) => {
                 entered.unwrap_or(Err(Exit::Timeout))
             }
@@ -163,11 +163,11 @@ pub(crate) async fn run(server: Arc<Server>, stream: TcpStream, address: SocketA
 }
 
 /// The server's side of the handshake, to a seated client whose settings wait to be written.
-async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> Result<Box<Peer>, Exit> {
+async fn enter<S: Stream>(server: &Arc<Server>, stream: S, address: SocketAddr) -> Result<Box<Peer<S>>, Exit> {
     // Small records must not wait for each other: what belongs together is written together already.
-    stream.set_nodelay(true)?;
+    stream.set_nodelay()?;
     let mut seed = Zeroizing::new([0; 64]);
-    getrandom::fill(seed.as_mut()).map_err(|_| Error::Crypto)?;
+    server.random.fill(seed.as_mut()).map_err(|_| Error::Crypto)?;
     let mut connection = Box::new(Connection::<HostAead>::server(server.core_config(), &seed));
     let mut buffer = Vec::new();
 
@@ -189,14 +189,14 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
 
     // <- {Settings}
     let meta = server.store.meta();
-    let now = now();
+    let now = server.now();
     let config = server.config();
     let full = config.channel_age.min(MAX_CHANNEL_AGE).as_secs();
     let expires = used.as_ref().map_or_else(|| now.saturating_add(full), |used| used.expires);
     // It is only said: a store that cannot tell says so when it is asked for them.
     let waiting = server.store.waiting(&client.id).await.unwrap_or_default();
     let mut channel = [0; ID_LEN];
-    getrandom::fill(&mut channel).map_err(|_| Error::Crypto)?;
+    server.random.fill(&mut channel).map_err(|_| Error::Crypto)?;
     let settings = Settings {
         channel,
         valid_for: u32::try_from(expires.saturating_sub(now)).unwrap_or(u32::MAX),
@@ -265,7 +265,7 @@ async fn enter(server: &Arc<Server>, stream: TcpStream, address: SocketAddr) -> 
 /// Answers an offer. Who resumed a channel is returned with it; `None` leaves the connection at the full handshake.
 async fn resume(
     server: &Server,
-    stream: &TcpStream,
+    stream: &impl Stream,
     connection: &mut Connection<HostAead>,
     buffer: &mut Vec<u8>,
     id: ChannelId,
@@ -316,7 +316,7 @@ async fn resumable(server: &Server, id: &ChannelId) -> Option<(ClientRecord, Hel
         return None;
     }
     let failed = |error: &StoreError| warn!(%error, "the store could not look a channel up");
-    let held = server.channels.find(&*server.store, id, now()).await.inspect_err(failed).ok()??;
+    let held = server.channels.find(&*server.store, id, server.now()).await.inspect_err(failed).ok()??;
     let client = server.store.client(&held.channel.client).await.inspect_err(failed).ok()??;
     let fits = !client.revoked
         && client.key_epoch == held.channel.key_epoch
@@ -327,7 +327,7 @@ async fn resumable(server: &Server, id: &ChannelId) -> Option<(ClientRecord, Hel
 /// The full handshake, from the server's signature to a client that may enter.
 async fn authenticate(
     server: &Server,
-    stream: &TcpStream,
+    stream: &impl Stream,
     address: SocketAddr,
     connection: &mut Connection<HostAead>,
     buffer: &mut Vec<u8>,
@@ -446,7 +446,7 @@ async fn check(
                 enrolled_by: None,
                 // Known once the connection is accepted.
                 record_limit: u16::try_from(MIN_RECORD_LIMIT).unwrap_or(u16::MAX),
-                now: now(),
+                now: server.now(),
             };
             if let Err(error) = server.store.enrol(enrolment).await {
                 info!(client = %Uuid::from_bytes(claim.id()), %error, "not enrolled");
@@ -472,7 +472,7 @@ enum Heard {
 
 /// Reads until one record was opened, never beyond it.
 async fn read_record(
-    stream: &TcpStream,
+    stream: &impl Stream,
     connection: &mut Connection<HostAead>,
     buffer: &mut Vec<u8>,
 ) -> Result<Heard, Exit> {
@@ -509,7 +509,7 @@ async fn read_record(
     }
 }
 
-async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> Result<(), Exit> {
+async fn write_all(stream: &impl Stream, mut bytes: &[u8]) -> Result<(), Exit> {
     while !bytes.is_empty() {
         match stream.try_write(bytes) {
             Ok(len) => bytes = bytes.get(len..).unwrap_or_default(),
@@ -531,9 +531,9 @@ type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Fetch = Pin<Box<dyn Future<Output = (Wanted, Result<Vec<Item>, StoreError>)> + Send>>;
 
 /// An authenticated client's connection.
-struct Peer {
+struct Peer<S: Stream> {
     server: Arc<Server>,
-    stream: TcpStream,
+    stream: S,
     address: SocketAddr,
     connection: Connection<HostAead>,
     id: ClientId,
@@ -573,7 +573,7 @@ struct Peer {
     farewell: Option<Instant>,
 }
 
-impl Peer {
+impl<S: Stream> Peer<S> {
     /// What follows from the client's being here, and what may have happened while it entered.
     async fn settle_in(&mut self, client: &ClientRecord, revocations: u64) {
         let server = &self.server;
@@ -592,7 +592,7 @@ impl Peer {
         if limit != client.record_limit {
             note(self.id, server.store.set_record_limit(&self.id, limit).await);
         }
-        note(self.id, server.store.touch(&self.id, now()).await);
+        note(self.id, server.store.touch(&self.id, server.now()).await);
     }
 
     async fn serve(mut self: Box<Self>) {
@@ -602,7 +602,7 @@ impl Peer {
         self.leave();
         self.server.metrics.ended.count(why.word());
         info!(address = %self.address, client = %Uuid::from_bytes(self.id), %why, "disconnected");
-        note(self.id, self.server.store.touch(&self.id, now()).await);
+        note(self.id, self.server.store.touch(&self.id, self.server.now()).await);
         if matches!(why, Exit::Closed | Exit::Ended(_)) {
             // Unread bytes here would become a reset there, which takes back what the peer has not read yet.
             let lingered = timeout(LINGER, self.linger()).await;
@@ -635,9 +635,13 @@ impl Peer {
             if self.due() < timer.deadline() {
                 timer.as_mut().reset(self.due());
             }
+            // What is rare comes first. Nothing waits for the rest: each turn asks the store and writes what there is.
             tokio::select! {
-                () = self.mailbox.changed() => {}
-                writable = self.stream.writable(), if blocked => writable?,
+                biased;
+                () = &mut timer => {
+                    self.tick()?;
+                    timer.as_mut().reset(self.due());
+                }
                 () = finish(&mut self.job), if self.job.is_some() => {
                     self.job = None;
                     more = self.open(false)?;
@@ -650,10 +654,8 @@ impl Peer {
                     readable?;
                     more = self.open(true)?;
                 }
-                () = &mut timer => {
-                    self.tick()?;
-                    timer.as_mut().reset(self.due());
-                }
+                writable = self.stream.writable(), if blocked => writable?,
+                () = self.mailbox.changed() => {}
             }
         }
     }
@@ -797,7 +799,7 @@ impl Peer {
                     Some(way) => {
                         let behind = self.batch.is_some();
                         let message = Outgoing { header: &header, wanted, envelope };
-                        match router.send_by(way, &self.id, message, behind, now) {
+                        match router.send_by(way, &self.id, message, behind, || self.server.now()) {
                             Sent::Told(receipt) => {
                                 if let Some(reason) = receipt.and_then(|receipt| receipt.reason) {
                                     self.server.metrics.messages_refused.count(reason);
@@ -1008,7 +1010,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl<S: Stream> Drop for Peer<S> {
     fn drop(&mut self) {
         // Also when the task is aborted: a seat without a connection would swallow messages.
         self.leave();
@@ -1064,6 +1066,8 @@ fn request_id(message: &Message<'_>) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::*;
 
     /// The size of what an async function returns.
@@ -1073,7 +1077,7 @@ mod tests {
 
     #[test]
     fn an_idle_client_costs_little() {
-        assert!(size_of::<Peer>() <= 2560, "{}", size_of::<Peer>());
-        assert!(future_len(&run) <= 1024, "{}", future_len(&run));
+        assert!(size_of::<Peer<TcpStream>>() <= 2560, "{}", size_of::<Peer<TcpStream>>());
+        assert!(future_len(&run::<TcpStream>) <= 1024, "{}", future_len(&run::<TcpStream>));
     }
 }

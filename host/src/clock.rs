@@ -1,31 +1,50 @@
-//! The time that limits go by. It never goes back, whatever happens to the date of the machine, and whoever simulates a
-//! server brings his own. And how old things are that bear a date, where that may be set.
+//! Time and date. The time that limits go by never goes back, whatever happens to the date of the machine, and whoever
+//! simulates a server brings his own of both. And how old things are that bear a date, where that may be set.
 
 use core::fmt;
 use core::time::Duration;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// Says how long ago some moment was. Clones are the same clock.
+/// Says how long ago some moment was, and what date it is. Clones are the same clock.
 #[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> Duration + Send + Sync>);
+pub struct Clock {
+    time: Arc<dyn Fn() -> Duration + Send + Sync>,
+    date: Arc<dyn Fn() -> u64 + Send + Sync>,
+}
 
 impl Clock {
-    /// The monotonic clock of the system.
+    /// The monotonic clock of the system, and its date.
     pub fn system() -> Self {
         let started = Instant::now();
         Self::new(move || started.elapsed())
     }
 
-    /// A clock that is read like this.
-    pub fn new(read: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
-        Self(Arc::new(read))
+    /// A clock whose time is read like this. Its date is the system's.
+    pub fn new(time: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self { time: Arc::new(time), date: Arc::new(system_date) }
+    }
+
+    /// The same clock with another date, in seconds since 1970.
+    #[must_use]
+    pub fn with_date(self, date: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self { date: Arc::new(date), ..self }
     }
 
     /// How long ago it began.
     pub fn now(&self) -> Duration {
-        (self.0)()
+        (self.time)()
     }
+
+    /// The date, in seconds since 1970. It goes back when somebody sets it.
+    pub fn date(&self) -> u64 {
+        (self.date)()
+    }
+}
+
+/// The date of the system, in seconds since 1970.
+pub(crate) fn system_date() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl Default for Clock {
@@ -36,7 +55,7 @@ impl Default for Clock {
 
 impl fmt::Debug for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Clock").field(&self.now()).finish()
+        f.debug_struct("Clock").field("now", &self.now()).field("date", &self.date()).finish()
     }
 }
 

@@ -21,9 +21,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::clock::system_date;
 use crate::mailbox::refuse_waiting;
 use crate::name::Name;
-use crate::server::{Policy, Server, now};
+use crate::server::{Policy, Server};
 use crate::settings::{Effective, Mistakes, Settings};
 use crate::store::{ChannelId, ClientId, ClientRecord, SharedStore, SqliteStore, StoreError};
 
@@ -145,7 +146,7 @@ impl Operated {
             metrics: self.metrics,
             fingerprint: server.fingerprint(),
             started: server.started(),
-            now: now(),
+            now: server.now(),
             enroll: enroll.to_owned(),
             listening: server.is_listening(),
             connected,
@@ -227,7 +228,7 @@ impl Channels for SharedStore {
     }
 
     async fn of(&self, client: &ClientId) -> Result<Vec<(ChannelId, u64)>, StoreError> {
-        self.channels(client, now()).await
+        self.channels(client, system_date()).await
     }
 
     async fn end(&self, client: &ClientId) -> Result<u64, StoreError> {
@@ -418,7 +419,7 @@ pub async fn revoke(data: &Path, name: &str) -> anyhow::Result<()> {
         Door::Server(data) => ask(&data, &Command::Revoke(name.to_owned())).await.map(|_| ()),
         Door::Store(store) => {
             let id = find(&store, name).await?;
-            let at = now();
+            let at = system_date();
             store.revoke(&id, at, refuse_waiting(Reason::Unknown, at)).await?;
             Ok(())
         }

@@ -22,7 +22,7 @@ use crate::limits::Admission;
 use crate::mailbox::{Mailbox, Owed, refusal};
 use crate::name::Name;
 use crate::router::{Outgoing, Sent, Told};
-use crate::server::{Server, now};
+use crate::server::Server;
 use crate::store::{
     BundleRecord, ChainError, ClientId, ClientRecord, EnrolError, ItemKind, NewItem, NewKey, PublishError, RotateError,
     StoreError,
@@ -64,7 +64,7 @@ pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) 
             let sent = match server.route(&header.chain_id).await {
                 Ok(route) => {
                     let message = Outgoing { header: &header, wanted, envelope };
-                    server.router.send(&asker.id, route.as_deref(), message, false, now)
+                    server.router.send(&asker.id, route.as_deref(), message, false, || server.now())
                 }
                 Err(error) => Sent::Told(Some(refusal(header.chain_id, header.n, unavailable(&error)))),
             };
@@ -262,7 +262,7 @@ async fn revoke(server: &Server, asker: &Asker, request: u16, subject: &Subject<
 /// What the asker could resume.
 async fn channels(server: &Server, asker: &Asker, body: Body<'_>) -> Answered {
     let Channels { request } = Channels::decode(body).map_err(|_| Reason::Malformed)?;
-    let now = now();
+    let now = server.now();
     let held = server.channels_of(&asker.id).await?;
     let mut infos = held.into_iter().map(|(id, expires)| {
         let valid_for = u32::try_from(expires.saturating_sub(now)).unwrap_or(u32::MAX);
@@ -393,7 +393,7 @@ async fn wrap(
         n: 0,
         wanted: 0,
         bytes: bytes.into(),
-        at: now(),
+        at: server.now(),
     };
     match server.keeper.keep(vec![item]).await?.pop() {
         Some(Ok(_)) => Ok(Some(Owed::Done(request))),

@@ -17,6 +17,7 @@ use ossicle_core::{COOKIE_LEN, CookieKey, Presented, Secret};
 
 use crate::clock::Clock;
 use crate::limits::source_key;
+use crate::world::{Random, World};
 
 /// How many may come in at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +99,7 @@ const KEY_MINUTES: u64 = 2;
 pub struct Gate {
     limits: GateLimits,
     clock: Clock,
+    random: Random,
     hasher: RandomState,
     counts: Mutex<Counts>,
     cookies: Mutex<Cookies>,
@@ -147,9 +149,9 @@ struct Cookies {
 struct Key(Option<CookieKey>);
 
 impl Key {
-    fn fresh() -> Self {
+    fn fresh(random: &Random) -> Self {
         let mut bytes = [0; 32];
-        Self(getrandom::fill(&mut bytes).is_ok().then(|| CookieKey::new(Secret::new(bytes))))
+        Self(random.fill(&mut bytes).is_ok().then(|| CookieKey::new(Secret::new(bytes))))
     }
 }
 
@@ -197,27 +199,24 @@ impl Seen {
 
 impl Gate {
     /// A gate that nobody has come to yet.
-    pub fn new(limits: GateLimits, clock: Clock) -> Self {
+    pub fn new(limits: GateLimits, world: World) -> Self {
+        let World { clock, random } = world;
         let mut seed = [0; 8];
         // Without randomness the same ones are dropped as the last time.
-        let _ = getrandom::fill(&mut seed);
-        Self::with_seed(limits, clock, u64::from_le_bytes(seed))
-    }
-
-    /// The same, that decides by this seed who is dropped early.
-    pub fn with_seed(limits: GateLimits, clock: Clock, seed: u64) -> Self {
+        let _ = random.fill(&mut seed);
         let now = clock.now();
+        let seed = u64::from_le_bytes(seed);
         let counts = Counts { connections: 0, unauthenticated: 0, sources: HashMap::new(), random: seed };
         let seen = || Seen { since: now, ..Seen::default() };
         let cookies = Cookies {
             period: minute(now) / KEY_MINUTES,
-            current: Key::fresh(),
+            current: Key::fresh(&random),
             former: Key(None),
             worked: seen(),
             offered: seen(),
         };
         let (counts, cookies) = (Mutex::new(counts), Mutex::new(cookies));
-        Self { limits, clock, hasher: RandomState::new(), counts, cookies }
+        Self { limits, clock, random, hasher: RandomState::new(), counts, cookies }
     }
 
     /// Somebody has connected. The ticket counts him until it is dropped.
@@ -265,7 +264,7 @@ impl Gate {
         let minute = minute(now);
         let source = source_key(address).to_be_bytes();
         let mut cookies = self.cookies();
-        cookies.renew(now, minute / KEY_MINUTES);
+        cookies.renew(now, minute / KEY_MINUTES, &self.random);
         let shown = [minute, minute.wrapping_sub(1)].into_iter().find_map(|minute| {
             let key = cookies.key(minute / KEY_MINUTES)?;
             key.bits(presented.cookie(), &source, minute)
@@ -369,9 +368,9 @@ impl Gate {
 const BUSY_SIGNATURES: usize = 128;
 
 impl Cookies {
-    fn renew(&mut self, now: Duration, period: u64) {
+    fn renew(&mut self, now: Duration, period: u64, random: &Random) {
         if period != self.period {
-            let current = core::mem::replace(&mut self.current, Key::fresh());
+            let current = core::mem::replace(&mut self.current, Key::fresh(random));
             self.former = if period == self.period.wrapping_add(1) { current } else { Key(None) };
             self.period = period;
         }
@@ -473,7 +472,15 @@ mod tests {
             let now = Arc::new(AtomicU64::new(1_000_000));
             let read = Arc::clone(&now);
             let clock = Clock::new(move || Duration::from_millis(read.load(Ordering::Relaxed)));
-            Self { gate: Arc::new(Gate::with_seed(limits, clock, 7)), now }
+            // The same newcomers are dropped each time; keys are none of a test's business.
+            let random = Random::new(|bytes| match bytes {
+                [_, _, _, _, _, _, _, _] => {
+                    bytes.copy_from_slice(&[7, 0, 0, 0, 0, 0, 0, 0]);
+                    Ok(())
+                }
+                key => Random::system().fill(key),
+            });
+            Self { gate: Arc::new(Gate::new(limits, crate::world::World { clock, random })), now }
         }
 
         fn pass(&self, time: Duration) {

@@ -5,16 +5,16 @@
 //! something under the lock of that client's mailbox is ahead of everybody who found the mailbox closed. The queue is as
 //! long as its givers: a sender gives one batch at a time, and what a mailbox hands over counted against its limits.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use ossicle_core::{EnvelopeHeader, Message, Reason, Receipt, Rung, Rungs};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
+use crate::clock::Clock;
 use crate::mailbox::{Passing, refusal};
 use crate::router::Router;
-use crate::server::now;
 use crate::store::{ChainId, ClientId, Item, ItemKind, NewItem, Put, PutError, SharedStore, StoreError};
 
 /// Items of one transaction.
@@ -22,7 +22,10 @@ const MAX_ITEMS: usize = 512;
 
 /// Where to give what has to wait.
 #[derive(Clone, Debug)]
-pub struct Keeper(mpsc::UnboundedSender<Work>);
+pub struct Keeper {
+    orders: mpsc::UnboundedSender<Work>,
+    clock: Clock,
+}
 
 /// What the keeper's task has to do.
 #[derive(Debug)]
@@ -39,16 +42,16 @@ enum Work {
 type Kept = Result<Vec<Result<Put, PutError>>, StoreError>;
 
 impl Keeper {
-    /// A keeper, and what its task is to be given.
-    pub fn new() -> (Self, Orders) {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        (Self(sender), Orders(receiver))
+    /// A keeper that dates by this clock, and what its task is to be given.
+    pub fn new(clock: Clock) -> (Self, Orders) {
+        let (orders, receiver) = mpsc::unbounded_channel();
+        (Self { orders, clock }, Orders(receiver))
     }
 
     /// Keeps what did not reach `client`. Who sent it is told if that fails.
     pub fn keep_for(&self, client: ClientId, passing: Vec<Passing>) {
         if !passing.is_empty() {
-            let at = now();
+            let at = self.clock.date();
             let items = passing.into_iter().map(|passing| passing.into_item(client, at)).collect();
             self.order(Work::Keep { items, answer: None });
         }
@@ -68,7 +71,7 @@ impl Keeper {
             n: receipt.to,
             wanted: 0,
             bytes: bytes.into(),
-            at: now(),
+            at: self.clock.date(),
         };
         self.order(Work::Keep { items: vec![item], answer: None });
     }
@@ -99,7 +102,7 @@ impl Keeper {
     }
 
     fn order(&self, work: Work) {
-        if self.0.send(work).is_err() {
+        if self.orders.send(work).is_err() {
             debug!("nothing is kept any more: the server has stopped");
         }
     }
@@ -161,7 +164,7 @@ struct Group {
     /// How many of them belong together, and who waits for them.
     parts: Vec<(usize, Option<oneshot::Sender<Kept>>)>,
     /// What clients have acknowledged.
-    forgotten: HashMap<ClientId, Vec<u64>>,
+    forgotten: BTreeMap<ClientId, Vec<u64>>,
 }
 
 impl Group {
@@ -336,7 +339,7 @@ mod tests {
 
     #[tokio::test]
     async fn of_a_batch_each_message_is_told_what_became_of_it() {
-        let (keeper, mut orders) = Keeper::new();
+        let (keeper, mut orders) = Keeper::new(Clock::system());
         let wanted = Rungs::NONE.with(Rung::Stored);
         let mut batch = Batch::default();
         for n in 0..5 {

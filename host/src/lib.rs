@@ -47,3 +47,5 @@ pub mod search;
 pub mod server;
 pub mod settings;
 pub mod store;
+pub mod transport;
+pub mod world;

@@ -809,6 +809,7 @@ fn give_back<T>(queue: &mut VecDeque<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
     use crate::keeper::Orders;
 
     const CHAIN: ChainId = [1; 8];
@@ -816,7 +817,7 @@ mod tests {
     const LIMITS: MailboxLimits = MailboxLimits { messages: 3, bytes: 4096, total: 8192, owed: 4 };
 
     fn shared() -> (Arc<Shared>, Orders) {
-        let (keeper, orders) = Keeper::new();
+        let (keeper, orders) = Keeper::new(Clock::system());
         (Arc::new(Shared { budget: Budget::default(), keeper }), orders)
     }
 

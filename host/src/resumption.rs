@@ -6,7 +6,7 @@
 //! before it is answered. Whose channel it is, and whether that client still has that key, is asked anew each time.
 
 use core::sync::atomic::{AtomicU64, Ordering};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use crate::crypto::HostAead;
 use crate::server::MAX_CHANNEL_AGE;
 use crate::store::{ChannelId, ChannelRecord, ClientId, Store, StoreError};
+use crate::world::Random;
 
 /// The file of the key in a server's data directory.
 pub const KEY_FILE: &str = "channel.key";
@@ -36,7 +37,10 @@ const NONCE_LEN: usize = ossicle_core::NONCE_LEN;
 const PLAIN_LEN: usize = 32 + 32 + 4 + 16 + 32;
 
 /// Under which channels are sealed at rest.
-pub struct ChannelKey(HostAead);
+pub struct ChannelKey {
+    aead: HostAead,
+    random: Random,
+}
 
 /// Why there is no key for channels.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +73,17 @@ impl ChannelKey {
     /// # Errors
     /// [`ChannelKeyError::Randomness`].
     pub fn random() -> Result<Self, ChannelKeyError> {
-        Ok(Self(HostAead::new(&*fresh()?)))
+        Ok(Self::new(&*fresh()?))
+    }
+
+    fn new(key: &[u8; KEY_LEN]) -> Self {
+        Self { aead: HostAead::new(key), random: Random::system() }
+    }
+
+    /// The same key, whose nonces are made of this.
+    #[must_use]
+    pub fn with_random(self, random: Random) -> Self {
+        Self { random, ..self }
     }
 
     /// The key in the data directory of a server, made if there is none or what is there is none: then every client makes
@@ -90,7 +104,7 @@ impl ChannelKey {
                 let limit = u64::try_from(KEY_LEN + 1).unwrap_or(u64::MAX);
                 file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
                 if let Ok(key) = <&[u8; KEY_LEN]>::try_from(bytes.as_slice()) {
-                    return Ok(Self(HostAead::new(key)));
+                    return Ok(Self::new(key));
                 }
                 warn!(path = %path.display(), "the channel key is damaged: a new one is made, and clients make full handshakes");
                 std::fs::remove_file(&path).map_err(failed)?;
@@ -101,7 +115,7 @@ impl ChannelKey {
         let key = fresh()?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
         file.write_all(key.as_slice()).and_then(|()| file.sync_all()).map_err(failed)?;
-        Ok(Self(HostAead::new(&key)))
+        Ok(Self::new(&key))
     }
 
     /// Seals a channel that ends at `expires`, in seconds since 1970, for the store.
@@ -111,7 +125,7 @@ impl ChannelKey {
     pub fn seal(&self, channel: &Channel, expires: u64) -> Result<ChannelRecord, ChannelKeyError> {
         let mut sealed = vec![0; NONCE_LEN + PLAIN_LEN + TAG_LEN];
         let mut nonce = [0; NONCE_LEN];
-        getrandom::fill(&mut nonce).map_err(|_| ChannelKeyError::Randomness)?;
+        self.random.fill(&mut nonce).map_err(|_| ChannelKeyError::Randomness)?;
         let plain = [
             channel.secret.expose().as_slice(),
             &channel.client_key,
@@ -125,7 +139,7 @@ impl ChannelKey {
         for (to, from) in text.iter_mut().zip(plain.into_iter().flatten()) {
             *to = *from;
         }
-        let tag = self.0.seal(&nonce, &bound(&channel.id, &channel.client, expires), text);
+        let tag = self.aead.seal(&nonce, &bound(&channel.id, &channel.client, expires), text);
         place.copy_from_slice(&tag.map_err(|_| ChannelKeyError::Randomness)?);
         Ok(ChannelRecord { id: channel.id, sealed, expires })
     }
@@ -134,7 +148,7 @@ impl ChannelKey {
         let (nonce, rest) = record.sealed.split_first_chunk::<NONCE_LEN>()?;
         let (text, tag) = rest.split_last_chunk::<TAG_LEN>()?;
         let mut text = Zeroizing::new(text.to_vec());
-        self.0.open(nonce, &bound(&record.id, client, record.expires), &mut text, tag).ok()?;
+        self.aead.open(nonce, &bound(&record.id, client, record.expires), &mut text, tag).ok()?;
         let (secret, rest) = text.split_first_chunk()?;
         let (client_key, rest) = rest.split_first_chunk()?;
         let (key_epoch, rest) = rest.split_first_chunk()?;
@@ -181,7 +195,8 @@ struct Pending {
 
 #[derive(Default)]
 struct Unwritten {
-    clients: HashMap<ClientId, Pending>,
+    /// In an order of their own: they are written in it.
+    clients: BTreeMap<ClientId, Pending>,
     owners: HashMap<ChannelId, ClientId>,
 }
 

@@ -141,9 +141,11 @@ impl Router {
         self.for_each(|mailbox| mailbox.end(Some(reason)));
     }
 
-    /// Does something for every connected client.
+    /// Does something for every connected client, in the order in which they connected.
     pub fn for_each(&self, mut action: impl FnMut(&Mailbox)) {
-        let mailboxes: Vec<_> = self.seats().values().cloned().collect();
+        let mut mailboxes: Vec<_> = self.seats().values().cloned().collect();
+        // In the order in which they came, not in that of the map.
+        mailboxes.sort_unstable_by_key(|mailbox| mailbox.connection());
         for mailbox in mailboxes {
             action(&mailbox);
         }
@@ -362,6 +364,7 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
     use crate::keeper::Orders;
     use crate::mailbox::{Budget, Delivery, MailboxLimits, Next, Shared};
 
@@ -375,7 +378,7 @@ mod tests {
     }
 
     fn router() -> (Router, Orders) {
-        let (keeper, orders) = Keeper::new();
+        let (keeper, orders) = Keeper::new(Clock::system());
         (Router::new(keeper), orders)
     }
 

@@ -11,12 +11,10 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use ossicle_core::{MAX_RECORD_LEN, Message, PublicKey, Reason, ServerConfig, Settings};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
@@ -32,6 +30,8 @@ use crate::metrics::Metrics;
 use crate::resumption::{ChannelKey, Channels};
 use crate::router::Router;
 use crate::store::{ChainId, ChainRoute, ChannelId, ClientId, NewKey, RotateError, SharedStore, StoreError};
+use crate::transport::{Listener, Stream};
+use crate::world::{Random, World};
 
 /// Who may enrol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,14 +119,22 @@ pub struct Server {
     /// Room for the devices of unfinished batches.
     pub(crate) held_devices: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
-    clock: Clock,
     started: u64,
     listening: AtomicBool,
     connections: AtomicU64,
     revocations: AtomicU64,
-    stopping: watch::Sender<bool>,
+    stopping: Stopping,
+    clock: Clock,
+    pub(crate) random: Random,
     /// For the keeper's task, until it runs.
     orders: Mutex<Option<Orders>>,
+}
+
+/// Whether the server stops, and who waits for that, in the order in which they came.
+#[derive(Default)]
+struct Stopping {
+    begun: AtomicBool,
+    told: Notify,
 }
 
 impl Server {
@@ -138,24 +146,24 @@ impl Server {
         channel_key: ChannelKey,
         pool: Arc<CryptoPool>,
     ) -> Arc<Self> {
-        Self::with_clock(config, store, identity, channel_key, pool, Clock::system())
+        Self::in_world(config, store, identity, channel_key, pool, World::default())
     }
 
-    /// The same, whose limits go by this clock.
-    pub fn with_clock(
+    /// The same, which takes time, date and chance from `world`.
+    pub fn in_world(
         config: Config,
         store: SharedStore,
         identity: Arc<IdentityKey>,
         channel_key: ChannelKey,
         pool: Arc<CryptoPool>,
-        clock: Clock,
+        world: World,
     ) -> Arc<Self> {
-        let (keeper, orders) = Keeper::new();
+        let World { clock, random } = world.clone();
+        let (keeper, orders) = Keeper::new(clock.clone());
         Arc::new(Self {
-            channels: Channels::new(channel_key),
-            gate: Arc::new(Gate::new(config.gate, clock.clone())),
+            channels: Channels::new(channel_key.with_random(random.clone())),
+            gate: Arc::new(Gate::new(config.gate, world)),
             limits: Limits::with_clock(&config.rates, clock.clone()),
-            clock,
             held_devices: Arc::new(Semaphore::new(config.held_devices)),
             config: ArcSwap::from_pointee(config),
             store,
@@ -166,11 +174,13 @@ impl Server {
             keeper,
             orders: Mutex::new(Some(orders)),
             metrics: Metrics::default(),
-            started: now(),
+            started: clock.date(),
+            clock,
+            random,
             listening: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             revocations: AtomicU64::new(0),
-            stopping: watch::Sender::new(false),
+            stopping: Stopping::default(),
         })
     }
 
@@ -193,7 +203,7 @@ impl Server {
         client: &ClientId,
         tell: impl FnOnce() + Send,
     ) -> Result<bool, StoreError> {
-        let at = now();
+        let at = self.now();
         let told = self.store.revoke(client, at, refuse_waiting(Reason::Unknown, at)).await?;
         self.router.greet(told.iter().flatten());
         let revoked = told.is_some();
@@ -224,7 +234,7 @@ impl Server {
     /// # Errors
     /// Those of the store.
     pub async fn channels_of(&self, client: &ClientId) -> Result<Vec<(ChannelId, u64)>, StoreError> {
-        self.channels.of(&*self.store, client, now()).await
+        self.channels.of(&*self.store, client, self.now()).await
     }
 
     /// Replaces a client's identity key: durably; then its connections end, but for the one on which it asked, if that is
@@ -270,7 +280,7 @@ impl Server {
         let settings = Settings {
             heartbeat: config.heartbeat,
             timeout: config.timeout,
-            time: now(),
+            time: self.now(),
             store_epoch: self.store.meta().store_epoch,
             ..Settings::default()
         };
@@ -325,13 +335,22 @@ impl Server {
 
     /// Whether it was told to stop.
     pub fn is_stopping(&self) -> bool {
-        *self.stopping.borrow()
+        self.stopping.begun.load(Ordering::SeqCst)
+    }
+
+    /// The date, in seconds since 1970.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.date()
     }
 
     /// Ends when the server stops. Cancel-safe.
     pub(crate) async fn stopped(&self) {
-        // The sender lives as long as `self`.
-        let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
+        // From here on a call is heard, so that none comes between the look and the waiting.
+        let mut told = pin!(self.stopping.told.notified());
+        told.as_mut().enable();
+        if !self.is_stopping() {
+            told.await;
+        }
     }
 
     /// Where messages of this chain go, by the router's memory or else by the store.
@@ -352,7 +371,7 @@ impl Server {
 
 /// Serves whoever connects to `listener` until `shutdown` is done; then tells all clients, waits for a bounded time and
 /// returns.
-pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Future<Output = ()>) {
+pub async fn run(listener: impl Listener, server: Arc<Server>, shutdown: impl Future<Output = ()>) {
     let mut tasks = JoinSet::new();
     let writer = Arc::clone(&server);
     // Ends with this call, however that ends.
@@ -375,7 +394,8 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
     accept_all(listener, &server, &mut tasks, shutdown).await;
     server.listening.store(false, Ordering::Relaxed);
 
-    server.stopping.send_replace(true);
+    server.stopping.begun.store(true, Ordering::SeqCst);
+    server.stopping.told.notify_waiters();
     server.router.end_all(Reason::Unavailable);
     let farewell = async {
         while let Some(ended) = tasks.join_next().await {
@@ -398,10 +418,10 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
 async fn expire(server: Arc<Server>) {
     let mut due = interval(EXPIRE);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut ages = Ages::new(server.clock.clone(), now());
+    let mut ages = Ages::new(server.clock.clone(), server.now());
     loop {
         due.tick().await;
-        let (at, queue_age) = (now(), server.config().queue_age);
+        let (at, queue_age) = (server.now(), server.config().queue_age);
         let before = ages.date(at, queue_age).saturating_sub(queue_age.as_secs());
         match server.store.expire(before, EXPIRED_AT_ONCE, refuse_waiting(Reason::Expired, at)).await {
             Ok(expired) => {
@@ -419,7 +439,7 @@ async fn expire(server: Arc<Server>) {
 }
 
 async fn accept_all(
-    listener: TcpListener,
+    listener: impl Listener,
     server: &Arc<Server>,
     tasks: &mut JoinSet<()>,
     shutdown: impl Future<Output = ()>,
@@ -430,8 +450,16 @@ async fn accept_all(
     let mut back_off = BACK_OFF_MIN;
     let mut paused_until = None;
     loop {
+        // What is rare comes first: a flood of newcomers keeps none of it waiting.
         tokio::select! {
+            biased;
             () = &mut shutdown => return,
+            _ = cleaning.tick() => {
+                server.limits.clean();
+                server.gate.clean();
+            }
+            () = sleep_until(paused_until.unwrap_or_else(Instant::now)), if paused_until.is_some() => paused_until = None,
+            Some(ended) = tasks.join_next() => report(ended),
             accepted = listener.accept(), if paused_until.is_none() => match accepted {
                 Ok((stream, address)) => {
                     back_off = BACK_OFF_MIN;
@@ -446,12 +474,6 @@ async fn accept_all(
                     back_off = (back_off * 2).min(BACK_OFF_MAX);
                 }
             },
-            () = sleep_until(paused_until.unwrap_or_else(Instant::now)), if paused_until.is_some() => paused_until = None,
-            Some(ended) = tasks.join_next() => report(ended),
-            _ = cleaning.tick() => {
-                server.limits.clean();
-                server.gate.clean();
-            }
         }
     }
 }
@@ -463,7 +485,7 @@ fn is_the_peers_fault(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
-fn begin(server: &Arc<Server>, stream: TcpStream, address: SocketAddr, tasks: &mut JoinSet<()>) {
+fn begin(server: &Arc<Server>, stream: impl Stream, address: SocketAddr, tasks: &mut JoinSet<()>) {
     server.metrics.connections.count();
     match server.gate.knock(address.ip()) {
         Ok(ticket) => {
@@ -480,9 +502,4 @@ fn report(ended: Result<(), JoinError>) {
     if let Err(error) = ended {
         error!(%error, "a channel's task failed");
     }
-}
-
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

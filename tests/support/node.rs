@@ -15,6 +15,7 @@ use ossicle::name::Name;
 use ossicle::resumption::ChannelKey;
 use ossicle::server::{self, Config, Policy, Server};
 use ossicle::store::{SharedStore, SqliteStore, Token as StoredToken};
+use ossicle::world::World;
 use ossicle_core::{
     Ask, Bundle, BundleKeys, Channel, ClientConfig, Connection, Credentials, ENVELOPE_OVERHEAD, Error, Event, Member,
     Message, PeerError, Puzzle, Reason, Receipt, Received, Rungs, Secret, Settings, SignedBundle, Token, WRAP_LEN,
@@ -98,13 +99,13 @@ impl Node {
         let pool = Arc::new(CryptoPool::start().expect("threads"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let server = Server::with_clock(
+        let server = Server::in_world(
             config,
             Arc::clone(&store),
             Arc::new(keys::server()),
             ChannelKey::open(directory.path()).expect("a key for channels"),
             Arc::clone(&pool),
-            clock,
+            World { clock, ..World::default() },
         );
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server::run(listener, Arc::clone(&server), async {

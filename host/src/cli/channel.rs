@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::{Asking, HomeArg, harmless, json, print, refusal, rfc3339, unexpected};
+use crate::clock::system_date;
 use crate::control;
 use crate::endpoint::{Failure, Reply, Request};
 use crate::name::Name;
-use crate::server::now;
 
 /// List or expire the channels that clients resume
 ///
@@ -101,7 +101,7 @@ impl Which {
         let name = home.profile()?.name;
         match self.ask(Request::Channels).await? {
             Reply::Channels(channels) => {
-                let now = now();
+                let now = system_date();
                 for channel in channels {
                     let expires = now.saturating_add(channel.valid_for.into());
                     if !self.show(&name, &channel.id, expires, Some(channel.kept))? {

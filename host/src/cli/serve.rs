@@ -25,12 +25,13 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::{harmless, is_harmless, json, print, say, supervised};
+use crate::clock::system_date;
 use crate::control::{self, Operated};
 use crate::crypto::{CryptoPool, IdentityKey};
 use crate::endpoint::Failure;
 use crate::metrics::{self, Monitor};
 use crate::resumption::ChannelKey;
-use crate::server::{self, Policy, Server, now};
+use crate::server::{self, Policy, Server};
 use crate::settings::{self, Chosen, Effective, Flags, Mistakes, Settings, Shown};
 use crate::store::{SharedStore, SqliteStore, Token, Tokens};
 
@@ -382,7 +383,7 @@ fn identity(path: &Path, bits: usize) -> anyhow::Result<IdentityKey> {
 
 /// Ends the token of the former URL, and makes that of the next one where the policy wants one.
 async fn renew_token(store: &SharedStore, policy: Policy) -> anyhow::Result<Option<String>> {
-    store.end_tokens(Tokens::Printed, now()).await?;
+    store.end_tokens(Tokens::Printed, system_date()).await?;
     if policy != Policy::Token {
         return Ok(None);
     }
@@ -395,7 +396,7 @@ async fn renew_token(store: &SharedStore, policy: Policy) -> anyhow::Result<Opti
         verifier: *token_verifier(&secret).expose(),
         name_pattern: None,
         preset_id: None,
-        expires: now() + TOKEN_AGE,
+        expires: system_date() + TOKEN_AGE,
         uses: None,
         printed: true,
     };

@@ -7,9 +7,9 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use super::{Asking, HomeArg, harmless, json, print, rfc3339, unexpected};
+use crate::clock::system_date;
 use crate::control::{self, ServerStatus};
 use crate::endpoint::{self, Failure, Reply, Request};
-use crate::server::now;
 
 /// How long a home that was just opened may take to connect.
 const CONNECT: Duration = Duration::from_secs(20);
@@ -225,7 +225,7 @@ fn of_server(status: &ServerStatus) -> OfServer<'_> {
 }
 
 fn server_lines(status: &ServerStatus) -> Vec<String> {
-    let up = humantime::format_duration(Duration::from_secs(now().saturating_sub(status.started)));
+    let up = humantime::format_duration(Duration::from_secs(system_date().saturating_sub(status.started)));
     let [full, resumed, refused] = status.handshakes;
     let [handshakes, messages] = status.hasty;
     let state = if status.listening { "takes connections" } else { "takes no connections" };

@@ -14,7 +14,7 @@ use super::{Answered, Asker, Refusal, admit, enrol_reason};
 use crate::crypto::has_small_factor;
 use crate::mailbox::Owed;
 use crate::name::Name;
-use crate::server::{Policy, Server, now};
+use crate::server::{Policy, Server};
 use crate::store::{Enrolment, RefusedEntry};
 
 /// The unfinished batch of a connection.
@@ -132,7 +132,7 @@ impl Batch {
             enrolled_by: Some(asker.id),
             // It says more when it connects.
             record_limit: u16::try_from(MIN_RECORD_LIMIT).unwrap_or(u16::MAX),
-            now: now(),
+            now: server.now(),
         };
         self.held.push((entry.request, enrolment));
         Ok(())
