@@ -784,6 +784,11 @@ impl Budget {
         fits
     }
 
+    /// How many they are.
+    pub fn held(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
     fn give(&self, len: usize) {
         self.0.fetch_sub(len, Ordering::Relaxed);
     }

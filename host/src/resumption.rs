@@ -73,10 +73,11 @@ impl ChannelKey {
     /// # Errors
     /// [`ChannelKeyError::Randomness`].
     pub fn random() -> Result<Self, ChannelKeyError> {
-        Ok(Self::new(&*fresh()?))
+        Ok(Self::from_bytes(&*fresh()?))
     }
 
-    fn new(key: &[u8; KEY_LEN]) -> Self {
+    /// This key. Whoever keeps it takes care of it.
+    pub fn from_bytes(key: &[u8; KEY_LEN]) -> Self {
         Self { aead: HostAead::new(key), random: Random::system() }
     }
 
@@ -104,7 +105,7 @@ impl ChannelKey {
                 let limit = u64::try_from(KEY_LEN + 1).unwrap_or(u64::MAX);
                 file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
                 if let Ok(key) = <&[u8; KEY_LEN]>::try_from(bytes.as_slice()) {
-                    return Ok(Self::new(key));
+                    return Ok(Self::from_bytes(key));
                 }
                 warn!(path = %path.display(), "the channel key is damaged: a new one is made, and clients make full handshakes");
                 std::fs::remove_file(&path).map_err(failed)?;
@@ -115,7 +116,7 @@ impl ChannelKey {
         let key = fresh()?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
         file.write_all(key.as_slice()).and_then(|()| file.sync_all()).map_err(failed)?;
-        Ok(Self::new(&key))
+        Ok(Self::from_bytes(&key))
     }
 
     /// Seals a channel that ends at `expires`, in seconds since 1970, for the store.

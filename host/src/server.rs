@@ -311,6 +311,17 @@ impl Server {
         self.router.connected()
     }
 
+    /// Connections, of clients and strangers.
+    pub fn connections(&self) -> usize {
+        self.gate.connections()
+    }
+
+    /// Bytes of messages that all mailboxes hold, of which there are never more than
+    /// [`total`](MailboxLimits::total).
+    pub fn mailbox_bytes(&self) -> usize {
+        self.mailboxes.budget.held()
+    }
+
     pub(crate) fn key(&self) -> Result<PublicKey<'_>, ossicle_core::Error> {
         PublicKey::from_modulus(self.identity.modulus())
     }
