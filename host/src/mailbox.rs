@@ -325,6 +325,8 @@ struct Queue {
 struct Backlog {
     /// Everything up to here was put into the mailbox, or needs not be.
     cursor: u64,
+    /// What the store has answered last holds everything above the one number, up to the other.
+    answered: (u64, u64),
     /// The store may hold something beyond the cursor.
     behind: bool,
     /// It is being asked.
@@ -482,6 +484,11 @@ impl Mailbox {
             return Ok(());
         }
         let backlog = &mut queue.backlog;
+        let (above, up_to) = backlog.answered;
+        if above < item.seq && item.seq <= up_to {
+            // The store was asked between the commit and this word of it: the client has it, or will.
+            return Ok(());
+        }
         if backlog.behind || !self.has_room(backlog, item.bytes.len()) {
             // Commits are told of by many, so a lower number may come behind a higher one.
             backlog.cursor = backlog.cursor.min(item.seq.saturating_sub(1));
@@ -536,6 +543,10 @@ impl Mailbox {
         // With room for one more of the longest, the store has given all that it had.
         let bytes: usize = items.iter().map(|item| item.bytes.len()).sum();
         let exhausted = items.is_empty() || (items.len() < wanted.items && bytes + MAX_RECORD_LEN <= wanted.bytes);
+        if let Some(last) = items.last() {
+            let (above, up_to) = queue.backlog.answered;
+            queue.backlog.answered = (if up_to == wanted.after { above } else { wanted.after }, last.seq);
+        }
         for item in items {
             let backlog = &mut queue.backlog;
             backlog.cursor = backlog.cursor.max(item.seq);
@@ -619,6 +630,7 @@ impl Mailbox {
             let backlog = &mut queue.backlog;
             backlog.behind |= waiting || core::mem::take(&mut backlog.missed);
             backlog.cursor = 0;
+            backlog.answered = (0, 0);
             backlog.era = backlog.era.wrapping_add(1);
         }
         drop(queue);
@@ -637,6 +649,7 @@ impl Mailbox {
         let queue = &mut *queue;
         queue.listening = false;
         let backlog = &mut queue.backlog;
+        backlog.answered = (0, 0);
         backlog.era = backlog.era.wrapping_add(1);
         // What waits in the store and was not sealed is not delivered.
         while backlog.held.len() > backlog.sealed {
@@ -1027,6 +1040,33 @@ mod tests {
         assert_eq!(mailbox.acknowledge(11), Ok(vec![]));
         assert_eq!(mailbox.acknowledge(13), Err(Reason::Malformed));
         assert_eq!(mailbox.acknowledge(12), Ok(vec![10, 12]));
+    }
+
+    #[test]
+    fn what_the_store_has_answered_is_not_given_again_when_its_commit_is_told() {
+        let (mailbox, _orders) = mailbox();
+        mailbox.listen(true);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.answered(wanted, Some(vec![item(5), item(7)])), []);
+        assert_eq!(mailbox.offer(item(5)), Ok(()));
+        assert_eq!(sealed(&mailbox), [5, 7]);
+        assert_eq!(mailbox.acknowledge(7), Ok(vec![5, 7]));
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.offer(item(7)), Ok(()));
+        assert_eq!(mailbox.answered(wanted, Some(vec![item(9)])), []);
+        assert_eq!(sealed(&mailbox), [9]);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(wanted.after, 9);
+        assert_eq!(mailbox.answered(wanted, Some(Vec::new())), []);
+        for seq in [5, 9, 11, 10] {
+            assert_eq!(mailbox.offer(item(seq)), Ok(()));
+        }
+        assert_eq!(sealed(&mailbox), [11, 10], "what was not in an answer is given, in whatever order");
+        // Whoever listens anew is given what was not acknowledged.
+        mailbox.stop_listening();
+        mailbox.listen(false);
+        assert_eq!(mailbox.offer(item(5)), Ok(()));
+        assert_eq!(sealed(&mailbox), [5]);
     }
 
     #[test]
