@@ -241,6 +241,7 @@ async fn enter<S: Stream>(server: &Arc<Server>, stream: S, address: SocketAddr) 
         paused_until: None,
         asked: false,
         way: None,
+        ahead: 0,
         renewed: Instant::now(),
         renew: false,
         closed: None,
@@ -564,6 +565,8 @@ struct Peer<S: Stream> {
     asked: bool,
     /// Where its last message went.
     way: Option<Way>,
+    /// How many of its next records are counted already.
+    ahead: u32,
     /// When the key of this side was last renewed, and whether it is time again.
     renewed: Instant,
     renew: bool,
@@ -723,7 +726,7 @@ impl<S: Stream> Peer<S> {
             let (held, room) = scratch.split_at_mut_checked(len).ok_or(BufferError::RxFull).map_err(Error::from)?;
             held.copy_from_slice(&self.rest);
             if read {
-                match self.stream.try_read(room) {
+                match self.stream.read(room) {
                     Ok(0) => return Err(Exit::Truncated),
                     Ok(read) => len += read,
                     Err(error) if is_blocked(&error) => return Ok(false),
@@ -742,6 +745,14 @@ impl<S: Stream> Peer<S> {
 
     /// Opens records until the data ends or one of them needs time, and returns how many bytes they had.
     fn receive(&mut self, data: &mut [u8]) -> Result<usize, Exit> {
+        let received = self.receive_all(data);
+        if let Some(way) = &self.way {
+            way.notice();
+        }
+        received
+    }
+
+    fn receive_all(&mut self, data: &mut [u8]) -> Result<usize, Exit> {
         let (mut used, mut records) = (0, 0);
         // Whoever was revoked a moment ago has nothing more to ask.
         while self.job.is_none() && self.paused_until.is_none() && !self.mailbox.is_ending() {
@@ -775,7 +786,7 @@ impl<S: Stream> Peer<S> {
     /// Does what the client says, or begins to.
     fn handle(&mut self, payload: &[u8]) -> Result<(), Exit> {
         let message = Message::decode(payload);
-        if let Err(wait) = self.server.limits.message(&self.id) {
+        if let Err(wait) = self.server.limits.message_ahead(&self.id, &mut self.ahead) {
             self.server.metrics.hasty_records.count();
             match message.as_ref().ok().and_then(|message| refused_for_haste(message, wait)) {
                 Some(owed) => {

@@ -339,6 +339,8 @@ struct Backlog {
     era: u32,
     /// What was put into the mailbox and is not acknowledged, in this order: number and bytes.
     held: VecDeque<(u64, usize)>,
+    /// None of them has a higher number.
+    highest: u64,
     held_bytes: usize,
     /// How many of `held`, from the front, were sealed.
     sealed: usize,
@@ -416,6 +418,17 @@ impl Mailbox {
     /// # Errors
     /// [`NotPassed`].
     pub fn pass(&self, passing: Passing) -> Result<(), NotPassed> {
+        self.pass_unnoticed(passing)?;
+        self.notice();
+        Ok(())
+    }
+
+    /// The same for one of several in a row, after which the channel has to [`notice`](Self::notice) them: it is woken
+    /// once, and writes them at once.
+    ///
+    /// # Errors
+    /// [`NotPassed`].
+    pub fn pass_unnoticed(&self, passing: Passing) -> Result<(), NotPassed> {
         if MESSAGE_HEAD + passing.bytes.len() > self.max_payload {
             return Err(NotPassed::TooLarge);
         }
@@ -430,9 +443,12 @@ impl Mailbox {
         }
         queue.bytes += len;
         queue.deliveries.push_back(Delivery::Passing(passing));
-        drop(queue);
-        self.changed.notify_one();
         Ok(())
+    }
+
+    /// Wakes the channel.
+    pub fn notice(&self) {
+        self.changed.notify_one();
     }
 
     /// The sender's next message waits in the store: what of his only passes is given to the keeper before it. What is
@@ -551,7 +567,7 @@ impl Mailbox {
             let backlog = &mut queue.backlog;
             backlog.cursor = backlog.cursor.max(item.seq);
             if (wanted.receipts_only && item.kind != ItemKind::Receipt)
-                || backlog.held.iter().any(|(seq, _)| *seq == item.seq)
+                || (item.seq <= backlog.highest && backlog.held.iter().any(|(seq, _)| *seq == item.seq))
             {
                 continue;
             }
@@ -776,6 +792,7 @@ const DEVICE_PAYLOAD: usize = 8 * 1024;
 impl Backlog {
     fn hold(&mut self, item: &Item) {
         self.cursor = self.cursor.max(item.seq);
+        self.highest = self.highest.max(item.seq);
         self.held.push_back((item.seq, item.bytes.len()));
         self.held_bytes += item.bytes.len();
     }

@@ -5,6 +5,7 @@
 //! and whoever calls asks it first. What cannot pass now is given back to be kept, or goes to the keeper: nothing is
 //! dropped in silence.
 
+use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -37,6 +38,25 @@ pub struct Way {
     changes: u64,
     route: Arc<ChainRoute>,
     mailbox: Option<Arc<Mailbox>>,
+    /// The mailbox got something that its channel was not told of.
+    unnoticed: Cell<bool>,
+}
+
+impl Way {
+    /// Tells the recipient's channel of what went this way.
+    pub fn notice(&self) {
+        if self.unnoticed.replace(false)
+            && let Some(mailbox) = &self.mailbox
+        {
+            mailbox.notice();
+        }
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.notice();
+    }
 }
 
 /// Two generations: when the young one is full it becomes the old one, and what was not used since is forgotten.
@@ -172,7 +192,7 @@ impl Router {
                     [only] => self.mailbox(only),
                     _ => None,
                 };
-                Way { chain: *chain, changes, route, mailbox }
+                Way { chain: *chain, changes, route, mailbox, unnoticed: Cell::new(false) }
             });
         }
         last.as_ref()
@@ -216,7 +236,7 @@ impl Router {
         self.carry(sender, route, None, message, behind_others, at)
     }
 
-    /// The same for a message whose way is known.
+    /// The same for a message whose way is known. The recipient's channel may learn of it only by [`Way::notice`].
     pub fn send_by(
         &self,
         way: &Way,
@@ -225,15 +245,15 @@ impl Router {
         behind_others: bool,
         at: impl Fn() -> u64,
     ) -> Sent {
-        self.carry(sender, Some(&way.route), way.mailbox.as_ref(), message, behind_others, at)
+        self.carry(sender, Some(&way.route), Some(way), message, behind_others, at)
     }
 
-    /// `only` is the mailbox of the only recipient, if it is known.
+    /// `way` may know the mailbox of the only recipient.
     fn carry(
         &self,
         sender: &ClientId,
         route: Option<&ChainRoute>,
-        only: Option<&Arc<Mailbox>>,
+        way: Option<&Way>,
         message: Outgoing<'_>,
         behind_others: bool,
         at: impl Fn() -> u64,
@@ -248,13 +268,18 @@ impl Router {
         let mut keep = Vec::new();
         for recipient in &route.recipients {
             let passing = Passing { sender: *sender, chain, n, wanted, bytes: Arc::clone(&bytes) };
-            let passed = match only.cloned().or_else(|| self.mailbox(recipient)) {
-                Some(mailbox) if !keep_all => mailbox.pass(passing),
-                Some(mailbox) => {
-                    mailbox.keep_behind(sender);
-                    Err(NotPassed::Keep(passing))
+            let known = way.and_then(|way| Some((way, way.mailbox.as_deref()?)));
+            let passed = match (known, keep_all) {
+                (Some((way, mailbox)), false) => {
+                    way.unnoticed.set(true);
+                    mailbox.pass_unnoticed(passing)
                 }
-                None => Err(NotPassed::Keep(passing)),
+                (Some((_, mailbox)), true) => not_by(mailbox, passing),
+                (None, _) => match self.mailbox(recipient) {
+                    Some(mailbox) if !keep_all => mailbox.pass(passing),
+                    Some(mailbox) => not_by(&mailbox, passing),
+                    None => Err(NotPassed::Keep(passing)),
+                },
             };
             match passed {
                 Ok(()) => {}
@@ -359,6 +384,12 @@ impl Routes {
         }
         self.young.insert(chain, route);
     }
+}
+
+/// Keeps a message that has to wait in the store, and before it what of its sender's waits in the mailbox.
+fn not_by(mailbox: &Mailbox, passing: Passing) -> Result<(), NotPassed> {
+    mailbox.keep_behind(&passing.sender);
+    Err(NotPassed::Keep(passing))
 }
 
 #[cfg(test)]

@@ -5,9 +5,11 @@
 
 use core::future::Future;
 use core::net::SocketAddr;
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
 use std::io;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Where connections come from.
@@ -41,6 +43,15 @@ pub trait Stream: Send + Sync + 'static {
     /// # Errors
     /// `WouldBlock` while nothing is there, and those of the system.
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// The same, where it can be told from the length of what was read that no more is there: then
+    /// [`readable`](Self::readable) waits without another look.
+    ///
+    /// # Errors
+    /// Those of [`Stream::try_read`].
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.try_read(buffer)
+    }
 
     /// Comes back when there may be room to write. Cancel-safe.
     ///
@@ -80,6 +91,15 @@ impl Stream for TcpStream {
 
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Self::try_read(self, buffer)
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut room = ReadBuf::new(buffer);
+        match Pin::new(&mut *self).poll_read(&mut Context::from_waker(Waker::noop()), &mut room) {
+            Poll::Ready(read) => read.map(|()| room.filled().len()),
+            // Nothing is there, or this task has had its turn.
+            Poll::Pending => Self::try_read(self, buffer),
+        }
     }
 
     async fn writable(&self) -> io::Result<()> {
