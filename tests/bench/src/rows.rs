@@ -372,7 +372,7 @@ fn one_way(poll: &mut Poll, from: &mut Client, to: &mut Client, text: &[u8]) -> 
 }
 
 /// Makes everybody known to the server.
-fn enrol(server: &Server, people: &[Arc<Person>]) -> Result<(), Failure> {
+pub(crate) fn enrol(server: &Server, people: &[Arc<Person>]) -> Result<(), Failure> {
     in_shares(people, |person| Client::enrol(server, person)).map(drop)
 }
 

@@ -140,6 +140,23 @@ impl Site {
         }
     }
 
+    /// Kills a server of ours, and starts it on what it left behind. How long it took until it listened.
+    ///
+    /// # Errors
+    /// As [`Site::start`].
+    pub fn restart(&self, server: Server) -> Result<(Server, Duration), Failure> {
+        let Server { mut process, directory, .. } = server;
+        process.0.kill()?;
+        process.0.wait()?;
+        let program = self.program(Peer::Ossicle).ok_or("it was started before")?;
+        let log = fs::File::create(directory.path().join("log"))?;
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null()).stderr(log);
+        let begun = Instant::now();
+        let server = self.start_ossicle(command, directory, None)?;
+        Ok((server, begun.elapsed()))
+    }
+
     fn start_ossicle(
         &self,
         mut command: Command,
