@@ -1006,6 +1006,13 @@ fn fields(message: &Message<'_>) -> Value {
         PeerStatus::Online => json!({"online": true}),
         PeerStatus::Offline { last_seen } => json!({"online": false, "last_seen": last_seen}),
     };
+    let changes = |lines: &[u8]| {
+        let line = |line: Result<Change<'_>, Error>| {
+            let line = line.unwrap();
+            json!({"id": encode(line.id), "name": line.name, "status": line.status.map(status)})
+        };
+        Change::lines(lines).map(line).collect::<Vec<_>>()
+    };
     let receipt = |receipt: &Receipt| {
         json!({
             "rung": receipt.rung.code(), "reason": receipt.reason.map(Reason::code), "chain": encode(receipt.chain),
@@ -1102,6 +1109,22 @@ fn fields(message: &Message<'_>) -> Value {
             }
             Channels::CODE => json!({"request": Channels::decode(*body).unwrap().request}),
             ExpireChannels::CODE => json!({"request": ExpireChannels::decode(*body).unwrap().request}),
+            Watch::CODE => {
+                let watch = Watch::decode(*body).unwrap();
+                json!({"request": watch.request, "pattern": watch.pattern, "after": watch.after})
+            }
+            Unwatch::CODE => {
+                let unwatch = Unwatch::decode(*body).unwrap();
+                json!({"request": unwatch.request, "pattern": unwatch.pattern})
+            }
+            WatchResponse::CODE => {
+                let page = WatchResponse::decode(*body).unwrap();
+                json!({"request": page.request, "next": page.next, "lines": changes(page.lines)})
+            }
+            Changed::CODE => {
+                let changed = Changed::decode(*body).unwrap();
+                json!({"lost": changed.lost, "lines": changes(changed.lines)})
+            }
             ChannelsResponse::CODE => {
                 let held = ChannelsResponse::decode(*body).unwrap();
                 json!({"request": held.request, "first": channel(held.first), "second": channel(held.second)})

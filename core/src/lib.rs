@@ -137,9 +137,10 @@ pub use page::{IdentityPage, MAX_PAGE_LEN, MAX_PAGE_MODULUS_LEN, PageError, Page
 #[cfg(feature = "rsa")]
 pub use rsa::{RsaKey, verify as verify_rsa};
 pub use wire::{
-    Body, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol, ExpireChannels, HEADER_LEN,
-    ID_LEN, Lookup, MAX_ENROL_BATCH, MAX_NAME_LEN, MAX_RECORD_LEN, MIN_RECORD_LIMIT, Message, PeerStatus, Presence,
-    RECORD_OVERHEAD, Receipt, Rotate, Rung, Rungs, Settings, SignedBundle, Subject, Successor, SuccessorQuery,
+    Body, Change, Changed, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol,
+    ExpireChannels, HEADER_LEN, ID_LEN, Lookup, MAX_ENROL_BATCH, MAX_NAME_LEN, MAX_RECORD_LEN, MAX_WATCHED,
+    MIN_RECORD_LIMIT, Message, PeerStatus, Presence, RECORD_OVERHEAD, Receipt, Rotate, Rung, Rungs, Settings,
+    SignedBundle, Subject, Successor, SuccessorQuery, Unwatch, Watch, WatchResponse,
 };
 
 #[cfg(doctest)]

@@ -453,6 +453,7 @@ async fn check(
                 info!(client = %Uuid::from_bytes(claim.id()), %error, "not enrolled");
                 return Err((enrol_reason(&error), 0));
             }
+            server.presence().note(&claim.id(), false);
             server.store.client(&claim.id()).await.map_err(failed)?.ok_or(unauthorised)
         }
         _ => Err((Reason::Unsupported, 0)),
@@ -842,10 +843,11 @@ impl<S: Stream> Peer<S> {
                 None => return self.begin(payload),
             },
             Ok(Message::Listening) => return self.begin(payload),
-            Ok(Message::NotListening) => {
-                self.mailbox.stop_listening();
-                None
-            }
+            Ok(Message::NotListening) => match self.mailbox.stop_listening() {
+                // When it was last seen is noted.
+                true => return self.begin(payload),
+                false => None,
+            },
             Ok(Message::Acknowledge { seq }) => {
                 match self.mailbox.acknowledge(seq) {
                     Ok(seqs) => self.server.keeper.forget(self.id, seqs),
@@ -1002,6 +1004,7 @@ impl<S: Stream> Peer<S> {
     fn leave(&mut self) {
         self.server.router.leave(&self.id, &self.mailbox);
         self.mailbox.end(None);
+        self.server.presence().forget(self.mailbox.connection());
         self.job = None;
         self.fetch = None;
     }
@@ -1029,7 +1032,7 @@ impl<S: Stream> Drop for Peer<S> {
 }
 
 /// What others learn of a client's being here is not worth its connection.
-fn note(client: ClientId, stored: Result<(), StoreError>) {
+pub(crate) fn note(client: ClientId, stored: Result<(), StoreError>) {
     if let Err(error) = stored {
         warn!(client = %Uuid::from_bytes(client), %error, "could not note when a client was here");
     }

@@ -9,18 +9,20 @@ use core::num::NonZeroUsize;
 use std::sync::Arc;
 
 use ossicle_core::{
-    Body, Bundle, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol, EnvelopeHeader,
-    ExpireChannels, Lookup, MAX_RSA_LEN, Message, PeerStatus, Presence, PublicKey, RECORD_OVERHEAD, Reason, Rotate,
-    Rotation, Secret, SignedBundle, Subject, SuccessorQuery, WrapHeader,
+    Body, Bundle, Change, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol,
+    EnvelopeHeader, ExpireChannels, Lookup, MAX_NAME_LEN, MAX_RSA_LEN, Message, Presence, PublicKey, RECORD_OVERHEAD,
+    Reason, Rotate, Rotation, Secret, SignedBundle, Subject, SuccessorQuery, Unwatch, Watch, WatchResponse, WrapHeader,
 };
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::channel::note;
 use crate::crypto::{PoolError, has_small_factor};
 use crate::keeper::{self, Batch};
 use crate::limits::Admission;
 use crate::mailbox::{Mailbox, Owed, refusal};
-use crate::name::Name;
+use crate::name::{Name, Pattern};
+use crate::presence::{self, status};
 use crate::router::{Outgoing, Sent, Told};
 use crate::server::Server;
 use crate::store::{
@@ -36,8 +38,8 @@ mod enrol;
 const PAGE: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// Codes of the requests that stand apart from the catalogue.
-pub(crate) const REQUESTS: [u16; 5] =
-    [Enrol::CODE, Rotate::CODE, SuccessorQuery::CODE, Channels::CODE, ExpireChannels::CODE];
+pub(crate) const REQUESTS: [u16; 7] =
+    [Enrol::CODE, Rotate::CODE, SuccessorQuery::CODE, Watch::CODE, Unwatch::CODE, Channels::CODE, ExpireChannels::CODE];
 
 /// The authenticated client that asks.
 pub(crate) struct Asker {
@@ -107,6 +109,10 @@ pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) 
             asker.mailbox.listen(waiting.map_or(true, |waiting| waiting.items > 0));
             return;
         }
+        Message::NotListening => {
+            note(asker.id, server.store.touch(&asker.id, server.now()).await);
+            return;
+        }
         Message::Lookup(asked) => (asked.request, lookup(&server, &asker, &asked).await),
         Message::List { request, after } => (request, list(&server, &asker, request, after).await),
         Message::Publish { request, bundle } => (request, publish(&server, &asker, request, &bundle).await),
@@ -115,6 +121,8 @@ pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) 
             Enrol::CODE => enrol::enrol(&server, &asker, body).await,
             Rotate::CODE => (body.request(), rotate(&server, &asker, body).await),
             SuccessorQuery::CODE => (body.request(), successor(&server, &asker, body).await),
+            Watch::CODE => (body.request(), watch(&server, &asker, body).await),
+            Unwatch::CODE => (body.request(), unwatch(&server, &asker, body)),
             Channels::CODE => (body.request(), channels(&server, &asker, body).await),
             ExpireChannels::CODE => (body.request(), expire_channels(&server, &asker, body).await),
             _ => (0, Err(Reason::Malformed.into())),
@@ -209,6 +217,66 @@ async fn list(server: &Server, asker: &Asker, request: u16, after: &str) -> Answ
     }
     let lines = lines.get(..len).unwrap_or_default();
     encode(asker, &Message::ListResponse(DirectoryList::new(request, more, lines)))
+}
+
+/// A page of those whom a pattern selects, and whatever becomes of them from the first page on.
+async fn watch(server: &Server, asker: &Asker, body: Body<'_>) -> Answered {
+    let Watch { request, pattern, after } = Watch::decode(body).map_err(|_| Reason::Malformed)?;
+    let pattern = Pattern::parse(pattern).map_err(|_| Reason::Malformed)?;
+    let after = match after {
+        "" => {
+            server.presence().watch(&asker.mailbox, pattern.clone())?;
+            None
+        }
+        name => {
+            let name = Name::parse(name).map_err(|_| Reason::Malformed)?;
+            if asker.mailbox.watching(|watch| watch.watches(&pattern)) != Some(true) {
+                return Err(Reason::Unknown.into());
+            }
+            Some(name)
+        }
+    };
+    asker.mailbox.watching(presence::Watch::begin_page);
+    let clients = server.store.clients(after.as_ref(), PAGE.get()).await;
+    let statuses = clients.map(|clients| {
+        let selected = |client: ClientRecord| {
+            let selected = Name::parse(&client.name).is_ok_and(|name| pattern.matches(&name));
+            let status = selected.then(|| status(server, &client));
+            (client, status)
+        };
+        clients.into_iter().map(selected).collect::<Vec<_>>()
+    });
+    // The answer is owed before the channel goes on: nothing that is told of from here on comes before it.
+    let told = asker.mailbox.watching(presence::Watch::end_page).unwrap_or_default();
+    let clients = statuses?;
+    let mut next =
+        if clients.len() == PAGE.get() { clients.last().map(|(client, _)| client.name.as_str()) } else { None };
+    // Code, request, the longest name and two lengths.
+    let mut lines = vec![0; asker.mailbox.max_payload().saturating_sub(9 + MAX_NAME_LEN)];
+    let (mut len, mut last) = (0, None);
+    for (client, status) in &clients {
+        if status.is_some() && !told.contains(&client.id) {
+            let line = Change { id: client.id, name: &client.name, status: *status };
+            let Some(line) = line.append(lines.get_mut(len..).unwrap_or_default()) else {
+                next = last;
+                break;
+            };
+            len += line;
+        }
+        last = Some(client.name.as_str());
+    }
+    let page = WatchResponse { request, next: next.unwrap_or_default(), lines: lines.get(..len).unwrap_or_default() };
+    let mut buffer = vec![0; asker.mailbox.max_payload()];
+    encode(asker, &page.encode(&mut buffer).map_err(|_| Reason::Unavailable)?)
+}
+
+fn unwatch(server: &Server, asker: &Asker, body: Body<'_>) -> Answered {
+    let Unwatch { request, pattern } = Unwatch::decode(body).map_err(|_| Reason::Malformed)?;
+    let pattern = Pattern::parse(pattern).map_err(|_| Reason::Malformed)?;
+    if !asker.mailbox.unwatch(&pattern) {
+        server.presence().forget(asker.mailbox.connection());
+    }
+    Ok(Some(Owed::Done(request)))
 }
 
 /// A bundle of the next epoch, signed by the asker's key.
@@ -412,14 +480,6 @@ async fn find(server: &Server, subject: &Subject<'_>) -> Result<ClientRecord, Re
         },
     };
     client.filter(|client| !client.revoked).ok_or_else(|| Reason::Unknown.into())
-}
-
-fn status(server: &Server, client: &ClientRecord) -> PeerStatus {
-    if server.router.is_online(&client.id) {
-        PeerStatus::Online
-    } else {
-        PeerStatus::Offline { last_seen: client.last_seen }
-    }
 }
 
 pub(crate) fn fingerprint(client: &ClientRecord) -> Option<[u8; 32]> {

@@ -12,7 +12,7 @@
 //!        |  control: a local|   |  process's door  |                       | search      |
 //!        |  operator's door |   |                  |                       +-------------+
 //!        |  directory,limits|   |                  |
-//!        |  metrics         |   |                  |
+//!        |  presence,metrics|   |                  |
 //!        +---+---------+----+   +----+--------+----+
 //!            |         |             |        |
 //!        +---v---+  +--v-------------v--+  +--v----------+
@@ -41,6 +41,7 @@ pub mod limits;
 pub mod mailbox;
 pub mod metrics;
 pub mod name;
+pub mod presence;
 pub mod resumption;
 pub mod router;
 pub mod search;

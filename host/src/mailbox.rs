@@ -11,10 +11,13 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ossicle_core::{MAX_RECORD_LEN, Message, RECORD_OVERHEAD, Reason, Receipt, Rung, Rungs};
+use ossicle_core::{MAX_RECORD_LEN, Message, PeerStatus, RECORD_OVERHEAD, Reason, Receipt, Rung, Rungs};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::keeper::Keeper;
+use crate::name::{Name, Pattern};
+use crate::presence::{Presence, Watch};
 use crate::store::{ChainId, ClientId, Item, ItemKind, NewItem, Refuse};
 
 /// Bytes of answers and receipts beyond which a client is not listened to until it has read some.
@@ -302,6 +305,8 @@ pub struct Shared {
     pub budget: Budget,
     /// Takes what could not be handed over.
     pub keeper: Keeper,
+    /// Is told who comes and goes.
+    pub presence: Arc<Presence>,
 }
 
 #[derive(Debug, Default)]
@@ -317,6 +322,10 @@ struct Queue {
     bytes: usize,
     backlog: Backlog,
     listening: bool,
+    /// The client listened on the connection that this one took over: until then it is taken for present.
+    succeeds: Option<Instant>,
+    /// What it wants to be told of others.
+    watch: Option<Box<Watch>>,
     end: Option<End>,
 }
 
@@ -638,11 +647,55 @@ impl Mailbox {
         queue.listening && queue.end.is_none()
     }
 
+    /// Whether others are told that the client is there: it takes messages, or did so on the connection that this one took
+    /// over a moment ago.
+    pub fn is_present(&self) -> bool {
+        self.lock().is_present()
+    }
+
+    /// This connection takes over one that listened: until then, others need not know.
+    pub fn succeed(&self, until: Instant) {
+        self.lock().succeeds = Some(until);
+        self.shared.presence.note_succession(&self.client, until);
+    }
+
+    /// Watches a pattern more.
+    ///
+    /// # Errors
+    /// [`Reason::TooLarge`].
+    pub(crate) fn watch(&self, pattern: Pattern) -> Result<(), Reason> {
+        self.lock().watch.get_or_insert_default().add(pattern)
+    }
+
+    /// Watches it no more, and says whether anything is watched still.
+    pub(crate) fn unwatch(&self, pattern: &Pattern) -> bool {
+        let mut queue = self.lock();
+        let watches = queue.watch.as_mut().is_some_and(|watch| watch.remove(pattern));
+        if !watches {
+            queue.watch = None;
+        }
+        watches
+    }
+
+    /// What is watched, if anything is.
+    pub(crate) fn watching<T>(&self, look: impl FnOnce(&mut Watch) -> T) -> Option<T> {
+        self.lock().watch.as_deref_mut().map(look)
+    }
+
+    /// Tells the client, if it watches such names, what has become of another.
+    pub(crate) fn tell_change(&self, id: ClientId, name: &Name, status: Option<PeerStatus>) {
+        if self.watching(|watch| watch.tell(id, name, status)).unwrap_or_default() {
+            self.changed.notify_one();
+        }
+    }
+
     /// From now on, messages come in. `waiting`: the store holds something for the client, as everything shows that
     /// the keeper was given before.
     pub fn listen(&self, waiting: bool) {
         let mut queue = self.lock();
         if !core::mem::replace(&mut queue.listening, true) {
+            queue.succeeds = None;
+            self.shared.presence.note(&self.client, false);
             let backlog = &mut queue.backlog;
             backlog.behind |= waiting || core::mem::take(&mut backlog.missed);
             backlog.cursor = 0;
@@ -659,11 +712,16 @@ impl Mailbox {
         self.changed.notify_one();
     }
 
-    /// No more messages. What was not sealed goes to the keeper.
-    pub fn stop_listening(&self) {
+    /// No more messages. What was not sealed goes to the keeper. Whether the client was present until now.
+    pub fn stop_listening(&self) -> bool {
         let mut queue = self.lock();
         let queue = &mut *queue;
+        let was_present = queue.is_present();
         queue.listening = false;
+        queue.succeeds = None;
+        if was_present {
+            self.shared.presence.note(&self.client, true);
+        }
         let backlog = &mut queue.backlog;
         backlog.answered = (0, 0);
         backlog.era = backlog.era.wrapping_add(1);
@@ -677,6 +735,7 @@ impl Mailbox {
         queue.bytes -= bytes;
         self.shared.budget.give(bytes);
         self.shared.keeper.keep_for(self.client, passing);
+        was_present
     }
 
     /// Ends the connection once it was told all it is owed. The first reason stands. What the client did not answer for
@@ -684,6 +743,9 @@ impl Mailbox {
     pub fn end(&self, reason: Option<Reason>) {
         let mut queue = self.lock();
         let queue = &mut *queue;
+        if queue.is_present() {
+            self.shared.presence.note(&self.client, true);
+        }
         if queue.end.is_none() {
             queue.end = Some(End::Close(reason));
             self.ending.store(true, Ordering::Release);
@@ -724,6 +786,16 @@ impl Mailbox {
                 queue.owed_bytes -= owed.room();
                 give_back(&mut queue.owed);
                 return Next::Owed(owed);
+            }
+        }
+        if let Some(watch) = &mut queue.watch
+            && queue.end.is_none()
+        {
+            if room < self.max_payload.min(CHANGES) + RECORD_OVERHEAD {
+                return Next::Full;
+            }
+            if let Some(changes) = watch.next(self.max_payload.min(CHANGES)) {
+                return Next::Owed(Owed::Answer(changes));
             }
         }
         if let Some(delivery) = queue.deliveries.front() {
@@ -786,8 +858,18 @@ impl Mailbox {
     }
 }
 
+/// Bytes of a record of changes at most.
+const CHANGES: usize = 4096;
+
 /// A client that takes no longer payload is a device.
 const DEVICE_PAYLOAD: usize = 8 * 1024;
+
+impl Queue {
+    fn is_present(&self) -> bool {
+        let succeeds = || self.succeeds.is_some_and(|until| Instant::now() < until);
+        self.end.is_none() && (self.listening || succeeds())
+    }
+}
 
 impl Backlog {
     fn hold(&mut self, item: &Item) {
@@ -853,7 +935,7 @@ mod tests {
 
     fn shared() -> (Arc<Shared>, Orders) {
         let (keeper, orders) = Keeper::new(Clock::system());
-        (Arc::new(Shared { budget: Budget::default(), keeper }), orders)
+        (Arc::new(Shared { budget: Budget::default(), keeper, presence: Arc::default() }), orders)
     }
 
     fn of(shared: &Arc<Shared>, max_payload: usize) -> Mailbox {

@@ -1,6 +1,7 @@
 //! Who is where, and what becomes of a message: decisions without a socket, a clock or a disk.
 //!
-//! A client is *connected* while it holds a seat here, and *online* while its mailbox listens. The router reads no more of
+//! A client is *connected* while it holds a seat here, and *online* while its mailbox listens, or for a moment while a new
+//! connection takes the place of one that did. The router reads no more of
 //! an envelope than chain and number. It knows the routes of chains that were used lately; the store knows all of them,
 //! and whoever calls asks it first. What cannot pass now is given back to be kept, or goes to the keeper: nothing is
 //! dropped in silence.
@@ -11,9 +12,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ossicle_core::{EnvelopeHeader, Reason, Receipt, Rung, Rungs};
+use tokio::time::Instant;
 
 use crate::keeper::{self, Keeper};
 use crate::mailbox::{Mailbox, NotPassed, Owed, Passing, refusal};
+use crate::presence::SUCCESSION;
 use crate::store::{ChainId, ChainRoute, ClientId, ItemKind, NewItem};
 
 /// Routes that are remembered at least; twice as many at most.
@@ -106,6 +109,9 @@ impl Router {
     /// Gives the client's seat to a new connection. The mailbox of an older one is handed back, to be ended.
     pub fn enter(&self, client: ClientId, mailbox: Arc<Mailbox>) -> Option<Arc<Mailbox>> {
         let mut seats = self.seats_mut();
+        if seats.get(&client).is_some_and(|older| older.is_present()) {
+            mailbox.succeed(Instant::now() + SUCCESSION);
+        }
         self.changes.fetch_add(1, Ordering::AcqRel);
         seats.insert(client, mailbox)
     }
@@ -141,9 +147,9 @@ impl Router {
         (connected, online)
     }
 
-    /// Whether the client is connected and takes messages.
+    /// Whether the client is there, as others are told.
     pub fn is_online(&self, client: &ClientId) -> bool {
-        self.seats().get(client).is_some_and(|mailbox| mailbox.is_listening())
+        self.seats().get(client).is_some_and(|mailbox| mailbox.is_present())
     }
 
     /// Ends the client's connection, if there is one, and forgets every route that concerns it.
@@ -414,7 +420,8 @@ mod tests {
     }
 
     fn seat(router: &Router, client: ClientId, connection: u64) -> Arc<Mailbox> {
-        let shared = Arc::new(Shared { budget: Budget::default(), keeper: router.keeper.clone() });
+        let shared =
+            Arc::new(Shared { budget: Budget::default(), keeper: router.keeper.clone(), presence: Arc::default() });
         let mailbox = Arc::new(Mailbox::new(client, connection, 1000, MailboxLimits::default(), shared));
         router.enter(client, Arc::clone(&mailbox));
         mailbox
@@ -570,7 +577,8 @@ mod tests {
     fn a_new_connection_takes_the_seat_and_the_old_one_cannot_free_it() {
         let (router, _orders) = router();
         let first = seat(&router, ALICE, 1);
-        let shared = Arc::new(Shared { budget: Budget::default(), keeper: router.keeper.clone() });
+        let shared =
+            Arc::new(Shared { budget: Budget::default(), keeper: router.keeper.clone(), presence: Arc::default() });
         let second = Arc::new(Mailbox::new(ALICE, 2, 1000, MailboxLimits::default(), shared));
         let taken = router.enter(ALICE, Arc::clone(&second)).map(|mailbox| mailbox.connection());
         assert_eq!(taken, Some(1));

@@ -27,6 +27,7 @@ use crate::keeper::{self, Keeper, Orders};
 use crate::limits::{Limits, Rates};
 use crate::mailbox::{Budget, Mailbox, MailboxLimits, Owed, Shared, refuse_waiting};
 use crate::metrics::Metrics;
+use crate::presence::{self, Presence};
 use crate::resumption::{ChannelKey, Channels};
 use crate::router::Router;
 use crate::store::{ChainId, ChainRoute, ChannelId, ClientId, NewKey, RotateError, SharedStore, StoreError};
@@ -170,7 +171,7 @@ impl Server {
             identity,
             pool,
             router: Router::new(keeper.clone()),
-            mailboxes: Arc::new(Shared { budget: Budget::default(), keeper: keeper.clone() }),
+            mailboxes: Arc::new(Shared { budget: Budget::default(), keeper: keeper.clone(), presence: Arc::default() }),
             keeper,
             orders: Mutex::new(Some(orders)),
             metrics: Metrics::default(),
@@ -214,6 +215,7 @@ impl Server {
         if self.router.evict(client, Reason::Unauthorised) {
             info!(client = %uuid::Uuid::from_bytes(*client), "revoked while connected");
         }
+        self.presence().note(client, false);
         self.channels.end(&*self.store, client).await?;
         Ok(revoked)
     }
@@ -304,6 +306,11 @@ impl Server {
     /// Whether it takes connections.
     pub fn is_listening(&self) -> bool {
         self.listening.load(Ordering::Relaxed)
+    }
+
+    /// Where it is noted who comes and goes.
+    pub(crate) fn presence(&self) -> &Presence {
+        &self.mailboxes.presence
     }
 
     /// Connected clients.
@@ -401,6 +408,7 @@ pub async fn run(listener: impl Listener, server: Arc<Server>, shutdown: impl Fu
         background.spawn(async move { keeper::run(orders, Arc::clone(&server.store), &server.router).await });
     }
     background.spawn(expire(Arc::clone(&server)));
+    background.spawn(presence::run(Arc::clone(&server)));
     server.listening.store(true, Ordering::Relaxed);
     accept_all(listener, &server, &mut tasks, shutdown).await;
     server.listening.store(false, Ordering::Relaxed);

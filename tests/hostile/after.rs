@@ -5,7 +5,7 @@ use core::time::Duration;
 use ossicle_core::{
     Bundle, Channels, DirectoryEntry, DirectoryList, ENVELOPE_OVERHEAD, Enrol, ExpireChannels, Lookup, Message,
     PeerStatus, PublicKey, Reason, Receipt, Rotate, Rotation, Rung, Rungs, Secret, SignedBundle, Subject, Successor,
-    SuccessorQuery,
+    SuccessorQuery, Unwatch, Watch,
 };
 use ossicle_tests::node::{Published, envelope, wrap};
 use ossicle_tests::raw::{self, APPLICATION, RawClient, RawHeard, clear, payload};
@@ -273,6 +273,8 @@ pub(crate) const WORDS: &[Row] = &[
         2,
         REQUEST
     ),
+    cut!("Watch, cut", encoded(|out| Watch { request: REQUEST, pattern: "s-*", after: "bob" }.encode(out)), 2, REQUEST),
+    cut!("Unwatch, cut", encoded(|out| Unwatch { request: REQUEST, pattern: "s-*" }.encode(out)), 2, REQUEST),
     cut!("Channels, cut", encoded(|out| Channels { request: REQUEST }.encode(out)), 2, REQUEST),
     cut!("ExpireChannels, cut", encoded(|out| ExpireChannels { request: REQUEST }.encode(out)), 2, REQUEST),
     cut!("Listening, lengthened", vec![7, 0], 2, 0),
@@ -296,6 +298,34 @@ pub(crate) const WORDS: &[Row] = &[
     word!("a wrap of endless length", raw_body(0x0b01, &[&[9], &[1; 16], &ENDLESS, &[7; 300]]), MALFORMED),
     word!("a name to look up that is not UTF-8", raw_body(0x0500, &[&[9, 0, 0, 1, 2, 0xc3, 0x28]]), MALFORMED),
     word!("a name to list behind that is not UTF-8", raw_body(0x0501, &[&[9, 2, 0xff, 0xfe]]), MALFORMED),
+    word!("a pattern of endless length", raw_body(0x0600, &[&[9], &ENDLESS]), &[Refused(9, Reason::Malformed), Alive]),
+    word!(
+        "a pattern that is not UTF-8",
+        raw_body(0x0600, &[&[9, 2, 0xff, 0xfe, 0]]),
+        &[Refused(9, Reason::Malformed), Alive]
+    ),
+    word!("a pattern that is empty", raw_body(0x0600, &[&[9, 0, 0]]), &[Refused(9, Reason::Malformed), Alive]),
+    word!(
+        "a pattern whose class does not end",
+        raw_body(0x0600, &[&[9, 2, b'[', b'a', 0]]),
+        &[Refused(9, Reason::Malformed), Alive]
+    ),
+    word!(
+        "a pattern that is longer than any",
+        raw_body(0x0600, &[&[9, 0x81, 2], &[b'a'; 257], &[0]]),
+        &[Refused(9, Reason::Malformed), Alive]
+    ),
+    word!(
+        "a name to watch behind that is none",
+        raw_body(0x0600, &[&[9, 1, b'*', 1, b'@']]),
+        &[Refused(9, Reason::Malformed), Alive]
+    ),
+    word!(
+        "a page of a pattern that is not watched",
+        raw_body(0x0600, &[&[9, 1, b'*', 1, b'a']]),
+        &[Refused(9, Reason::Unknown), Alive]
+    ),
+    word!("an end to what is not watched", raw_body(0x0601, &[&[9, 1, b'*']]), &[Seen::Message(0x0f00), Alive]),
     word!("a name to revoke that is not UTF-8", raw_body(0x0503, &[&[9, 1, 3, 0xed, 0xa0, 0x80]]), MALFORMED),
     word!(
         "a name to enrol that is not UTF-8",

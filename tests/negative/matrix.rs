@@ -2,9 +2,9 @@
 //! call. Repeats, swaps, reflections and splices are all cells of it.
 
 use ossicle_core::{
-    Aead, ApiMisuse, Body, BufferError, Channels, ChannelsResponse, Connection, DirectoryEntry, DirectoryList, Enrol,
-    Error, Event, ExpireChannels, Lookup, Message, PeerError, PeerStatus, Reason, Receipt, Received, Rotate, Rung,
-    Rungs, Settings, SignedBundle, Subject, SuccessorQuery,
+    Aead, ApiMisuse, Body, BufferError, Changed, Channels, ChannelsResponse, Connection, DirectoryEntry, DirectoryList,
+    Enrol, Error, Event, ExpireChannels, Lookup, Message, PeerError, PeerStatus, Reason, Receipt, Received, Rotate,
+    Rung, Rungs, Settings, SignedBundle, Subject, SuccessorQuery, Unwatch, Watch, WatchResponse,
 };
 use ossicle_tests::public;
 
@@ -232,6 +232,10 @@ pub(crate) fn catalogue() -> Vec<Vec<u8>> {
         [
             Rotate::CODE,
             SuccessorQuery::CODE,
+            Watch::CODE,
+            Unwatch::CODE,
+            WatchResponse::CODE,
+            Changed::CODE,
             Channels::CODE,
             ChannelsResponse::CODE,
             ExpireChannels::CODE,

@@ -1,15 +1,17 @@
 //! Messages that only hosts read: about devices to be enrolled (PROTOCOL 6.4), identity keys that follow others
-//! (8.6) and channels (4.10). Devices carry none of this. That is why everything is `inline`: it is compiled where it is used, and the catalogue is not any larger
-//! for it.
+//! (8.6), channels (4.10) and who comes and goes (7.5). Devices carry none of this. That is why everything is `inline`: it
+//! is compiled where it is used, and the catalogue is not any larger for it.
 
 use serde::{Deserialize, Serialize};
 
 use super::message::{Body, put, take};
-use super::{ID_LEN, Message, SignedBundle};
+use super::{ID_LEN, MAX_NAME_LEN, Message, PeerStatus, SignedBundle};
 use crate::error::Error;
 
 /// The most entries of one batch of [`Enrol`]s.
 pub const MAX_ENROL_BATCH: usize = 1000;
+/// The most patterns of names that a connection watches at a time.
+pub const MAX_WATCHED: usize = 16;
 
 macro_rules! bodies {
     ($($(#[$doc:meta])* $name:ident [$($life:lifetime)?] from [$body:ty] {
@@ -18,8 +20,6 @@ macro_rules! bodies {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
         pub struct $name $(<$life>)? {
-            /// Correlation id.
-            pub request: u16,
             $($(#[$field_doc])* pub $field: $type,)*
         }
 
@@ -60,6 +60,8 @@ bodies! {
     /// A device to be enrolled on behalf of the connected client, alone or in a batch (PROTOCOL 6.4). Only a whole batch is
     /// enrolled, and answered once: `Done` to its last entry, or `Refused` to the first one that is refused.
     Enrol ['d] from [Body<'d>] {
+        /// Correlation id.
+        request: u16,
         /// Which entry of its batch this is, from 0 on.
         index: u16,
         /// How many entries the batch has; at most [`MAX_ENROL_BATCH`].
@@ -76,6 +78,8 @@ bodies! {
 
     /// A client replaces its identity key.
     Rotate ['d] from [Body<'d>] {
+        /// Correlation id.
+        request: u16,
         /// That of the new key: one more than that of the present one.
         key_epoch: u32,
         /// The new key's RSA modulus.
@@ -91,6 +95,8 @@ bodies! {
 
     /// Which key followed this one?
     SuccessorQuery [] from [Body<'_>] {
+        /// Correlation id.
+        request: u16,
         /// The client.
         id: [u8; ID_LEN],
         /// That of the key which is known.
@@ -99,6 +105,8 @@ bodies! {
 
     /// The key that followed another.
     Successor ['d] from [Body<'d>] {
+        /// Correlation id.
+        request: u16,
         /// Its RSA modulus.
         modulus: &'d [u8],
         /// The signature of the key before it over [`crate::Rotation::statement`].
@@ -106,18 +114,62 @@ bodies! {
     } = 0x0515
 
     /// Which channels of mine could be resumed?
-    Channels [] from [Body<'_>] {} = 0x0800
+    Channels [] from [Body<'_>] {
+        /// Correlation id.
+        request: u16,
+    } = 0x0800
 
     /// End all my channels: my next connection makes a full handshake. This connection stands.
-    ExpireChannels [] from [Body<'_>] {} = 0x0801
+    ExpireChannels [] from [Body<'_>] {
+        /// Correlation id.
+        request: u16,
+    } = 0x0801
 
     /// The channels that could be resumed; there are at most two.
     ChannelsResponse [] from [Body<'_>] {
+        /// Correlation id.
+        request: u16,
         /// One, in no order.
         first: Option<ChannelInfo>,
         /// The other.
         second: Option<ChannelInfo>,
     } = 0x0810
+
+    /// Tell me who comes and goes among the clients whose names this pattern selects, and first who is there (PROTOCOL 7.5).
+    Watch ['d] from [Body<'d>] {
+        /// Correlation id.
+        request: u16,
+        /// The pattern: a name in which `*`, `?` and `[...]` stand for others.
+        pattern: &'d str,
+        /// Empty: from now on, and from the first name. Otherwise further names, from the one behind this on.
+        after: &'d str,
+    } = 0x0600
+
+    /// Tell me no more of this pattern.
+    Unwatch ['d] from [Body<'d>] {
+        /// Correlation id.
+        request: u16,
+        /// The pattern, as it stood in [`Watch`].
+        pattern: &'d str,
+    } = 0x0601
+
+    /// A page of those whom a watched pattern selects. It may be empty and not the last one.
+    WatchResponse ['d] from [Body<'d>] {
+        /// Correlation id.
+        request: u16,
+        /// From where the next page is to be asked for; empty: this is the last one.
+        next: &'d str,
+        /// Who is there, read with [`Change::lines`].
+        lines: &'d [u8],
+    } = 0x0610
+
+    /// Clients that a watched pattern selects came, went, were enrolled or revoked.
+    Changed ['d] from [Body<'d>] {
+        /// There were too many changes to be kept until they could be sent: every pattern is to be asked for anew.
+        lost: bool,
+        /// What holds now, read with [`Change::lines`].
+        lines: &'d [u8],
+    } = 0x0620
 }
 
 /// A channel that the server would resume.
@@ -129,10 +181,54 @@ pub struct ChannelInfo {
     pub valid_for: u32,
 }
 
+/// What holds of one client: a line of [`WatchResponse`] and [`Changed`]. What comes later is newer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change<'d> {
+    /// The client's id.
+    pub id: [u8; ID_LEN],
+    /// Its display name.
+    pub name: &'d str,
+    /// Whether it is there; `None` if it was revoked.
+    pub status: Option<PeerStatus>,
+}
+
+impl<'d> Change<'d> {
+    /// Bytes of the longest line: id, the longest name with its length, status with the longest time.
+    pub const MAX_LEN: usize = ID_LEN + 1 + MAX_NAME_LEN + 1 + 1 + 1 + 10;
+
+    /// Encodes this line to the front of `out` and returns its length, or `None` if there is no room.
+    #[inline]
+    pub fn append(&self, out: &mut [u8]) -> Option<usize> {
+        put(self, out).ok()
+    }
+
+    /// The lines one after the other, up to the first that is malformed, which is an [`Error::Decode`].
+    #[inline]
+    pub fn lines(lines: &'d [u8]) -> impl Iterator<Item = Result<Self, Error>> + use<'d> {
+        let mut rest = lines;
+        core::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            match postcard::take_from_bytes(rest) {
+                Ok((line, behind)) => {
+                    rest = behind;
+                    Some(Ok(line))
+                }
+                Err(_) => {
+                    rest = &[];
+                    Some(Err(Error::Decode))
+                }
+            }
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::wire::testing::printed;
+    use std::vec::Vec;
 
     const BUNDLE: SignedBundle<'static> = SignedBundle { bundle: &[1; 4], signature: &[2; 4] };
 
@@ -177,6 +273,47 @@ mod tests {
         check(&held.encode(&mut buffer).unwrap(), "ChannelsResponse", |body| {
             ChannelsResponse::decode(body) == Ok(held)
         });
+        let watch = Watch { request: 11, pattern: "s-*", after: "" };
+        check(&watch.encode(&mut buffer).unwrap(), "Watch", |body| Watch::decode(body) == Ok(watch));
+        let unwatch = Unwatch { request: 12, pattern: "s-*" };
+        check(&unwatch.encode(&mut buffer).unwrap(), "Unwatch", |body| Unwatch::decode(body) == Ok(unwatch));
+        let (mut lines, mut len) = ([0; 128], 0);
+        for line in [BOB, CAROL] {
+            len += line.append(&mut lines[len..]).unwrap();
+        }
+        let (lines, gone) = lines.split_at_mut(len);
+        let page = WatchResponse { request: 11, next: "carol", lines };
+        let mut buffer = [0; 128];
+        check(&page.encode(&mut buffer).unwrap(), "WatchResponse", |body| WatchResponse::decode(body) == Ok(page));
+        let len = Change { status: None, ..BOB }.append(gone).unwrap();
+        let changed = Changed { lost: false, lines: &gone[..len] };
+        check(&changed.encode(&mut buffer).unwrap(), "Changed", |body| Changed::decode(body) == Ok(changed));
+    }
+
+    const BOB: Change<'static> = Change { id: [5; 16], name: "bob", status: Some(PeerStatus::Online) };
+    const CAROL: Change<'static> =
+        Change { id: [6; 16], name: "carol", status: Some(PeerStatus::Offline { last_seen: Some(1_700_000_000) }) };
+
+    #[test]
+    fn lines_of_changes_end_at_the_first_malformed_one() {
+        let longest = "x".repeat(64);
+        let all = [
+            BOB,
+            CAROL,
+            Change { id: [7; 16], name: "dora", status: None },
+            Change { name: &longest, status: Some(PeerStatus::Offline { last_seen: Some(u64::MAX) }), ..BOB },
+        ];
+        let mut bytes = Vec::new();
+        for line in all {
+            let mut room = [0; Change::MAX_LEN];
+            let len = line.append(&mut room).unwrap();
+            assert!(line.append(&mut room[..len - 1]).is_none());
+            bytes.extend_from_slice(&room[..len]);
+        }
+        assert!(Change::lines(&bytes).eq(all.map(Ok)));
+        let cut = Change::lines(&bytes[..bytes.len() - 1]).collect::<Vec<_>>();
+        assert_eq!(cut, [Ok(all[0]), Ok(all[1]), Ok(all[2]), Err(Error::Decode)]);
+        assert_eq!(Change::lines(&[]).next(), None);
     }
 
     #[test]

@@ -16,7 +16,8 @@ pub(crate) use hello::{
     ServerAuth, ServerHello, Work,
 };
 pub use hosts::{
-    ChannelInfo, Channels, ChannelsResponse, Enrol, ExpireChannels, MAX_ENROL_BATCH, Rotate, Successor, SuccessorQuery,
+    Change, Changed, ChannelInfo, Channels, ChannelsResponse, Enrol, ExpireChannels, MAX_ENROL_BATCH, MAX_WATCHED,
+    Rotate, Successor, SuccessorQuery, Unwatch, Watch, WatchResponse,
 };
 pub(crate) use message::SEND_HEAD_LEN;
 pub use message::{

@@ -146,6 +146,7 @@ impl Batch {
         match server.store.enrol_all(batch).await {
             Ok(_) => {
                 for (device, name) in devices {
+                    server.presence().note(device.as_bytes(), false);
                     info!(%device, %name, %by, "enrolled a device");
                 }
                 (last, Ok(Some(Owed::Done(last))))

@@ -20,6 +20,10 @@ const SILENT_HOLDER: Duration = Duration::from_secs(15);
 const FINISH: Duration = Duration::from_secs(60);
 /// For so long nobody is told that he waits for another command.
 const SHORT: Duration = Duration::from_secs(2);
+/// Commands that make room for a reader: they wait for others, and can do so through him.
+const YIELDING: [&str; 1] = [WATCHER];
+/// The command that watches others.
+pub(crate) const WATCHER: &str = "who --watch";
 /// Commands that read messages: of these one at a time.
 const READERS: [&str; 2] = ["listen", "chat"];
 
@@ -76,6 +80,11 @@ impl Access {
                         "another `ossicle {holder}` (pid {pid}) already listens with this home: end it first, \
                          or use another home"
                     )));
+                }
+                if YIELDING.contains(&holder.as_str())
+                    && let Some(follower) = Follower::connect(home).await
+                {
+                    let _ = timeout(SHORT, follower.request(Request::Yield).done()).await;
                 }
                 if !told && begun.elapsed() > SHORT {
                     tracing::warn!("waiting for `ossicle {holder}` (pid {pid}), which uses this home, to end");
@@ -145,6 +154,9 @@ impl Access {
     /// Leaves: a holder first finishes what others asked of it, and says its last word to the server.
     pub async fn close(self) {
         if let Inner::Holder { local, handle, notices, _lock } = self.0 {
+            // Whoever watches would never have his last answer.
+            local.shut();
+            handle.request(Request::Yield).done().await;
             // Who waits longer than this has a deadline of his own behind him.
             let _ = timeout(FINISH, local.finish()).await;
             handle.stop().await;

@@ -10,9 +10,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use ossicle_core::{
-    Bundle, BundleKeys, Channel, ChannelInfo, Channels, ChannelsResponse, Credentials, Enrol, ExpireChannels, Lookup,
-    MAX_ENROL_BATCH, MAX_RECORD_LEN, Member, Message, PeerStatus, Reason, Receipt, Rotate, Rotation, Settings,
-    SignedBundle, Subject, Successor, SuccessorQuery,
+    Bundle, BundleKeys, Changed, Channel, ChannelInfo, Channels, ChannelsResponse, Credentials, Enrol, ExpireChannels,
+    Lookup, MAX_ENROL_BATCH, MAX_NAME_LEN, MAX_RECORD_LEN, Member, Message, PeerStatus, Reason, Receipt, Rotate,
+    Rotation, Settings, SignedBundle, Subject, Successor, SuccessorQuery, Unwatch, Watch, WatchResponse,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -26,9 +26,10 @@ use super::outbox::{Outbox, Replies, Settled, member};
 use super::peers::{Alarm, Rejected, admit, check_bundle, verification};
 use super::rotation::{self, Walk};
 use super::url::address;
+use super::watch::{Ask, Watches};
 use super::{Failure, Home, now};
 use crate::crypto::{IdentityKey, verify};
-use crate::name::Name;
+use crate::name::{MAX_PATTERN_LEN, Name};
 use crate::store::home::{HomeStore, HomeStoreError, OwnKeys, Profile, Progress, Waiting};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -53,6 +54,8 @@ const MAX_LISTED: usize = 1 << 18;
 const MAX_UNACKNOWLEDGED: usize = 4096;
 /// The correlation ids of signs of life: ordinary ones, and the one whose answer is the last thing that is waited for.
 const ALIVE: u16 = 1;
+/// Room for the body of a request to watch: a pattern, a name, and two numbers.
+const WATCH_LEN: usize = MAX_PATTERN_LEN + MAX_NAME_LEN + 16;
 const LAST: u16 = 0;
 
 /// What an agent tells the command that started it.
@@ -163,6 +166,7 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
         requests: Requests::default(),
         outbox,
         inbox,
+        watches: Watches::default(),
         waited: None,
         unacknowledged: VecDeque::new(),
         asked: VecDeque::new(),
@@ -248,6 +252,10 @@ pub(super) enum Pending {
     Rotate { replies: Replies },
     /// A later key of a peer, before what the directory said is looked at.
     Successor { walk: Box<Walk> },
+    /// The end of a watch.
+    Unwatch,
+    /// A page of those who are watched.
+    Watch { ask: Ask },
     /// A wrap of ours.
     Wrap { chain: [u8; 8] },
 }
@@ -268,6 +276,8 @@ impl Pending {
             | Self::Recipient { .. }
             | Self::Whereabouts { .. }
             | Self::Sender { .. }
+            | Self::Unwatch
+            | Self::Watch { .. }
             | Self::Wrap { .. } => None,
         }
     }
@@ -306,6 +316,7 @@ struct Agent {
     requests: Requests,
     outbox: Outbox,
     inbox: Inbox,
+    watches: Watches,
     /// Number and time that the server has said of the next delivery, wrap or receipt.
     waited: Waited,
     /// Numbers of what waited at the server and was received over this connection, in the order in which it came, until they
@@ -453,6 +464,7 @@ impl Agent {
 
     fn tell_everybody(&self, reply: &Reply) {
         self.outbox.broadcast(reply);
+        self.watches.broadcast(reply);
         for (_, replies) in &self.asked {
             let _ = replies.send(reply.clone());
         }
@@ -494,6 +506,9 @@ impl Agent {
                 | Pending::Whereabouts { .. }
                 | Pending::Sender { .. }
                 | Pending::Successor { .. }
+                // It is asked for again, from the start.
+                | Pending::Watch { .. }
+                | Pending::Unwatch
                 | Pending::Wrap { .. } => {}
             }
         }
@@ -547,6 +562,8 @@ impl Agent {
         for (request, replies) in core::mem::take(&mut self.asked) {
             self.request(&mut link, request, replies)?;
         }
+        let watched = self.watches.begin();
+        self.watch(&mut link, watched)?;
         self.with_desk(&mut link, |outbox, _, desk| outbox.pump(desk))?;
 
         let (mut heard, mut said) = (Instant::now(), Instant::now());
@@ -576,6 +593,11 @@ impl Agent {
                 () = sleep_until(said + self.beat.heartbeat) => {
                     link.send(&Message::Status { request: ALIVE })?;
                     said = Instant::now();
+                    for pattern in self.watches.abandoned() {
+                        let request = self.requests.open(Pending::Unwatch);
+                        let unwatch = Unwatch { request, pattern: &pattern };
+                        link.send(&unwatch.encode(&mut [0; WATCH_LEN]).map_err(LinkError::from)?)?;
+                    }
                 }
                 () = sleep_until(care) => {
                     self.care(&mut link)?;
@@ -970,6 +992,16 @@ impl Agent {
                 let _ = replies.send(Reply::Status(self.status()));
                 Ok(())
             }
+            (Request::Watch { pattern, epoch, version }, link) => {
+                let ask = self.watches.poll(&pattern, epoch, version, replies);
+                // Without a connection, the next one asks.
+                link.map_or(Ok(()), |link| self.watch(link, ask))
+            }
+            (Request::Yield, _) => {
+                self.watches.yield_all();
+                let _ = replies.send(Reply::Done);
+                Ok(())
+            }
             (request, Some(link)) => self.request(link, request, replies),
             (request, None) => {
                 self.asked.push_back((request, replies));
@@ -1058,7 +1090,7 @@ impl Agent {
                 link.send(&Message::Lookup(Lookup { request, key: true, bundle: false, subject }))?;
             }
             // None of them waits for a connection.
-            Request::Send { .. } | Request::Status => {
+            Request::Send { .. } | Request::Status | Request::Watch { .. } | Request::Yield => {
                 return self.take(request, replies, Some(link));
             }
             Request::Who => {
@@ -1207,8 +1239,34 @@ impl Agent {
                 }
                 Ok(())
             }
+            Message::Other(body) if body.code() == WatchResponse::CODE => {
+                let (Ok(page), Some(Pending::Watch { ask })) =
+                    (WatchResponse::decode(body), self.requests.open.remove(&body.request()))
+                else {
+                    return Ok(());
+                };
+                let next = self.watches.page(&ask, &page);
+                self.watch(link, next)
+            }
+            Message::Other(body) if body.code() == Changed::CODE => match Changed::decode(body) {
+                Ok(changed) => {
+                    let again = self.watches.changed(&changed);
+                    self.watch(link, again)
+                }
+                Err(_) => Ok(()),
+            },
             _ => Ok(()),
         }
+    }
+
+    /// Asks the server who is there, and to say whatever becomes of them.
+    fn watch(&mut self, link: &mut Link, asks: impl IntoIterator<Item = Ask>) -> Result<(), Ended> {
+        for ask in asks {
+            let request = self.requests.open(Pending::Watch { ask: ask.clone() });
+            let watch = Watch { request, pattern: &ask.pattern, after: &ask.after };
+            link.send(&watch.encode(&mut [0; WATCH_LEN]).map_err(LinkError::from)?)?;
+        }
+        Ok(())
     }
 
     fn told_channels(&mut self, request: u16, held: [Option<ChannelInfo>; 2]) {
@@ -1393,6 +1451,13 @@ impl Agent {
             },
             // Refused: there is no such step.
             Pending::Successor { walk } => self.look_again(link, *walk),
+            Pending::Watch { ask } => {
+                if let Err((reason, _)) = answer {
+                    self.watches.refused(&ask, reason);
+                }
+                Ok(())
+            }
+            Pending::Unwatch => Ok(()),
             Pending::Wrap { chain } => {
                 let answer = answer.map(|_| ());
                 self.with_desk(link, |outbox, _, desk| outbox.wrapped(desk, &chain, answer))

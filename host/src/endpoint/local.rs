@@ -68,8 +68,19 @@ pub enum Request {
         /// Pin the key that the directory shows, if it is another one.
         accept: bool,
     },
+    /// Those whom a pattern selects, as soon as there is something new about them.
+    Watch {
+        /// The pattern.
+        pattern: String,
+        /// What [`Reply::Watched`] said last; 0 at first.
+        epoch: u64,
+        /// As `epoch`.
+        version: u64,
+    },
     /// Everybody on the server.
     Who,
+    /// Whoever waits for something new is to ask the next holder of the home.
+    Yield,
 }
 
 /// What the agent answers.
@@ -135,8 +146,21 @@ pub enum Reply {
     Unanswered,
     /// What two people compare.
     Verified(Verification),
+    /// What is new about those who are watched.
+    Watched {
+        /// To be given with the next question.
+        epoch: u64,
+        /// As `epoch`.
+        version: u64,
+        /// These are all, and not only who is new or different: whoever is not named is gone.
+        whole: bool,
+        /// What holds now, in the order in which it was learned.
+        lines: Vec<Seen>,
+    },
     /// Everybody, by name.
     Who(Vec<Presence>),
+    /// The holder of the home makes room for another one: ask that one.
+    Yield,
 }
 
 impl Reply {
@@ -255,6 +279,21 @@ pub struct Presence {
     pub last_seen: Option<u64>,
 }
 
+/// A client that is watched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Its id.
+    pub id: [u8; 16],
+    /// Its name.
+    pub name: String,
+    /// Whether it is listening.
+    pub online: bool,
+    /// When it was last seen, in seconds since 1970, if it is not online.
+    pub last_seen: Option<u64>,
+    /// Whether it is no client any more.
+    pub revoked: bool,
+}
+
 /// The answers to one request.
 pub struct Requested(pub(super) mpsc::UnboundedReceiver<Reply>);
 
@@ -264,6 +303,11 @@ impl Requested {
         let (replies, requested) = mpsc::unbounded_channel();
         let _ = replies.send(Reply::Gone { taken: false });
         Self(requested)
+    }
+
+    /// Waits for the final answer.
+    pub(super) async fn done(mut self) {
+        while !self.next().await.is_final() {}
     }
 
     /// The next answer. Cancel-safe.
@@ -350,10 +394,15 @@ impl LocalServer {
         Ok(Self { gate, accepting, home: home.clone() })
     }
 
-    /// Lets nobody in any more and waits until everybody has his answer.
-    pub(super) async fn finish(self) {
+    /// Lets nobody in any more.
+    pub(super) fn shut(&self) {
         self.gate.shut.store(true, Ordering::SeqCst);
         self.accepting.abort();
+    }
+
+    /// Lets nobody in any more and waits until everybody has his answer.
+    pub(super) async fn finish(self) {
+        self.shut();
         loop {
             let left = self.gate.left.notified();
             if self.gate.inside.load(Ordering::SeqCst) == 0 {

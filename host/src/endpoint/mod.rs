@@ -29,14 +29,16 @@ mod probe;
 mod rotation;
 mod setup;
 mod url;
+mod watch;
 
 use serde::{Deserialize, Serialize};
 
 pub use access::Access;
+pub(crate) use access::WATCHER;
 pub use agent::Notice;
 pub use home::{Home, HomeLock};
 pub use local::{
-    HeldChannel, NewDevice, PeerKeys, PinnedKey, Presence, Reply, Request, Requested, Status, Verification,
+    HeldChannel, NewDevice, PeerKeys, PinnedKey, Presence, Reply, Request, Requested, Seen, Status, Verification,
 };
 pub use outbox::Settled;
 pub(crate) use outbox::message_id;

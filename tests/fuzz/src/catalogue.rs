@@ -1,9 +1,9 @@
 //! The message catalogue: what an authenticated peer may put into a record. An input is one payload.
 
 use ossicle_core::{
-    Body, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol, Error, ExpireChannels, Lookup,
+    Body, Change, Changed, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol, Error, ExpireChannels, Lookup,
     Message, PeerStatus, Presence, Reason, Receipt, Rotate, Rung, Rungs, Settings, SignedBundle, Subject, Successor,
-    SuccessorQuery,
+    SuccessorQuery, Unwatch, Watch, WatchResponse,
 };
 
 use crate::{Reached, Target};
@@ -30,6 +30,10 @@ const NAMES: &[(u16, &str)] = &[
     (0x0510, "0510 LookupResponse"),
     (0x0511, "0511 ListResponse"),
     (0x0515, "0515 Successor"),
+    (0x0600, "0600 Watch"),
+    (0x0601, "0601 Unwatch"),
+    (0x0610, "0610 WatchResponse"),
+    (0x0620, "0620 Changed"),
     (0x0700, "0700 Listening"),
     (0x0701, "0701 NotListening"),
     (0x0720, "0720 Settings"),
@@ -46,7 +50,14 @@ const NAMES: &[(u16, &str)] = &[
 ];
 
 fn states() -> Vec<&'static str> {
-    let others = ["a line of a list", "a list with a broken line", "malformed", "unknown code"];
+    let others = [
+        "a line of a list",
+        "a list with a broken line",
+        "a line of changes",
+        "changes with a broken line",
+        "malformed",
+        "unknown code",
+    ];
     NAMES.iter().map(|(_, name)| *name).chain(others).collect()
 }
 
@@ -94,6 +105,17 @@ fn lines(list: &DirectoryList<'_>, reached: Reached<'_>) {
     }
 }
 
+fn changes(lines: &[u8], reached: Reached<'_>) {
+    let mut room = [0; 512];
+    for line in Change::lines(lines) {
+        let Ok(line) = line else { return reached("changes with a broken line") };
+        reached("a line of changes");
+        if let Some(len) = line.append(&mut room) {
+            assert!(Change::lines(&room[..len]).eq([Ok(line)]), "what is written can be read");
+        }
+    }
+}
+
 /// Reads a body as each of the messages that only hosts read: exactly the one that its code names may succeed.
 fn other(body: Body<'_>, reached: Reached<'_>) {
     let mut room = vec![0; body.bytes().len()];
@@ -108,7 +130,18 @@ fn other(body: Body<'_>, reached: Reached<'_>) {
             }
         )*};
     }
-    read!(Enrol Rotate SuccessorQuery Successor Channels ExpireChannels ChannelsResponse);
+    macro_rules! read_lines {
+        ($($kind:ident)*) => {$(
+            if let Ok(message) = $kind::decode(body) {
+                read.push($kind::CODE);
+                let Ok(Message::Other(again)) = message.encode(&mut room) else { panic!("what was read can be written") };
+                assert_eq!($kind::decode(again), Ok(message), "what is written can be read");
+                changes(message.lines, reached);
+            }
+        )*};
+    }
+    read!(Enrol Rotate SuccessorQuery Successor Watch Unwatch Channels ExpireChannels ChannelsResponse);
+    read_lines!(WatchResponse Changed);
     match read.as_slice() {
         [] if Body::CODES.contains(&body.code()) => reached("malformed"),
         [] => reached("unknown code"),
@@ -145,6 +178,16 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         lines.extend_from_slice(&room[..len]);
     }
     let broken = [&lines[..], &[0xff; 3]].concat();
+    let mut changed = Vec::new();
+    for (id, name, status) in
+        [([5; 16], "bob", Some(PeerStatus::Online)), ([6; 16], "carol", Some(status)), ([7; 16], "dora", None)]
+    {
+        let mut room = [0; Change::MAX_LEN];
+        let len = Change { id, name, status }.append(&mut room).expect("a line");
+        changed.extend_from_slice(&room[..len]);
+    }
+    let broken_change = [&changed[..], &[0xff; 3]].concat();
+    let page = WatchResponse { request: 11, next: "dora", lines: &changed };
     let settings = Settings {
         channel: [2; 16],
         valid_for: 604_800,
@@ -157,8 +200,8 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let first = Some(ChannelInfo { id: [10; 16], valid_for: 604_800 });
     let by_name = Lookup { request: 1, key: true, bundle: true, subject: Subject::Name("alice") };
     let by_id = Lookup { subject: Subject::Id([5; 16]), key: false, ..by_name };
-    let mut rooms = [const { [0; 2048] }; 7];
-    let [a, b, c, d, e, f, g] = &mut rooms;
+    let mut rooms = [const { [0; 2048] }; 12];
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = &mut rooms;
     let messages = [
         ("0200-send", Message::Send { wanted: Rungs::NONE.with(Rung::Delivered), envelope: &[7; 49] }),
         ("0210-told", Message::Told(told)),
@@ -179,6 +222,11 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("0511-list-response", Message::ListResponse(DirectoryList::new(2, true, &lines))),
         ("0511-broken-line", Message::ListResponse(DirectoryList::new(2, false, &broken))),
         ("0515-successor", Successor { request: 10, modulus, signature }.encode(d).expect("room")),
+        ("0600-watch", Watch { request: 11, pattern: "s-*", after: "bob" }.encode(h).expect("room")),
+        ("0601-unwatch", Unwatch { request: 12, pattern: "s-*" }.encode(i).expect("room")),
+        ("0610-watch-response", page.encode(j).expect("room")),
+        ("0620-changed", Changed { lost: false, lines: &changed }.encode(k).expect("room")),
+        ("0620-broken-line", Changed { lost: true, lines: &broken_change }.encode(l).expect("room")),
         ("0700-listening", Message::Listening),
         ("0701-not-listening", Message::NotListening),
         ("0720-settings", Message::Settings(settings)),

@@ -100,6 +100,15 @@ impl Writer {
         self.group("subject", |writer| writer.variant(1).string("name", name))
     }
 
+    /// Lines of PROTOCOL 7.5, as bytes.
+    fn changes(mut self, all: Vec<Self>) -> Self {
+        let bytes: Vec<u8> = all.iter().flat_map(|line| line.payload.clone()).collect();
+        self.varint(u64::try_from(bytes.len()).expect("short"));
+        self.payload.extend(bytes);
+        self.fields.put("lines", Json::List(all.into_iter().map(|line| Json::Fields(line.fields)).collect()));
+        self
+    }
+
     fn variant(mut self, number: u8) -> Self {
         self.payload.push(number);
         self
@@ -259,6 +268,34 @@ fn messages() -> Fields {
             .bytes("modulus", modulus)
             .bytes("signature", signature)
             .end("SuccessorResponse"),
+        w("Watch", 0x0600).number("request", 11).string("pattern", "s-*").string("after", "").end("Watch"),
+        w("Watch", 0x0600)
+            .number("request", 300)
+            .string("pattern", "{ä,é}-[!0-4]?*")
+            .string("after", "carol")
+            .end("Watch, the next page"),
+        w("Unwatch", 0x0601).number("request", 12).string("pattern", "s-*").end("Unwatch"),
+        w("WatchResponse", 0x0610)
+            .number("request", 11)
+            .string("next", "carol")
+            .changes(vec![
+                line(empty(), "bob", &five).some().online(),
+                line(empty(), "carol", &[6; 16]).some().offline(Some(1_700_000_000)),
+            ])
+            .end("WatchResponse"),
+        w("WatchResponse", 0x0610)
+            .number("request", 300)
+            .string("next", "")
+            .changes(Vec::new())
+            .end("WatchResponse, the last page, and empty"),
+        w("Changed", 0x0620)
+            .flag("lost", false)
+            .changes(vec![line(empty(), "bob", &five).none("status")])
+            .end("Changed"),
+        w("Changed", 0x0620)
+            .flag("lost", true)
+            .changes(vec![line(empty(), "dora", &[7; 16]).some().offline(None)])
+            .end("Changed, and some was lost"),
         w("Listening", 0x0700).end("Listening"),
         w("NotListening", 0x0701).end("NotListening"),
         w("Settings", 0x0720)
