@@ -205,7 +205,7 @@ impl Watched {
     /// Whoever asks with what he knew is told everything.
     fn renew(&mut self) {
         // Without randomness, whoever asks next may be told too much.
-        self.epoch = getrandom::u64().unwrap_or(self.epoch.wrapping_add(1)) | 1;
+        self.epoch = getrandom::u64().unwrap_or_else(|_| self.epoch.wrapping_add(1)) | 1;
         self.seen.retain(|_, entry| !entry.seen.revoked);
     }
 
