@@ -200,7 +200,7 @@ pub(crate) const WORDS: &[Row] = &[
     word!("code 0000", [0, 0], MALFORMED),
     word!("the reserved closing of a conversation", [1, 0, 1], MALFORMED),
     word!("a reserved invitation", [3, 0, 1], MALFORMED),
-    word!("reserved presence", [6, 0, 1], MALFORMED),
+    word!("what presence does not have", [6, 2, 1], MALFORMED),
     word!("the reserved join of a server", [9, 0, 1], MALFORMED),
     word!("a reserved relay", [10, 0, 1], MALFORMED),
     word!("a code of a family's other half", [4, 0x20, 1], MALFORMED),
