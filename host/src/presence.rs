@@ -2,7 +2,7 @@
 //!
 //! What may change whether a client is there only notes its id here, and nothing at all while nobody watches: that costs
 //! those who come and go one look at a number. One task for all works off what was noted, as it is by then: it asks
-//! router and store, and puts one line into the [`Watch`] of every connection with a pattern for it. A line is a state
+//! router and store, and puts one line into the watch of every connection with a pattern for it. A line is a state
 //! and not an event, so that of several that a slow reader has not taken only the last is left; a connection that has
 //! taken none of too many is told to ask anew. So a watcher costs a bounded amount of memory, and changes in quick
 //! succession, however many, cost one line.
