@@ -9,7 +9,7 @@
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use ossicle_core::{Change, Changed, MAX_WATCHED, Message, PeerStatus, Reason};
@@ -37,17 +37,27 @@ const AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Presence {
     watching: AtomicUsize,
-    watchers: Mutex<HashMap<u64, Weak<Mailbox>>>,
+    watchers: Mutex<BTreeMap<u64, Weak<Mailbox>>>,
     noted: Mutex<Noted>,
     wake: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Noted {
-    /// Who may have come or gone, and whether it was there until now.
-    changed: HashMap<ClientId, bool>,
+    /// Who may have come or gone.
+    changed: HashMap<ClientId, Note>,
+    /// Notes that were made.
+    notes: u64,
     /// Who was taken over, and when that will have been too long ago.
     succeeding: HashMap<ClientId, Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Note {
+    /// Which it was, so that what changed last is told last.
+    number: u64,
+    /// Whether the client was there until then.
+    left: bool,
 }
 
 impl Presence {
@@ -56,9 +66,7 @@ impl Presence {
         if self.watching.load(Ordering::SeqCst) == 0 {
             return;
         }
-        let mut noted = self.noted();
-        *noted.changed.entry(*client).or_default() |= left;
-        drop(noted);
+        self.noted().note(*client, left);
         self.wake.notify_one();
     }
 
@@ -100,7 +108,7 @@ impl Presence {
     }
 
     /// Waits until something was noted, and takes it.
-    async fn next(&self) -> Vec<(ClientId, bool)> {
+    async fn next(&self) -> VecDeque<(ClientId, bool)> {
         loop {
             let (changed, due) = self.noted().take(Instant::now());
             if !changed.is_empty() {
@@ -124,7 +132,7 @@ impl Presence {
 
     // Nothing under these locks can panic halfway through a change.
 
-    fn watchers(&self) -> MutexGuard<'_, HashMap<u64, Weak<Mailbox>>> {
+    fn watchers(&self) -> MutexGuard<'_, BTreeMap<u64, Weak<Mailbox>>> {
         self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -134,13 +142,23 @@ impl Presence {
 }
 
 impl Noted {
-    /// What is due, and when there may be more though nothing happens.
-    fn take(&mut self, at: Instant) -> (Vec<(ClientId, bool)>, Option<Instant>) {
-        for (client, _) in self.succeeding.extract_if(|_, until| *until <= at) {
-            self.changed.insert(client, true);
+    fn note(&mut self, client: ClientId, left: bool) {
+        self.notes += 1;
+        let note = self.changed.entry(client).or_insert(Note { number: 0, left });
+        *note = Note { number: self.notes, left: left || note.left };
+    }
+
+    /// What is due, in the order of the last change of each, and when there may be more though nothing happens.
+    fn take(&mut self, at: Instant) -> (VecDeque<(ClientId, bool)>, Option<Instant>) {
+        let mut late: Vec<_> = self.succeeding.extract_if(|_, until| *until <= at).collect();
+        late.sort_unstable_by_key(|(client, until)| (*until, *client));
+        for (client, _) in late {
+            self.note(client, true);
         }
+        let mut changed: Vec<_> = core::mem::take(&mut self.changed).into_iter().collect();
+        changed.sort_unstable_by_key(|(_, note)| note.number);
         let due = self.succeeding.values().min().copied();
-        (core::mem::take(&mut self.changed).into_iter().collect(), due)
+        (changed.into_iter().map(|(client, note)| (client, note.left)).collect(), due)
     }
 }
 
@@ -149,13 +167,13 @@ pub(crate) async fn run(server: Arc<Server>) {
     let presence = Arc::clone(&server.mailboxes.presence);
     loop {
         let mut changed = presence.next().await;
-        while let Some((id, left)) = changed.pop() {
+        while let Some((id, left)) = changed.pop_front() {
             if presence.watching() == 0 {
                 break;
             }
             if let Err(error) = look(&server, &presence, id, left).await {
                 warn!(%error, "could not see who came and went: looking again");
-                changed.push((id, left));
+                changed.push_front((id, left));
                 sleep(AGAIN).await;
             }
         }
@@ -436,6 +454,11 @@ mod tests {
         presence.note(&id(1), true);
         presence.note(&id(1), false);
         assert_eq!(presence.next().await, [(id(1), true)]);
+        // In the order of the last change of each.
+        for n in [9, 5, 7, 9] {
+            presence.note(&id(n), false);
+        }
+        assert_eq!(presence.next().await, [5, 7, 9].map(|n| (id(n), false)));
         let until = Instant::now() + Duration::from_millis(1);
         presence.note_succession(&id(2), until);
         let late = presence.next().await;

@@ -499,9 +499,9 @@ impl Client {
         }
     }
 
-    /// The next message's payload.
+    /// The next message's payload, which comes within four times [`DEADLINE`].
     pub async fn message(&mut self) -> Vec<u8> {
-        match self.hear().await {
+        match tokio::time::timeout(DEADLINE * 4, self.hear()).await.expect("a message comes in time") {
             Heard::Message(payload) => payload,
             other => panic!("a message instead of {other:?}"),
         }
