@@ -317,7 +317,8 @@ fn told(book: &Book, me: usize, receipt: &Receipt) -> Result<(), Gone> {
         Receipt { rung: Rung::Delivered, chain, tag: Some(tag), .. } => {
             let number = u64::from_be_bytes(*tag.first_chunk().expect("16 bytes"));
             let recipient = usize::from(chain[1]);
-            if recipient >= book.recipients || book.pair(me, recipient).recorded <= number {
+            let has = |pair: &Pair| number < pair.recorded || pair.ahead.contains(&number);
+            if recipient >= book.recipients || !has(&book.pair(me, recipient)) {
                 return Err(bad(book, format!("sender {me} is told that {recipient} has {number}")));
             }
             Ok(())
