@@ -1,9 +1,9 @@
 //! The message catalogue: what an authenticated peer may put into a record. An input is one payload.
 
 use ossicle_core::{
-    Body, Change, Changed, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol, Error, ExpireChannels, Lookup,
-    Message, PeerStatus, Presence, Reason, Receipt, Rotate, Rung, Rungs, Settings, SignedBundle, Subject, Successor,
-    SuccessorQuery, Unwatch, Watch, WatchResponse,
+    Body, Change, Changed, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol, Error,
+    ExpireChannels, Lookup, Message, PeerStatus, Presence, Reason, Receipt, Rotate, Rung, Rungs, Settings,
+    SignedBundle, Subject, Successor, SuccessorQuery, Unwatch, Watch, WatchResponse,
 };
 
 use crate::{Reached, Target};
