@@ -217,6 +217,10 @@ impl Site {
                 continue;
             };
             stream.set_nonblocking(false).unwrap();
+            // One that connects again may be out of time before it says anything.
+            if !is_first && !matches!(stream.peek(&mut [0]), Ok(1..)) {
+                continue;
+            }
             let mut server = RawServer::new(stream);
             let goes_on = if is_first { act(self, &mut server) } else { self.enter(&mut server) };
             is_first = false;
