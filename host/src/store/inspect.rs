@@ -13,6 +13,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
 use super::home::Profile;
+use super::sqlite::sums;
 use super::{home, sqlite};
 
 /// Faults that are named; more say no more.
@@ -111,6 +112,14 @@ pub fn inspect(path: &Path, kind: Kind, live: bool) -> Result<Inspection, Inspec
     match kind {
         Kind::Home if known => facts = home_facts(&db)?,
         Kind::Store if known => {
+            if version == kind.newest() && faults.is_empty() {
+                sums::register(&db)?;
+                match sums::check_all(&db).map_err(InspectError::from) {
+                    Ok(()) => {}
+                    Err(InspectError::Damaged(fault)) => faults.push(fault),
+                    Err(error) => return Err(error),
+                }
+            }
             let sql = "SELECT count(*) FROM client WHERE revoked_at IS NULL";
             clients = Some(db.query_row(sql, [], |row| row.get(0))?);
         }

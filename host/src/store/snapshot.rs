@@ -10,7 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, ffi, params};
 
 use super::home::{HomeStore, HomeStoreError};
-use super::sqlite::{KNOWN, Shared, connect, initialise};
+use super::sqlite::{KNOWN, Shared, connect, initialise, sums};
 use super::{ClientId, StoreError};
 
 /// Copies the store of a server to `to`, without its channels: everything that was durable when it began, whether the
@@ -76,6 +76,7 @@ pub(crate) fn renew_store(data: &Path) -> Result<(), StoreError> {
             return Ok(Some(fault));
         }
         let Some(meta) = initialise(&db)? else { return Ok(None) };
+        sums::check_all(&db)?;
         let mut store_epoch = meta.store_epoch;
         while store_epoch == meta.store_epoch {
             store_epoch = getrandom::u64().map_err(|_| rusqlite::Error::InvalidQuery)?.to_be_bytes();

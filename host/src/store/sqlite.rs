@@ -3,9 +3,11 @@
 //! One thread writes: it takes whatever has queued up and what comes while it runs, for 2 ms or 512 operations, runs it as
 //! one transaction, and answers everybody after the commit, which is on the disk by then (WAL, `synchronous=FULL`). So
 //! one flush serves as many callers as came during the one before. What need not be durable is committed without a
-//! flush if nothing else waits (`synchronous=NORMAL`): it is in order, and with the next flush on the disk. Another thread reads, on its own connection, and never waits for a flush.
-//! A full disk refuses what does not fit and nothing else; a failing one ends the store: what a failed flush has
-//! written nobody can know, so nothing more is acknowledged. A lock keeps a second server out of the directory.
+//! flush if nothing else waits (`synchronous=NORMAL`): it is in order, and with the next flush on the disk. Another thread
+//! reads, on its own connection, and never waits for a flush. A full disk refuses what does not fit and nothing else; a
+//! failing one ends the store: what a failed flush has written nobody can know, so nothing more is acknowledged. So does
+//! damage: every row has a sum (`sums`), and a third thread looks at every page once. A lock keeps a second server out
+//! of the directory.
 
 use core::convert::Infallible;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -20,9 +22,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, ffi, params};
+use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension, Row, ToSql, ffi, params};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
+use tracing::debug;
 
 use super::{
     BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord,
@@ -35,6 +38,7 @@ use crate::name::{Name, Pattern};
 
 mod parcel;
 mod queue;
+pub(super) mod sums;
 #[cfg(test)]
 mod tests;
 
@@ -55,7 +59,7 @@ const TOKEN_MEMORY: u64 = 30 * 24 * 60 * 60;
 /// "OSSI": tells our files from any other SQLite file.
 const APPLICATION_ID: i32 = 0x4f53_5349;
 /// Version of the tables. A newer one is refused, an older one is brought up to date.
-const SCHEMA_VERSION: i32 = 4;
+const SCHEMA_VERSION: i32 = 5;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (
@@ -130,9 +134,12 @@ pub struct SqliteStore {
     /// `None` only while dropping, as `reader`.
     writer: Option<mpsc::Sender<Box<dyn Write>>>,
     reader: Option<mpsc::Sender<Read>>,
-    threads: Vec<JoinHandle<()>>,
+    /// The reader's, and the writer's.
+    threads: [Option<JoinHandle<()>>; 2],
+    /// Looks at every page once, and how to end it.
+    check: Option<(JoinHandle<()>, InterruptHandle)>,
     /// Released last, when this is dropped.
-    _lock: File,
+    lock: File,
 }
 
 impl SqliteStore {
@@ -171,15 +178,21 @@ impl SqliteStore {
         let opened = || -> rusqlite::Result<_> {
             let writer = connect(&path)?;
             let meta = initialise(&writer)?;
-            let reader = connect(&path)?;
-            reader.pragma_update(None, "query_only", true)?;
+            let read_only = || -> rusqlite::Result<_> {
+                let db = connect(&path)?;
+                db.pragma_update(None, "query_only", true)?;
+                Ok(db)
+            };
             let queues = match meta {
-                Some(_) => (Index::of(&writer)?, queue::reserved(&writer)?),
+                Some(_) => {
+                    sums::check(&writer)?;
+                    (Index::of(&writer)?, queue::reserved(&writer)?)
+                }
                 None => Default::default(),
             };
-            Ok((writer, reader, meta, queues))
+            Ok((writer, [read_only()?, read_only()?], meta, queues))
         };
-        let (writer, reader, meta, (index, reserved)) = opened().map_err(|error| shared.classify(&error))?;
+        let (writer, [reader, checker], meta, (index, reserved)) = opened().map_err(|error| shared.classify(&error))?;
         let Some(meta) = meta else {
             return Err(StoreError::Newer(shared.directory.clone()));
         };
@@ -200,11 +213,25 @@ impl SqliteStore {
             let writer = Writer { db: &writer, shared: &for_writer, ledger: &mut ledger, durable, synchronous: "FULL" };
             write_all(writer, write_queue);
         };
-        let threads = vec![
-            spawn("ossicle-write", Box::new(write))?,
-            spawn("ossicle-read", Box::new(move || read_all(&reader, read_queue)))?,
-        ];
-        Ok(Self { meta, shared, queues, writer: Some(write_jobs), reader: Some(read_jobs), threads, _lock: lock })
+        let (for_checker, interrupt) = (Arc::clone(&shared), checker.get_interrupt_handle());
+        let check = spawn("ossicle-check", Box::new(move || check_all(&checker, &for_checker)))?;
+        let read = move || read_all(&reader, read_queue);
+        let threads = [Some(spawn("ossicle-read", Box::new(read))?), Some(spawn("ossicle-write", Box::new(write))?)];
+        Ok(Self {
+            meta,
+            shared,
+            queues,
+            writer: Some(write_jobs),
+            reader: Some(read_jobs),
+            threads,
+            check: Some((check, interrupt)),
+            lock,
+        })
+    }
+
+    /// Whether every page was looked at since the start, as a thread does beside all else. What it finds ends the store.
+    pub fn is_checked(&self) -> bool {
+        self.check.as_ref().is_some_and(|(check, _)| check.is_finished())
     }
 
     /// Runs `work` in the next transaction and returns once it is durable. A refusal leaves nothing of it.
@@ -292,11 +319,22 @@ impl SqliteStore {
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        drop((self.writer.take(), self.reader.take()));
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has nothing more to write.
-            let _ = thread.join();
+        if let Some((check, interrupt)) = self.check.take() {
+            // What it has not begun cannot be interrupted.
+            while !check.is_finished() {
+                interrupt.interrupt();
+                thread::sleep(Duration::from_millis(1));
+            }
         }
+        // The writer closes the file last, and so leaves everything in it.
+        let [reader, writer] = &mut self.threads;
+        drop(self.reader.take());
+        // A thread that panicked has nothing more to write.
+        let _ = reader.take().map(JoinHandle::join);
+        drop(self.writer.take());
+        let _ = writer.take().map(JoinHandle::join);
+        // A process that was begun meanwhile holds what this one has open, until it runs its program.
+        let _ = self.lock.unlock();
     }
 }
 
@@ -547,8 +585,11 @@ impl Store for SqliteStore {
             }
             db.prepare_cached("DELETE FROM channel WHERE client = ? AND id IS NOT ?")?
                 .execute(params![client, keep])?;
-            db.prepare_cached("INSERT OR REPLACE INTO channel (id, client, sealed, expires) VALUES (?, ?, ?, ?)")?
-                .execute(params![channel.id, client, channel.sealed, to_time(channel.expires)])?;
+            db.prepare_cached(
+                "INSERT OR REPLACE INTO channel (id, client, sealed, expires, sum)
+                 VALUES (?1, ?2, ?3, ?4, ossicle_sum(?1, ?2, ?3, ?4))",
+            )?
+            .execute(params![channel.id, client, channel.sealed, to_time(channel.expires)])?;
             Ok(())
         })
         .await?
@@ -1008,6 +1049,15 @@ fn read_all(db: &Connection, mut queue: mpsc::Receiver<Read>) {
     }
 }
 
+fn check_all(db: &Connection, shared: &Shared) {
+    let Err(error) = sums::check_pages(db) else { return };
+    match shared.classify(&error) {
+        error @ StoreError::Corrupt(_) => shared.fail(error),
+        // It was interrupted, or the disk does not let itself be read: who needs what is there will hear of it.
+        error => debug!(directory = %shared.directory, %error, "not every page was looked at"),
+    }
+}
+
 fn write_all(mut writer: Writer<'_, '_>, mut queue: mpsc::Receiver<Box<dyn Write>>) {
     let (mut came, mut jobs) = (Vec::new(), VecDeque::new());
     while !jobs.is_empty() || queue.blocking_recv_many(&mut came, MAX_BATCH) > 0 {
@@ -1064,10 +1114,8 @@ impl Writer<'_, '_> {
                 self.ledger.roll_back();
                 self.shared.tight.store(matches!(error, StoreError::Full(_)), Ordering::Relaxed);
                 self.shared.metrics.failures.count();
-                if matches!(error, StoreError::Io(_)) {
-                    tracing::error!(directory = %self.shared.directory, %error, "nothing more is stored");
-                    // Only this thread sets it, once.
-                    let _ = self.shared.failed.set(error.clone());
+                if matches!(error, StoreError::Io(_) | StoreError::Corrupt(_)) {
+                    self.shared.fail(error.clone());
                 }
                 for (job, _) in done {
                     job.answer(Err(error.clone()));
@@ -1191,6 +1239,13 @@ impl Shared {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Nothing more is read or written.
+    fn fail(&self, error: StoreError) {
+        tracing::error!(directory = %self.directory, %error, "nothing more is stored");
+        // The first reason is the one to know.
+        let _ = self.failed.set(error);
+    }
+
     fn check(&self) -> Result<(), StoreError> {
         self.failed.get().cloned().map_or(Ok(()), Err)
     }
@@ -1235,6 +1290,8 @@ impl Shared {
             rusqlite::Error::FromSqlConversionFailure(..)
             | rusqlite::Error::IntegralValueOutOfRange(..)
             | rusqlite::Error::InvalidColumnType(..)
+            // What is asked is always the same, so the tables are not ours any more.
+            | rusqlite::Error::SqlInputError { .. }
             | rusqlite::Error::Utf8Error(..) => StoreError::Corrupt(format!("{}: {error}", self.directory)),
             _ => StoreError::Io(format!("{}: {error}", self.directory)),
         }
@@ -1277,6 +1334,7 @@ pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     // Nothing of a transaction may need room elsewhere.
     db.pragma_update(None, "temp_store", "MEMORY")?;
     db.pragma_update(None, "journal_size_limit", 16 * 1024 * 1024)?;
+    sums::register(&db)?;
     Ok(db)
 }
 
@@ -1311,6 +1369,7 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         transaction.execute_batch(ROTATION)?;
         transaction.execute_batch(queue::SEQUENCE)?;
         transaction.execute_batch(parcel::TABLES)?;
+        sums::add(&transaction)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         transaction.execute(
@@ -1324,10 +1383,14 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         if version < 2 {
             transaction.execute_batch(ROTATION)?;
         }
-        transaction.execute_batch(parcel::TABLES)?;
         if version < 3 {
             transaction.execute_batch(queue::SEQUENCE)?;
-        } else {
+        }
+        if version < 4 {
+            transaction.execute_batch(parcel::TABLES)?;
+        }
+        sums::add(&transaction)?;
+        if version == 3 {
             parcel::migrate(&transaction)?;
         }
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;

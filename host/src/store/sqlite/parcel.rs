@@ -8,9 +8,11 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension, Row, ffi, params};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::super::{ChainId, ClientId, Item, ItemKind, NewItem};
+use super::sums::{self, sum};
 use super::{time, to_time};
 
 /// Bytes of a parcel that is closed before all is in: reading one item costs reading its parcel.
@@ -18,7 +20,7 @@ pub(super) const MAX_BYTES: usize = 64 * 1024;
 /// Bytes of an item's head: sender, chain, n, time, length, kind, wanted receipts; integers big-endian.
 const HEAD_LEN: usize = 16 + 8 + 4 + 8 + 4 + 1 + 1;
 
-/// What version 4 has in the place of version 3's `queue`.
+/// What version 4 has in the place of version 3's `queue`. Version 5 adds sums.
 pub(super) const TABLES: &str = "
 CREATE TABLE parcel (
     first INTEGER PRIMARY KEY,
@@ -137,10 +139,18 @@ impl Rows {
         self.bytes.len() >= MAX_BYTES
     }
 
+    /// The sums of this row.
+    fn sums(&self, recipient: &ClientId, first: u64) -> (i64, i64) {
+        (sum_of_heads(first, recipient, &self.heads), sum([ValueRef::Blob(&self.bytes)]))
+    }
+
     /// Writes it under this number.
     pub(super) fn write(self, db: &Connection, recipient: &ClientId, first: u64) -> rusqlite::Result<Parcel> {
-        db.prepare_cached("INSERT INTO parcel (first, recipient, heads, bytes) VALUES (?, ?, ?, ?)")?
-            .execute(params![to_time(first), recipient, self.heads, self.bytes])?;
+        let (heads_sum, bytes_sum) = self.sums(recipient, first);
+        db.prepare_cached(
+            "INSERT INTO parcel (first, recipient, heads, bytes, heads_sum, bytes_sum) VALUES (?, ?, ?, ?, ?, ?)",
+        )?
+        .execute(params![to_time(first), recipient, self.heads, self.bytes, heads_sum, bytes_sum])?;
         let live = self.entries.len();
         Ok(Parcel { first, entries: self.entries, live })
     }
@@ -259,16 +269,23 @@ impl Index {
     /// Reads all heads.
     pub(super) fn of(db: &Connection) -> rusqlite::Result<Self> {
         let mut gone = BTreeMap::new();
-        let mut query = db.prepare("SELECT seq, until FROM gone")?;
+        let mut query = db.prepare("SELECT seq, until, sum FROM gone")?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
+            if row.get::<_, i64>(2)? != sum([row.get_ref(0)?, row.get_ref(1)?]) {
+                return Err(sums::broken("a row of gone is not what was written"));
+            }
             gone.insert(time(row, 0)?, time(row, 1)?);
         }
         let mut lines: HashMap<ClientId, Line> = HashMap::new();
-        let mut query = db.prepare("SELECT first, heads, length(bytes), recipient FROM parcel ORDER BY first")?;
+        let mut query =
+            db.prepare("SELECT first, heads, length(bytes), recipient, heads_sum FROM parcel ORDER BY first")?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
             let first = time(row, 0)?;
+            if row.get::<_, i64>(4)? != sum_of_heads(first, row.get_ref(3)?.as_blob()?, row.get_ref(1)?.as_blob()?) {
+                return Err(sums::broken("the heads of a parcel are not what was written"));
+            }
             let heads = heads(row.get_ref(1)?.as_blob()?, time(row, 2)?)?;
             let entries: Vec<_> = heads.iter().map(Head::entry).collect();
             let live = entries.len();
@@ -452,11 +469,19 @@ impl Taken {
             }
         }
         for (seq, until) in &self.runs {
-            db.prepare_cached("INSERT OR REPLACE INTO gone (seq, until) VALUES (?, ?)")?
-                .execute([to_time(*seq), to_time(*until)])?;
+            let (seq, until) = (to_time(*seq), to_time(*until));
+            db.prepare_cached("INSERT OR REPLACE INTO gone (seq, until, sum) VALUES (?, ?, ?)")?.execute([
+                seq,
+                until,
+                sum([ValueRef::Integer(seq), ValueRef::Integer(until)]),
+            ])?;
         }
         Ok(())
     }
+}
+
+fn sum_of_heads(first: u64, recipient: &[u8], heads: &[u8]) -> i64 {
+    sum([ValueRef::Integer(to_time(first)), ValueRef::Blob(recipient), ValueRef::Blob(heads)])
 }
 
 /// The heads in a row that has so many bytes.
@@ -468,15 +493,17 @@ fn heads(blob: &[u8], bytes: u64) -> rusqlite::Result<Vec<Head>> {
 }
 
 fn broken() -> rusqlite::Error {
-    let error = ffi::Error::new(ffi::SQLITE_CORRUPT);
-    rusqlite::Error::SqliteFailure(error, Some("heads and bytes of a parcel do not agree".into()))
+    sums::broken("heads and bytes of a parcel do not agree")
 }
 
-const SELECT: &str = "SELECT heads, bytes FROM parcel WHERE first = ?";
+const SELECT: &str = "SELECT heads, bytes, bytes_sum FROM parcel WHERE first = ?";
 
 /// Reads items of one parcel, as long as `wanted`: it gets their numbers and says whether they are, and `None` ends it.
 fn open(row: &Row<'_>, first: u64, mut wanted: impl FnMut(u64) -> Option<bool>) -> rusqlite::Result<Vec<Item>> {
     let mut bytes = row.get_ref(1)?.as_blob()?;
+    if row.get::<_, i64>(2)? != sum([ValueRef::Blob(bytes)]) {
+        return Err(sums::broken("messages of a parcel are not what was written"));
+    }
     let mut items = Vec::new();
     for (seq, head) in (first..).zip(heads(row.get_ref(0)?.as_blob()?, bytes.len() as u64)?) {
         let Head { sender, chain, n, at, len, kind, wanted: rungs } = head;
@@ -549,11 +576,9 @@ pub(super) fn rewrite(db: &Connection, first: u64, item: &NewItem, seq: u64) -> 
             false => NewItem { recipient: item.recipient, sender, kind, chain, n, wanted, bytes, at },
         });
     }
-    db.prepare_cached("UPDATE parcel SET heads = ?2, bytes = ?3 WHERE first = ?1")?.execute(params![
-        to_time(first),
-        rows.heads,
-        rows.bytes
-    ])?;
+    let (heads_sum, bytes_sum) = rows.sums(&item.recipient, first);
+    db.prepare_cached("UPDATE parcel SET heads = ?2, bytes = ?3, heads_sum = ?4, bytes_sum = ?5 WHERE first = ?1")?
+        .execute(params![to_time(first), rows.heads, rows.bytes, heads_sum, bytes_sum])?;
     Ok(())
 }
 

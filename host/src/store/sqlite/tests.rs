@@ -171,8 +171,8 @@ async fn damage_is_an_error_and_not_a_wrong_answer() {
     store
         .update(|db| {
             db.pragma_update(None, "ignore_check_constraints", true)?;
-            db.execute("INSERT INTO token VALUES (zeroblob(8), zeroblob(5), NULL, NULL, 1, 1, 0)", [])?;
-            db.execute("INSERT INTO token VALUES (x'0101010101010101', zeroblob(32), '[', NULL, 1, 1, 0)", [])?;
+            db.execute("INSERT INTO token VALUES (zeroblob(8), zeroblob(5), NULL, NULL, 1, 1, 0, NULL)", [])?;
+            db.execute("INSERT INTO token VALUES (x'0101010101010101', zeroblob(32), '[', NULL, 1, 1, 0, NULL)", [])?;
             db.execute("UPDATE client SET enrolled_at = -1", [])
         })
         .await
@@ -199,7 +199,7 @@ async fn jobs_of_one_batch_see_each_other_and_fail_alone() {
         store.enrol(same_name),
         store.write(|db| {
             db.execute("UPDATE client SET name = 'changed'", [])?;
-            db.execute("INSERT INTO meta VALUES (2, zeroblob(16), zeroblob(8))", [])?;
+            db.execute("INSERT INTO meta VALUES (2, zeroblob(16), zeroblob(8), NULL)", [])?;
             Ok::<_, Fault<Infallible>>(())
         }),
         async {
@@ -494,11 +494,29 @@ async fn a_really_full_disk_loses_nothing() {
     assert!(store.bundle(&[2; 16]).await.unwrap().is_some());
 }
 
+/// The file of a store that is closed, as version 4 would have written it.
+fn fourth(directory: &Directory) -> Connection {
+    let db = Connection::open(directory.path().join("store.db")).unwrap();
+    let list = |sql: &str| -> Vec<String> {
+        db.prepare(sql).unwrap().query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    };
+    for trigger in list("SELECT name FROM sqlite_schema WHERE type = 'trigger'") {
+        db.execute_batch(&format!("DROP TRIGGER {trigger}")).unwrap();
+    }
+    for table in list("SELECT name FROM sqlite_schema WHERE type = 'table'") {
+        for column in list(&format!("SELECT name FROM pragma_table_info('{table}') WHERE name LIKE '%sum'")) {
+            db.execute_batch(&format!("ALTER TABLE {table} DROP COLUMN {column}")).unwrap();
+        }
+    }
+    db.execute_batch("PRAGMA user_version = 4").unwrap();
+    db
+}
+
 #[tokio::test]
 async fn a_store_of_the_first_version_is_brought_up_to_date() {
     let directory = Directory::new();
     drop(directory.store());
-    let db = Connection::open(directory.path().join("store.db")).unwrap();
+    let db = fourth(&directory);
     db.execute_batch(
         "DROP TABLE rotation; DROP TABLE parcel; DROP TABLE gone; DROP TABLE sequence; PRAGMA user_version = 1;",
     )
@@ -515,7 +533,7 @@ async fn a_store_of_the_second_version_is_brought_up_to_date() {
     let store = directory.store();
     store.enrol(enrolment(1)).await.unwrap();
     drop(store);
-    let db = Connection::open(directory.path().join("store.db")).unwrap();
+    let db = fourth(&directory);
     db.execute_batch("DROP TABLE parcel; DROP TABLE gone; DROP TABLE sequence; PRAGMA user_version = 2;").unwrap();
     drop(db);
     let store = directory.store();
@@ -544,7 +562,7 @@ async fn what_waits_in_a_store_of_the_third_version_waits_on() {
         store.enrol(enrolment(n)).await.unwrap();
     }
     drop(store);
-    let db = Connection::open(directory.path().join("store.db")).unwrap();
+    let db = fourth(&directory);
     db.execute_batch(
         "DROP TABLE parcel; DROP TABLE gone; PRAGMA user_version = 3; UPDATE sequence SET reserved = 4000;
         CREATE TABLE queue (
@@ -595,6 +613,125 @@ async fn what_waits_in_a_store_of_the_third_version_waits_on() {
         panic!("it is not stored");
     };
     assert!(seq >= 4000, "{seq} was given before");
+}
+
+#[tokio::test]
+async fn a_store_of_the_fourth_version_gets_its_sums() {
+    let directory = Directory::new();
+    let store = directory.store();
+    for n in 1..=3 {
+        store.enrol(enrolment(n)).await.unwrap();
+    }
+    store.put((0..5).map(|n| envelope(2, n, 100)).collect()).await.unwrap();
+    let items = store.queue(&[2; 16], 0, 10, 10_000).await.unwrap();
+    store.remove(&[2; 16], &[items[1].seq, items[3].seq]).await.unwrap();
+    let left = store.queue(&[2; 16], 0, 10, 10_000).await.unwrap();
+    assert_eq!(left.len(), 3);
+    drop(store);
+    drop(fourth(&directory));
+    let store = directory.store();
+    assert_eq!(store.queue(&[2; 16], 0, 10, 10_000).await, Ok(left));
+    assert_eq!(store.client(&[1; 16]).await.unwrap().unwrap().name, "client-1");
+    drop(store);
+    sums::check_all(&connect(&directory.path().join("store.db")).unwrap()).unwrap();
+}
+
+/// What every statement that writes leaves behind has its sum.
+#[tokio::test]
+async fn a_row_that_is_not_what_was_written_is_found_at_the_start() {
+    let directory = Directory::new();
+    let store = directory.store();
+    for n in 1..=3 {
+        store.enrol(enrolment(n)).await.unwrap();
+    }
+    let bundle = |epoch| BundleRecord { epoch, bundle: vec![epoch as u8; 90], signature: vec![7; 256] };
+    store.publish_bundle(&[1; 16], 1, &[1; 90], &[2; 256]).await.unwrap();
+    store.publish_bundle(&[1; 16], 2, &[3; 90], &[4; 256]).await.unwrap();
+    let key = NewKey { id: [1; 16], key_epoch: 1, modulus: vec![9; 256], signature: vec![8; 256], bundle: bundle(3) };
+    store.rotate(key).await.unwrap();
+    let token = Token {
+        id: [4; 8],
+        verifier: [5; 32],
+        name_pattern: None,
+        preset_id: None,
+        expires: NOW + 1000,
+        uses: Some(2),
+        printed: false,
+    };
+    store.add_token(token).await.unwrap();
+    store.enrol(Enrolment { token_id: Some([4; 8]), ..enrolment(4) }).await.unwrap();
+    store.register_chain(&[6; 8], &[1; 16], &[7; 16], &[2; 16]).await.unwrap();
+    let channel = ChannelRecord { id: [8; 16], sealed: vec![9; 80], expires: NOW + 1000 };
+    store.put_channel(&[1; 16], channel, None).await.unwrap();
+    store.set_record_limit(&[1; 16], 2048).await.unwrap();
+    store.revoke(&[3; 16], NOW, Refuse::silently()).await.unwrap();
+    store.put((0..5).map(|n| envelope(2, n, 100)).collect()).await.unwrap();
+    let items = store.queue(&[2; 16], 0, 10, 10_000).await.unwrap();
+    store.remove(&[2; 16], &[items[1].seq]).await.unwrap();
+    drop(store);
+    drop(directory.store());
+    let db = connect(&directory.path().join("store.db")).unwrap();
+    sums::check_all(&db).unwrap();
+    for trigger in ["meta", "sequence", "client", "bundle", "rotation", "token", "chain"] {
+        db.execute_batch(&format!("DROP TRIGGER {trigger}_change")).unwrap();
+    }
+    for damage in [
+        "meta SET server_id = randomblob(16)",
+        "sequence SET reserved = reserved - 1",
+        "client SET name = 'client-9' WHERE id = x'01010101010101010101010101010101'",
+        "client SET revoked_at = NULL WHERE revoked_at IS NOT NULL",
+        "client SET record_limit = 1025 WHERE name = 'client-2'",
+        "bundle SET epoch = epoch + 1",
+        "rotation SET signature = zeroblob(256)",
+        "token SET uses = uses + 1",
+        "chain SET recipient = sender",
+        "channel SET client = x'02020202020202020202020202020202'",
+        "gone SET until = until + 1",
+        "parcel SET recipient = x'01010101010101010101010101010101'",
+        "parcel SET first = first + 1",
+        "parcel SET heads = CAST(substr(heads, 1, 23) || x'ff' || substr(heads, 25) AS BLOB)",
+    ] {
+        let before = fs::read(directory.path().join("store.db")).unwrap();
+        assert_eq!(db.execute(&format!("UPDATE {damage}"), []).unwrap(), 1, "{damage}");
+        let refused = SqliteStore::open(&directory.path());
+        let refused = refused.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(refused.contains("is not what was written") || refused.contains("are not what"), "{damage}: {refused}");
+        sums::check_all(&db).expect_err(damage);
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        fs::write(directory.path().join("store.db"), before).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_no_row_misses_is_found_beside_the_running_store() {
+    let directory = Directory::new();
+    let store = directory.store();
+    store.enrol(enrolment(2)).await.unwrap();
+    for n in 0..40 {
+        store.put(vec![envelope(2, n, 1000)]).await.unwrap();
+    }
+    drop(store);
+    let path = directory.path().join("store.db");
+    let db = connect(&path).unwrap();
+    let page: u32 =
+        db.query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'parcel'", [], |row| row.get(0)).unwrap();
+    drop(db);
+    // The root of the tree forgets its last cell, and with it a page of messages.
+    let mut bytes = fs::read(&path).unwrap();
+    let root = (page as usize - 1) * 4096;
+    assert_eq!(bytes[root], 5, "an inner page of a table");
+    bytes[root + 4] -= 1;
+    fs::write(&path, bytes).unwrap();
+    let store = match SqliteStore::open(&directory.path()) {
+        Ok(store) => store,
+        Err(error) => panic!("it is to be found later: {error}"),
+    };
+    while !store.is_checked() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert!(matches!(store.put(vec![envelope(2, 41, 10)]).await, Err(StoreError::Corrupt(_))));
+    let refusing = store.health().refusing.unwrap();
+    assert!(refusing.contains("restore a backup"), "{refusing}");
 }
 
 #[tokio::test]
