@@ -306,6 +306,32 @@ fn whoever_waits_for_somebody_offline_is_told_at_once_and_loses_nothing() {
 }
 
 #[test]
+fn what_a_server_forgot_to_pass_on_is_asked_for_again() {
+    let mut place = Place::new();
+    let send = place.spawn(&["send", "bob", "hello", "--timeout", "90s"]);
+    let mut client = place.accept();
+    let first = place.envelope(&mut client);
+    client.send(&word(Rung::Accepted, None, &first));
+    client.send(&word(Rung::Stored, None, &first));
+    while place.letters()[0].reached != Some(Rung::Stored) {
+        std::thread::yield_now();
+    }
+    // Bob has it by now and said so, which died with the server.
+    drop(client);
+    let mut client = place.accept();
+    assert_eq!(place.envelope(&mut client), first);
+    let (text, receipt) = place.bob.open(&first, Rung::Delivered);
+    assert_eq!(text, "hello");
+    client.send(&word(Rung::Accepted, None, &first));
+    client.send(&Message::Told(receipt));
+    place.farewell(&mut client);
+    let done = send.wait();
+    assert!(done.err.matches("stored").count() <= 1, "{done:?}");
+    done.ok();
+    assert!(place.letters().is_empty());
+}
+
+#[test]
 fn stored_is_enough_where_that_was_asked_and_delivered_is_heard_of_later() {
     let mut place = Place::new();
     let send = place.spawn(&["send", "bob", "-", "--wait", "stored"]);

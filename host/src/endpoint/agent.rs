@@ -562,6 +562,7 @@ impl Agent {
         for (request, replies) in core::mem::take(&mut self.asked) {
             self.request(&mut link, request, replies)?;
         }
+        self.outbox.connected();
         let watched = self.watches.begin();
         self.watch(&mut link, watched)?;
         self.with_desk(&mut link, |outbox, _, desk| outbox.pump(desk))?;

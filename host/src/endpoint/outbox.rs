@@ -7,6 +7,9 @@
 //!              +-------- refused, and a new chain can cure that -------+
 //! ```
 //!
+//! What the server had and nobody has spoken of since is sent again over a later connection: a server that is killed may
+//! lose what a recipient said of it.
+//!
 //! A letter is durable before it leaves, together with the envelope that it leaves as (`store::home`): whichever process
 //! holds the home next sends the same bytes again, and a recipient who has them knows them. A refusal that a new chain can
 //! cure is cured: the directory is asked anew, a chain started and wrapped, and the letter sealed again, a few times at
@@ -23,6 +26,7 @@ mod correspondence;
 mod ledger;
 mod letter;
 
+use core::time::Duration;
 use std::collections::HashMap;
 
 use ossicle_core::{DirectoryEntry, Member, Message, PeerStatus, Reason, Receipt, Rung};
@@ -47,6 +51,10 @@ use crate::store::home::{
 const LETTER_AGE: u64 = 31 * 24 * 3600;
 /// Seconds for which a letter is kept that its recipient has and whose sender wanted to know more.
 const CURIOSITY: u64 = 3600;
+/// Seconds after which a letter that nobody waits for is asked about again.
+const UNHEARD_OF: u64 = 24 * 3600;
+/// So long after a connection was made, what waited for this client has come.
+const RECEIPTS_COME: Duration = Duration::from_secs(10);
 /// Letters that make room at once when there is none.
 const EVICTED: usize = 64;
 
@@ -233,6 +241,16 @@ impl Outbox {
         }
     }
 
+    /// There is a connection. A server that was killed may have lost a recipient's word: once what waits has come, letters
+    /// that the server had are sent again, if somebody waits for them or they are old. Whoever has them says so again.
+    pub(super) fn connected(&mut self) {
+        for correspondence in self.correspondences.values_mut() {
+            if correspondence.chains.iter().any(|chain| !chain.resting.is_empty()) {
+                correspondence.doubt = Some(Instant::now() + RECEIPTS_COME);
+            }
+        }
+    }
+
     /// The connection has gone, and with it all that was asked over it.
     ///
     /// # Errors
@@ -240,10 +258,10 @@ impl Outbox {
     pub(super) fn disconnected(&mut self, store: &mut HomeStore) -> Result<(), HomeStoreError> {
         self.save(store)?;
         for correspondence in self.correspondences.values_mut() {
-            (correspondence.looking, correspondence.asking) = (false, false);
+            (correspondence.looking, correspondence.asking, correspondence.doubt) = (false, false, None);
             for chain in &mut correspondence.chains {
                 chain.announced = Announced::No;
-                for letter in chain.under_way.values_mut() {
+                for letter in chain.under_way.values_mut().chain(chain.resting.values_mut()) {
                     letter.answered = false;
                 }
                 chain.unsent.append(&mut chain.under_way);
@@ -265,8 +283,8 @@ impl Outbox {
     /// The time before which some correspondence may not go on.
     pub(super) fn held_until(&self) -> Option<Instant> {
         let waits = |correspondence: &Correspondence| {
-            let Correspondence { hold, lull, next_start, .. } = correspondence;
-            [*hold, *lull, *next_start]
+            let Correspondence { hold, lull, next_start, doubt, .. } = correspondence;
+            [*hold, *lull, *next_start, *doubt]
         };
         self.correspondences.values().flat_map(waits).flatten().min()
     }

@@ -11,12 +11,13 @@ use ossicle_core::{
 };
 use tokio::time::Instant;
 
+use super::UNHEARD_OF;
 use super::chain::{Announced, Chain, Live, remember};
 use super::ledger::Ledger;
 use super::letter::{Letter, passes};
-use crate::endpoint::MESSAGE_HEAD_LEN;
 use crate::endpoint::agent::{Desk, Ended, Pending};
 use crate::endpoint::peers::{Rejected, admit, check_bundle};
+use crate::endpoint::{MESSAGE_HEAD_LEN, now};
 use crate::name::Name;
 use crate::store::home::{LetterChain, LetterChange};
 
@@ -47,6 +48,8 @@ pub(super) struct Correspondence {
     pub(super) hold: Option<Instant>,
     /// Nothing is sent before, unless somebody gives a new letter.
     pub(super) lull: Option<Instant>,
+    /// When letters that the server had are sent again that nobody has spoken of since.
+    pub(super) doubt: Option<Instant>,
     /// How many chains may still be started.
     starts: Starts,
     /// When the next chain may be started that is wanted.
@@ -103,6 +106,7 @@ impl Correspondence {
             queue: BTreeMap::new(),
             hold: None,
             lull: None,
+            doubt: None,
             starts: Starts::new(Instant::now()),
             next_start: None,
         }
@@ -135,6 +139,9 @@ impl Correspondence {
     }
 
     pub(super) fn send(&mut self, key: &str, desk: &mut Desk<'_>, ledger: &mut Ledger) -> Result<(), Ended> {
+        if self.doubt.take_if(|until| *until <= Instant::now()).is_some() {
+            self.doubt();
+        }
         self.hold.take_if(|until| *until <= Instant::now());
         self.lull.take_if(|until| *until <= Instant::now());
         if self.hold.is_some() || self.lull.is_some() {
@@ -193,6 +200,19 @@ impl Correspondence {
             desk.link.send(&Message::Lookup(Lookup { request, key: true, bundle: true, subject }))?;
         }
         Ok(())
+    }
+
+    /// Sends again what the server had before this connection, if somebody waits for it or nothing was heard of it for long.
+    fn doubt(&mut self) {
+        let old = now().saturating_sub(UNHEARD_OF);
+        for chain in &mut self.chains {
+            let is_doubted = |_: &u32, letter: &mut Letter| {
+                !letter.answered
+                    && (letter.is_attended() || (letter.reached == Some(Rung::Stored) && letter.time < old))
+            };
+            let doubted: Vec<_> = chain.resting.extract_if(.., is_doubted).collect();
+            chain.unsent.extend(doubted);
+        }
     }
 
     /// Gives the server the wraps of chains that are needed and that it was not given over this connection.
