@@ -520,7 +520,7 @@ fn an_interrupted_listen_has_printed_each_message_once() {
     while heard.len() < 150 {
         let listen = world.spawn("bob", &["listen", "--json"]);
         let first = listen.line();
-        listen.signal("INT");
+        listen.signal(["INT", "TERM"][heard.len() % 2]);
         let done = listen.wait();
         assert_eq!(done.code, Some(130), "{done:?}");
         for line in core::iter::once(first.as_str()).chain(done.out.lines()) {

@@ -1,7 +1,7 @@
 //! `ossicle listen`: messages as they come, one a line.
 //!
 //! A message counts as opened when its line was written and flushed, not before: then its sender is told and its text is
-//! erased here, also when it is interrupted in between. What was not printed (beyond `--count`, outside the pattern, after
+//! erased here, also when it is interrupted or told to end in between. What was not printed (beyond `--count`, outside the pattern, after
 //! the pipe was closed or the process killed) waits in the home for the next `listen`.
 
 use core::time::Duration;
@@ -68,15 +68,35 @@ struct Line<'m> {
     data: Option<String>,
 }
 
+/// What ends a command from outside: the keyboard, and whoever ends processes. Not the end of the terminal, which `nohup`
+/// keeps from it.
+struct Interrupts([Signal; 2]);
+
+impl Interrupts {
+    fn new() -> Result<Self, Failure> {
+        let unheard = |error| Failure::refused(format!("cannot hear of interrupts ({error})"));
+        let [interrupt, terminate] = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+        Ok(Self([interrupt.map_err(unheard)?, terminate.map_err(unheard)?]))
+    }
+
+    /// Waits for the next. Cancel-safe.
+    async fn next(&mut self) {
+        let Self([interrupt, terminate]) = self;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    }
+}
+
 impl Listen {
     /// Whether it was interrupted. What it has printed by then is marked: it comes once.
     pub(super) async fn run(self) -> Result<bool, Failure> {
-        let unheard = |error| Failure::refused(format!("cannot hear of interrupts ({error})"));
-        let mut interrupts = signal(SignalKind::interrupt()).map_err(unheard)?;
+        let mut interrupts = Interrupts::new()?;
         let home = self.home.open()?;
         let mut access = tokio::select! {
             opened = Access::open_reader(&home, "listen") => opened?,
-            _ = interrupts.recv() => return Ok(true),
+            () = interrupts.next() => return Ok(true),
         };
         let done = self.print_all(&mut access, &mut interrupts).await;
         if matches!(done, Ok(true)) {
@@ -85,18 +105,18 @@ impl Listen {
         }
         tokio::select! {
             () = access.close() => done,
-            _ = interrupts.recv() => Ok(true),
+            () = interrupts.next() => Ok(true),
         }
     }
 
-    async fn print_all(&self, access: &mut Access, interrupts: &mut Signal) -> Result<bool, Failure> {
+    async fn print_all(&self, access: &mut Access, interrupts: &mut Interrupts) -> Result<bool, Failure> {
         let (mut printed, mut after) = (0, 0);
         loop {
             let waiting = access.waiting(after, PAGE).await?;
             if waiting.is_empty() {
                 let notice = tokio::select! {
                     notice = access.notice() => notice,
-                    _ = interrupts.recv() => return Ok(true),
+                    () = interrupts.next() => return Ok(true),
                 };
                 match notice {
                     Notice::Inbox | Notice::Connected | Notice::Disconnected(_) => continue,
@@ -126,7 +146,7 @@ impl Listen {
                 let mut interrupted = false;
                 let written = tokio::select! {
                     written = &mut writing => written,
-                    _ = interrupts.recv() => {
+                    () = interrupts.next() => {
                         interrupted = true;
                         // A reader that takes nothing has not got it.
                         let Ok(written) = timeout(GRACE, writing).await else { return Ok(true) };
