@@ -33,6 +33,9 @@ struct Arguments {
     /// These servers only
     #[arg(long, value_name = "PEER", value_delimiter = ',', value_parser = peer)]
     peers: Vec<Peer>,
+    /// Connections of `rss_idle` [default: 5000, with --quick 1000]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(100..=20_000))]
+    idle: Option<u32>,
     /// The binary to measure [default: it is built]
     #[arg(long, value_name = "FILE")]
     ossicle: Option<PathBuf>,
@@ -102,7 +105,10 @@ fn main() -> Result<(), Failure> {
     let site = Site::new(ossicle)?;
     let wanted = |about: &&About| arguments.only.is_empty() || arguments.only.contains(&about.name);
     let rows: Vec<&About> = ROWS.iter().filter(wanted).collect();
-    let extent = if arguments.quick { Extent::QUICK } else { Extent::FULL };
+    let mut extent = if arguments.quick { Extent::QUICK } else { Extent::FULL };
+    if let Some(idle) = arguments.idle {
+        extent.idle = idle as usize;
+    }
     let rounds = arguments.rounds.unwrap_or(if arguments.quick { 3 } else { 5 });
 
     let mut left_out = Vec::new();
