@@ -219,7 +219,6 @@ async fn enter<S: Stream>(server: &Arc<Server>, stream: S, address: SocketAddr) 
     let number = server.next_connection();
     let shared = Arc::clone(&server.mailboxes);
     let mailbox = Mailbox::new(client.id, number, max_payload, config.mailbox, shared);
-    mailbox.greet(waiting.items > 0);
     let mut peer = Box::new(Peer {
         server: Arc::clone(server),
         stream,
@@ -581,6 +580,10 @@ impl<S: Stream> Peer<S> {
     /// What follows from the client's being here, and what may have happened while it entered.
     async fn settle_in(&mut self, client: &ClientRecord, revocations: u64) {
         let server = &self.server;
+        // What came into the store before the client had its seat was offered to nobody.
+        if server.store.waiting(&self.id).await.is_ok_and(|waiting| waiting.items > 0) {
+            self.mailbox.greet();
+        }
         if server.is_stopping() {
             self.mailbox.end(Some(Reason::Unavailable));
         }

@@ -12,7 +12,8 @@
 //!        |  control: a local|   |  process's door  |                       | search      |
 //!        |  operator's door |   |                  |                       +-------------+
 //!        |  directory,limits|   |                  |
-//!        |  presence,metrics|   |                  |
+//!        |  presence, bus,  |   |                  |
+//!        |  metrics         |   |                  |
 //!        +---+---------+----+   +----+--------+----+
 //!            |         |             |        |
 //!        +---v---+  +--v-------------v--+  +--v----------+
@@ -26,6 +27,7 @@
 //! command line; toml is named there only.
 
 pub mod backup;
+pub mod bus;
 mod channel;
 pub mod cli;
 pub mod clock;

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::keeper::Keeper;
 use crate::name::{Name, Pattern};
 use crate::presence::{Presence, Watch};
-use crate::store::{ChainId, ClientId, Item, ItemKind, NewItem, Refuse};
+use crate::store::{ChainId, ClientId, Item, ItemKind, NewItem, Refuse, Waiting};
 
 /// Bytes of answers and receipts beyond which a client is not listened to until it has read some.
 const MAX_OWED_BYTES: usize = 256 * 1024;
@@ -334,6 +334,8 @@ struct Queue {
 struct Backlog {
     /// Everything up to here was put into the mailbox, or needs not be.
     cursor: u64,
+    /// Everything up to here was in an answer of the store's. Between it and the cursor is what was offered.
+    floor: u64,
     /// What the store has answered last holds everything above the one number, up to the other.
     answered: (u64, u64),
     /// The store may hold something beyond the cursor.
@@ -344,6 +346,8 @@ struct Backlog {
     stale: bool,
     /// Something came to it while the client did not listen.
     missed: bool,
+    /// Nothing up to here is asked for again because of a poll.
+    polled: u64,
     /// Changes whenever the client begins or ceases to listen.
     era: u32,
     /// What was put into the mailbox and is not acknowledged, in this order: number and bytes.
@@ -522,6 +526,7 @@ impl Mailbox {
         } else if payload_len(&item) > self.max_payload {
             return Err(item);
         } else {
+            backlog.cursor = backlog.cursor.max(item.seq);
             backlog.hold(&item);
             queue.deliveries.push_back(Delivery::Waiting(item));
         }
@@ -571,10 +576,16 @@ impl Mailbox {
         if let Some(last) = items.last() {
             let (above, up_to) = queue.backlog.answered;
             queue.backlog.answered = (if up_to == wanted.after { above } else { wanted.after }, last.seq);
+            // Where it was set back meanwhile, something is missing before all of this.
+            if queue.backlog.cursor >= wanted.after {
+                queue.backlog.cursor = queue.backlog.cursor.max(last.seq);
+            }
+            if queue.backlog.floor >= wanted.after {
+                queue.backlog.floor = queue.backlog.floor.max(last.seq);
+            }
         }
         for item in items {
             let backlog = &mut queue.backlog;
-            backlog.cursor = backlog.cursor.max(item.seq);
             if (wanted.receipts_only && item.kind != ItemKind::Receipt)
                 || (item.seq <= backlog.highest && backlog.held.iter().any(|(seq, _)| *seq == item.seq))
             {
@@ -698,17 +709,44 @@ impl Mailbox {
             self.shared.presence.note(&self.client, false);
             let backlog = &mut queue.backlog;
             backlog.behind |= waiting || core::mem::take(&mut backlog.missed);
-            backlog.cursor = 0;
-            backlog.answered = (0, 0);
+            backlog.begin_anew();
             backlog.era = backlog.era.wrapping_add(1);
         }
         drop(queue);
         self.changed.notify_one();
     }
 
-    /// Receipts that waited come in from now on, as nothing else does until the client listens.
-    pub fn greet(&self, waiting: bool) {
-        self.lock().backlog.behind |= waiting;
+    /// The store holds something that may not be here. Receipts come in from now on, as nothing else does until the client
+    /// listens.
+    pub fn greet(&self) {
+        let mut queue = self.lock();
+        queue.backlog.missed |= !queue.listening;
+        queue.backlog.behind = true;
+        // What is being answered may be from before.
+        queue.backlog.stale = true;
+        // Its number may be lower than that of something that was offered.
+        queue.backlog.cursor = queue.backlog.floor;
+        drop(queue);
+        self.changed.notify_one();
+    }
+
+    /// Whether something waits for the client in the store of which nothing is known here.
+    pub fn lacks(&self, waiting: &Waiting) -> bool {
+        self.lock().backlog.lacks(waiting)
+    }
+
+    /// So much waits for the client in the store, and everything of it that was to be offered was: if something is
+    /// unknown here all the same, the store is asked.
+    pub fn poll(&self, waiting: &Waiting) {
+        let mut queue = self.lock();
+        if !queue.backlog.lacks(waiting) {
+            return;
+        }
+        queue.backlog.missed |= !queue.listening;
+        queue.backlog.polled = waiting.newest;
+        queue.backlog.behind = true;
+        queue.backlog.stale = true;
+        drop(queue);
         self.changed.notify_one();
     }
 
@@ -725,7 +763,13 @@ impl Mailbox {
         let backlog = &mut queue.backlog;
         backlog.answered = (0, 0);
         backlog.era = backlog.era.wrapping_add(1);
-        // What waits in the store and was not sealed is not delivered.
+        // What waits in the store and was not sealed is not delivered, but for receipts.
+        let is_receipt =
+            |delivery: &Delivery| matches!(delivery, Delivery::Waiting(Item { kind: ItemKind::Receipt, .. }));
+        if queue.deliveries.iter().any(is_receipt) {
+            backlog.behind = true;
+            backlog.begin_anew();
+        }
         while backlog.held.len() > backlog.sealed {
             backlog.held_bytes -= backlog.held.pop_back().map_or(0, |(_, len)| len);
         }
@@ -872,8 +916,18 @@ impl Queue {
 }
 
 impl Backlog {
+    fn lacks(&self, waiting: &Waiting) -> bool {
+        waiting.items > 0 && waiting.newest > self.polled.max(self.highest).max(self.cursor)
+    }
+
+    /// The store is asked from its first item on.
+    fn begin_anew(&mut self) {
+        self.cursor = 0;
+        self.floor = 0;
+        self.answered = (0, 0);
+    }
+
     fn hold(&mut self, item: &Item) {
-        self.cursor = self.cursor.max(item.seq);
         self.highest = self.highest.max(item.seq);
         self.held.push_back((item.seq, item.bytes.len()));
         self.held_bytes += item.bytes.len();
@@ -1188,7 +1242,7 @@ mod tests {
     #[test]
     fn who_does_not_listen_gets_receipts_only_and_the_rest_later() {
         let (mailbox, _orders) = mailbox();
-        mailbox.greet(true);
+        mailbox.greet();
         let wanted = mailbox.wanted().unwrap();
         assert!(wanted.receipts_only);
         assert_eq!(mailbox.answered(wanted, Some(vec![item(1), item_of(2, ItemKind::Receipt)])), []);
@@ -1207,6 +1261,112 @@ mod tests {
         mailbox.stop_listening();
         mailbox.listen(true);
         assert_eq!(mailbox.wanted().unwrap().after, 0);
+    }
+
+    #[test]
+    fn what_came_while_the_store_was_asked_is_asked_for() {
+        let (mailbox, _orders) = mailbox();
+        mailbox.greet();
+        let wanted = mailbox.wanted().unwrap();
+        // The answer is from before.
+        mailbox.greet();
+        assert_eq!(mailbox.answered(wanted, Some(Vec::new())), []);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.answered(wanted, Some(vec![item_of(1, ItemKind::Receipt)])), []);
+        assert_eq!(sealed(&mailbox), [1]);
+        assert_eq!(mailbox.answered(mailbox.wanted().unwrap(), Some(Vec::new())), []);
+        assert_eq!(mailbox.wanted(), None);
+    }
+
+    #[test]
+    fn what_has_a_lower_number_than_what_was_offered_is_asked_for() {
+        let (mailbox, _orders) = mailbox();
+        mailbox.listen(true);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.answered(wanted, Some(vec![item(2)])), []);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.answered(wanted, Some(Vec::new())), []);
+        assert_eq!(mailbox.offer(item(7)), Ok(()));
+        // A receipt that the store has made by itself, and told of later.
+        mailbox.greet();
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(wanted.after, 2);
+        assert_eq!(mailbox.answered(wanted, Some(vec![item_of(5, ItemKind::Receipt), item(7)])), []);
+        assert_eq!(sealed(&mailbox), [2, 7, 5]);
+        // The same while it is being asked for something else.
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.answered(wanted, Some(Vec::new())), []);
+        assert_eq!(mailbox.offer(item(20)), Ok(()));
+        mailbox.poll(&Waiting { items: 2, bytes: 80, newest: 22 });
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(wanted.after, 20);
+        mailbox.greet();
+        assert_eq!(mailbox.answered(wanted, Some(vec![item(22)])), []);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(wanted.after, 7);
+        let all = vec![item_of(19, ItemKind::Receipt), item(20), item(22)];
+        assert_eq!(mailbox.answered(wanted, Some(all)), []);
+        assert_eq!(sealed(&mailbox), [20, 22, 19]);
+        assert_eq!(mailbox.acknowledge(19).map(|seqs| seqs.len()), Ok(6));
+    }
+
+    #[test]
+    fn a_poll_asks_the_store_for_what_nobody_told_of() {
+        let (mailbox, mut orders) = mailbox();
+        let waiting = |items, newest| Waiting { items, bytes: 40 * items, newest };
+        mailbox.listen(false);
+        mailbox.poll(&waiting(0, 7));
+        assert_eq!(mailbox.wanted(), None, "nothing waits");
+        assert_eq!(mailbox.offer(item(8)), Ok(()));
+        mailbox.poll(&waiting(1, 8));
+        assert_eq!(mailbox.wanted(), None, "it is here");
+        assert_eq!(mailbox.pass(envelope(0, 40)), Ok(()));
+        assert!(mailbox.lacks(&waiting(2, 9)));
+        mailbox.poll(&waiting(2, 9));
+        assert!(matches!(mailbox.pass(envelope(1, 40)), Err(NotPassed::Keep(_))), "it may belong behind that");
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(wanted.after, 8);
+        assert_eq!(mailbox.answered(wanted, None), []);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.answered(wanted, Some(vec![item(9)])), []);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.answered(wanted, Some(Vec::new())), []);
+        mailbox.poll(&waiting(2, 9));
+        assert_eq!(mailbox.wanted(), None, "it was asked for");
+        assert_eq!(numbers(&mut orders), [0], "it was behind nothing");
+        assert_eq!(sealed(&mailbox), [8, 9]);
+    }
+
+    #[test]
+    fn what_a_poll_finds_while_the_client_does_not_listen_is_given_when_it_does() {
+        let (mailbox, _orders) = mailbox();
+        let waiting = Waiting { items: 1, bytes: 40, newest: 3 };
+        mailbox.poll(&waiting);
+        let wanted = mailbox.wanted().unwrap();
+        assert!(wanted.receipts_only);
+        assert_eq!(mailbox.answered(wanted, Some(vec![item(3)])), []);
+        assert_eq!(mailbox.answered(mailbox.wanted().unwrap(), Some(Vec::new())), []);
+        mailbox.poll(&waiting);
+        assert_eq!(mailbox.wanted(), None);
+        // Whoever said that nothing waits may have asked before.
+        mailbox.listen(false);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.answered(wanted, Some(vec![item(3)])), []);
+        assert_eq!(sealed(&mailbox), [3]);
+    }
+
+    #[test]
+    fn who_ceases_to_listen_gets_the_receipts_all_the_same() {
+        let (mailbox, _orders) = mailbox();
+        mailbox.listen(false);
+        assert_eq!(mailbox.offer(item(1)), Ok(()));
+        assert_eq!(mailbox.offer(item_of(2, ItemKind::Receipt)), Ok(()));
+        mailbox.stop_listening();
+        assert!(sealed(&mailbox).is_empty());
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!((wanted.after, wanted.receipts_only), (0, true));
+        assert_eq!(mailbox.answered(wanted, Some(vec![item(1), item_of(2, ItemKind::Receipt)])), []);
+        assert_eq!(sealed(&mailbox), [2]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use ossicle_core::{EnvelopeHeader, Reason, Receipt, Rung, Rungs};
 use tokio::time::Instant;
 
+use crate::bus::Bus;
 use crate::keeper::{self, Keeper};
 use crate::mailbox::{Mailbox, NotPassed, Owed, Passing, refusal};
 use crate::presence::SUCCESSION;
@@ -26,6 +27,9 @@ const REMEMBERED: usize = 32_768;
 #[derive(Debug)]
 pub struct Router {
     keeper: Keeper,
+    bus: Arc<dyn Bus>,
+    /// No other node puts anything into the store: what is known here is all there is.
+    alone: bool,
     seats: RwLock<HashMap<ClientId, Arc<Mailbox>>>,
     routes: Mutex<Routes>,
     /// Counts what makes a [`Way`] worthless.
@@ -101,9 +105,10 @@ pub enum Told {
 }
 
 impl Router {
-    /// A router that nobody has a seat at.
-    pub fn new(keeper: Keeper) -> Self {
-        Self { keeper, seats: RwLock::default(), routes: Mutex::default(), changes: AtomicU64::new(0) }
+    /// A router that nobody has a seat at, and that tells others by this bus.
+    pub fn new(keeper: Keeper, bus: Arc<dyn Bus>) -> Self {
+        let alone = bus.alone();
+        Self { keeper, bus, alone, seats: RwLock::default(), routes: Mutex::default(), changes: AtomicU64::new(0) }
     }
 
     /// Gives the client's seat to a new connection. The mailbox of an older one is handed back, to be ended.
@@ -169,12 +174,18 @@ impl Router {
 
     /// Does something for every connected client, in the order in which they connected.
     pub fn for_each(&self, mut action: impl FnMut(&Mailbox)) {
-        let mut mailboxes: Vec<_> = self.seats().values().cloned().collect();
-        // In the order in which they came, not in that of the map.
-        mailboxes.sort_unstable_by_key(|mailbox| mailbox.connection());
-        for mailbox in mailboxes {
+        for mailbox in self.part(0, 1) {
             action(&mailbox);
         }
+    }
+
+    /// Every `parts`th connected client, in the order in which they connected; all of them once with each `part` from 0 on.
+    pub fn part(&self, part: u32, parts: u32) -> Vec<Arc<Mailbox>> {
+        let of_part = |mailbox: &&Arc<Mailbox>| mailbox.connection().checked_rem(parts.into()) == Some(part.into());
+        let mut mailboxes: Vec<_> = self.seats().values().filter(of_part).cloned().collect();
+        // In the order in which they came, not in that of the map.
+        mailboxes.sort_unstable_by_key(|mailbox| mailbox.connection());
+        mailboxes
     }
 
     /// The route of a chain that was used lately.
@@ -204,9 +215,11 @@ impl Router {
         last.as_ref()
     }
 
-    /// Remembers what the store knows of a chain.
+    /// Remembers what the store knows of a chain, where no other node may tell it more.
     pub fn remember(&self, chain: ChainId, route: Arc<ChainRoute>) {
-        self.routes().insert(chain, route);
+        if self.alone {
+            self.routes().insert(chain, route);
+        }
     }
 
     /// Forgets a chain's route, because the store knows more by now.
@@ -268,7 +281,8 @@ impl Router {
         let Some(route) = route.filter(|route| route.sender == *sender && !route.recipients.is_empty()) else {
             return Sent::Told(Some(refusal(chain, n, Reason::Rekey)));
         };
-        let keep_all = behind_others || wanted.contains(Rung::Stored);
+        // What another node has stored before this has to come before it.
+        let keep_all = behind_others || wanted.contains(Rung::Stored) || !self.alone;
         let bytes: Arc<[u8]> = envelope.into();
         let mut refused = None;
         let mut keep = Vec::new();
@@ -302,8 +316,12 @@ impl Router {
         }
     }
 
-    /// Something of a client's is in the store by now under this number: it is put into its mailbox if it is here.
+    /// Something of a client's is in the store by now under this number: it is put into its mailbox if it is here. Among
+    /// several nodes that is a hint like others, so that the order is the store's.
     pub fn offer(&self, new: NewItem, seq: u64) {
+        if !self.alone {
+            return self.greet([&new.recipient]);
+        }
         let Some(mailbox) = self.mailbox(&new.recipient) else {
             return;
         };
@@ -313,10 +331,18 @@ impl Router {
         }
     }
 
-    /// Receipts wait in the store for these clients: who is here gets them.
+    /// Something waits in the store for these clients: who is here gets it, and other nodes are told.
     pub fn greet<'c>(&self, clients: impl IntoIterator<Item = &'c ClientId>) {
-        for mailbox in clients.into_iter().filter_map(|client| self.mailbox(client)) {
-            mailbox.greet(true);
+        for client in clients {
+            self.heed(client);
+            self.bus.hint(client);
+        }
+    }
+
+    /// Something waits in the store for this client, another node says.
+    pub fn heed(&self, client: &ClientId) {
+        if let Some(mailbox) = self.mailbox(client) {
+            mailbox.greet();
         }
     }
 
@@ -339,7 +365,8 @@ impl Router {
 
     /// Tells a sender what became of a message for `recipient`, now or when it comes back.
     pub fn tell_sender(&self, sender: &ClientId, recipient: &ClientId, receipt: &Receipt) {
-        match self.mailbox(sender) {
+        // Among several nodes he may have come back at another one, and his connection here not have ended yet.
+        match self.mailbox(sender).filter(|_| self.alone) {
             Some(mailbox) => {
                 mailbox.owe(Owed::Receipt(*receipt));
             }
@@ -401,6 +428,7 @@ fn not_by(mailbox: &Mailbox, passing: Passing) -> Result<(), NotPassed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::Local;
     use crate::clock::Clock;
     use crate::keeper::Orders;
     use crate::mailbox::{Budget, Delivery, MailboxLimits, Next, Shared};
@@ -416,7 +444,7 @@ mod tests {
 
     fn router() -> (Router, Orders) {
         let (keeper, orders) = Keeper::new(Clock::system());
-        (Router::new(keeper), orders)
+        (Router::new(keeper, Arc::new(Local)), orders)
     }
 
     fn seat(router: &Router, client: ClientId, connection: u64) -> Arc<Mailbox> {
@@ -484,6 +512,61 @@ mod tests {
         assert_eq!(send(&router, &ALICE, None, Rungs::NONE), rekey());
         assert_eq!(send(&router, &CAROL, Some(&route()), Rungs::NONE), rekey());
         assert_eq!(send(&router, &BOB, Some(&route()), Rungs::NONE), rekey());
+    }
+
+    /// Notes whom it hints at.
+    #[derive(Debug, Default)]
+    struct Others(Mutex<Vec<ClientId>>);
+
+    #[async_trait::async_trait]
+    impl Bus for Others {
+        fn alone(&self) -> bool {
+            false
+        }
+
+        fn hint(&self, client: &ClientId) {
+            self.0.lock().unwrap().push(*client);
+        }
+
+        async fn heard(&self) -> ClientId {
+            core::future::pending().await
+        }
+    }
+
+    #[test]
+    fn among_several_nodes_everything_goes_through_the_store_and_is_hinted_at() {
+        let (keeper, mut orders) = Keeper::new(Clock::system());
+        let others = Arc::new(Others::default());
+        let router = Router::new(keeper, Arc::clone(&others) as Arc<dyn Bus>);
+        let route = Arc::new(route());
+        let (alice, bob) = (seat(&router, ALICE, 1), seat(&router, BOB, 2));
+        bob.listen(false);
+        assert_eq!(send(&router, &ALICE, Some(&route), Rungs::NONE), kept(Rungs::NONE));
+        let Sent::Keep(mut items, None) = kept(Rungs::NONE) else { panic!("it is kept") };
+        router.offer(items.remove(0), 9);
+        assert_eq!(bob.next(4096), Next::Empty, "something may wait before it");
+        assert_eq!(bob.wanted().map(|wanted| wanted.after), Some(0));
+        let delivered = receipt(Rung::Delivered, None, Some([1; 16]));
+        assert_eq!(router.tell(&BOB, Some(&route), &delivered), Told::Done);
+        assert_eq!(alice.next(4096), Next::Empty, "she may be elsewhere by now");
+        assert_eq!(orders.items().len(), 1);
+        router.greet([&ALICE, &CAROL]);
+        assert!(alice.wanted().is_some_and(|wanted| wanted.receipts_only));
+        assert_eq!(*others.0.lock().unwrap(), [BOB, ALICE, CAROL]);
+        router.heed(&CAROL);
+        assert_eq!(others.0.lock().unwrap().len(), 3, "what was heard is not hinted at again");
+        router.remember(HEADER.chain_id, route);
+        assert_eq!(router.route(&HEADER.chain_id), None, "another node may have learnt more");
+    }
+
+    #[test]
+    fn the_parts_are_everybody_once() {
+        let (router, _orders) = router();
+        for n in 0..10 {
+            seat(&router, [n; 16], n.into());
+        }
+        let part = |part| router.part(part, 4).iter().map(|mailbox| mailbox.connection()).collect::<Vec<_>>();
+        assert_eq!([part(0), part(1), part(2), part(3)], [vec![0, 4, 8], vec![1, 5, 9], vec![2, 6], vec![3, 7]]);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
+use crate::bus::{self, Bus, Local};
 use crate::channel;
 use crate::clock::{Ages, Clock};
 use crate::crypto::{CryptoPool, IdentityKey};
@@ -70,6 +71,9 @@ pub struct Config {
     pub held_devices: usize,
     /// So long something waits in the store for a client that does not come.
     pub queue_age: Duration,
+    /// So often it is seen for every connection whether something waits in the store that nobody told of: a hint that a
+    /// [`bus`] loses costs at most this.
+    pub poll: Duration,
     /// How much may be in memory for a client.
     pub mailbox: MailboxLimits,
     /// How fast a client or a source may be.
@@ -98,6 +102,7 @@ impl Default for Config {
             gate: GateLimits::default(),
             held_devices: 16_384,
             queue_age: Duration::from_secs(30 * 24 * 60 * 60),
+            poll: Duration::from_secs(60),
             mailbox: MailboxLimits::default(),
             rates: Rates::default(),
         }
@@ -108,6 +113,7 @@ impl Default for Config {
 pub struct Server {
     config: ArcSwap<Config>,
     pub(crate) store: SharedStore,
+    pub(crate) bus: Arc<dyn Bus>,
     pub(crate) identity: Arc<IdentityKey>,
     pub(crate) pool: Arc<CryptoPool>,
     pub(crate) router: Router,
@@ -159,6 +165,19 @@ impl Server {
         pool: Arc<CryptoPool>,
         world: World,
     ) -> Arc<Self> {
+        Self::with_bus(config, store, identity, channel_key, pool, world, Arc::new(Local))
+    }
+
+    /// The same, which shares its store with other nodes if this bus says so.
+    pub fn with_bus(
+        config: Config,
+        store: SharedStore,
+        identity: Arc<IdentityKey>,
+        channel_key: ChannelKey,
+        pool: Arc<CryptoPool>,
+        world: World,
+        bus: Arc<dyn Bus>,
+    ) -> Arc<Self> {
         let World { clock, random } = world.clone();
         let (keeper, orders) = Keeper::new(clock.clone());
         Arc::new(Self {
@@ -170,7 +189,8 @@ impl Server {
             store,
             identity,
             pool,
-            router: Router::new(keeper.clone()),
+            router: Router::new(keeper.clone(), Arc::clone(&bus)),
+            bus,
             mailboxes: Arc::new(Shared { budget: Budget::default(), keeper: keeper.clone(), presence: Arc::default() }),
             keeper,
             orders: Mutex::new(Some(orders)),
@@ -408,6 +428,7 @@ pub async fn run(listener: impl Listener, server: Arc<Server>, shutdown: impl Fu
         background.spawn(async move { keeper::run(orders, Arc::clone(&server.store), &server.router).await });
     }
     background.spawn(expire(Arc::clone(&server)));
+    background.spawn(bus::run(Arc::clone(&server)));
     background.spawn(presence::run(Arc::clone(&server)));
     server.listening.store(true, Ordering::Relaxed);
     accept_all(listener, &server, &mut tasks, shutdown).await;

@@ -392,6 +392,7 @@ impl<'l> Layers<'l> {
             },
             // No operator has a reason to choose.
             held_devices: usual.held_devices,
+            poll: usual.poll,
             queue_age: self.take(&QUEUE_AGE, usual.queue_age),
             mailbox: MailboxLimits {
                 messages: self.take(&MAILBOX_MESSAGES, usual.mailbox.messages),

@@ -8,6 +8,7 @@ use core::net::SocketAddr;
 use core::time::Duration;
 use std::sync::Arc;
 
+use ossicle::bus::{Bus, Local};
 use ossicle::clock::Clock;
 use ossicle::crypto::{CryptoPool, IdentityKey, verify};
 use ossicle::endpoint::{Home, ServerUrl, initialise};
@@ -87,25 +88,38 @@ impl Node {
     pub async fn start_by(clock: Clock, config: Config) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let store = SqliteStore::open(directory.path()).expect("a new store");
-        Self::start_all(directory, Arc::new(store), config, clock).await
+        Self::start_all(directory, Arc::new(store), config, clock, Arc::new(Local)).await
     }
 
     /// Starts a server on a store of the caller's.
     pub async fn start_with(directory: TempDir, store: SharedStore, config: Config) -> Self {
-        Self::start_all(directory, store, config, Clock::system()).await
+        Self::start_all(directory, store, config, Clock::system(), Arc::new(Local)).await
     }
 
-    async fn start_all(directory: TempDir, store: SharedStore, config: Config, clock: Clock) -> Self {
+    /// Starts one of the servers that share this store, joined by this bus.
+    pub async fn start_among(store: SharedStore, bus: Arc<dyn Bus>, config: Config) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        Self::start_all(directory, store, config, Clock::system(), bus).await
+    }
+
+    async fn start_all(
+        directory: TempDir,
+        store: SharedStore,
+        config: Config,
+        clock: Clock,
+        bus: Arc<dyn Bus>,
+    ) -> Self {
         let pool = Arc::new(CryptoPool::start().expect("threads"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let server = Server::in_world(
+        let server = Server::with_bus(
             config,
             Arc::clone(&store),
             Arc::new(keys::server()),
             ChannelKey::open(directory.path()).expect("a key for channels"),
             Arc::clone(&pool),
             World { clock, ..World::default() },
+            bus,
         );
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server::run(listener, Arc::clone(&server), async {

@@ -1,7 +1,8 @@
 //! What waits for clients: one durable queue per recipient, with messages, wraps and receipts in one order.
 //!
 //! Numbers ([`Item::seq`]) ascend over the whole store and are never given twice, with gaps; so that whoever has
-//! everything up to a number can say so in one word. Only the recipient's word, age and revocation remove anything.
+//! everything up to a number can say so in one word: nothing shows up later below a number that was read, whoever stored
+//! it. Only the recipient's word, age and revocation remove anything.
 
 use core::fmt;
 use std::sync::Arc;

@@ -1,0 +1,278 @@
+//! Nodes that share a store, and hints between them that come, are lost, or come late and often: everything comes all the
+//! same, once and in order.
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use ossicle::bus::Bus;
+use ossicle::crypto::IdentityKey;
+use ossicle::server::Config;
+use ossicle::store::{ClientId, ItemKind, NewItem, SharedStore, SqliteStore, Store};
+use ossicle_core::{Message, Receipt, Rung, Rungs};
+use ossicle_tests::keys;
+use ossicle_tests::node::{Client, Node, Published, envelope, open, wrap};
+use tempfile::TempDir;
+use tokio::sync::{Mutex, mpsc};
+
+const ALICE: u8 = 1;
+const BOB: u8 = 2;
+const CAROL: u8 = 3;
+const CHAIN: u8 = 5;
+
+/// What becomes of hints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Told,
+    Lost,
+    /// Each comes three times, and some overtake others.
+    LateAndOften,
+}
+
+impl Way {
+    /// Nobody polls within a test whose hints come.
+    fn config(self) -> Config {
+        let poll = if self == Self::Lost { Duration::from_millis(200) } else { Duration::from_secs(24 * 60 * 60) };
+        Config { poll, ..open() }
+    }
+}
+
+/// One end of a bus between two nodes.
+#[derive(Debug)]
+struct End {
+    way: Way,
+    hints: AtomicU64,
+    to: mpsc::UnboundedSender<ClientId>,
+    heard: Mutex<mpsc::UnboundedReceiver<ClientId>>,
+}
+
+#[async_trait]
+impl Bus for End {
+    fn alone(&self) -> bool {
+        false
+    }
+
+    fn hint(&self, client: &ClientId) {
+        let hints = self.hints.fetch_add(1, Ordering::Relaxed);
+        match self.way {
+            Way::Told => drop(self.to.send(*client)),
+            Way::Lost => {}
+            Way::LateAndOften => {
+                let (to, client) = (self.to.clone(), *client);
+                tokio::spawn(async move {
+                    for times in 1..=3 {
+                        tokio::time::sleep(Duration::from_millis(hints * 7 % 20 * times)).await;
+                        // The other node may have stopped.
+                        let _ = to.send(client);
+                    }
+                });
+            }
+        }
+    }
+
+    async fn heard(&self) -> ClientId {
+        match self.heard.lock().await.recv().await {
+            Some(client) => client,
+            None => core::future::pending().await,
+        }
+    }
+}
+
+/// The two ends of a bus.
+fn bus(way: Way) -> [Arc<End>; 2] {
+    let (here, there) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+    let end = |to, heard| Arc::new(End { way, hints: AtomicU64::new(0), to, heard: Mutex::new(heard) });
+    [end(here.0, there.1), end(there.0, here.1)]
+}
+
+/// Two nodes on one store.
+async fn two(way: Way, directory: &TempDir) -> [Node; 2] {
+    let store: SharedStore = Arc::new(SqliteStore::open(directory.path()).unwrap());
+    let [here, there] = bus(way);
+    let a = Node::start_among(Arc::clone(&store), Arc::clone(&here) as Arc<dyn Bus>, way.config()).await;
+    [a, Node::start_among(store, there, way.config()).await]
+}
+
+/// Gives a chain of `from`, who is elsewhere, to somebody who listens.
+async fn introduce(from: &mut Client, key: &IdentityKey, to: &mut Client) {
+    let bundle = Published::new(from.id[0], key, 0);
+    let wrap = wrap(CHAIN);
+    from.done(&Message::Wrap { request: 9, to: to.id, wrap: &wrap, bundle: bundle.signed() }).await;
+    let delivered = to.message().await;
+    let expected = Message::WrapDelivery { from: from.id, wrap: &wrap, bundle: bundle.signed() };
+    assert_eq!(Message::decode(&delivered), Ok(expected));
+}
+
+/// The number of the next thing that is heard, which is a message.
+async fn number(client: &mut Client) -> u32 {
+    let payload = client.message().await;
+    match Message::decode(&payload) {
+        Ok(Message::Deliver { envelope, .. }) => u32::from_be_bytes(envelope[8..12].try_into().unwrap()),
+        other => panic!("a message instead of {other:?}"),
+    }
+}
+
+const fn receipt(rung: Rung, from: u32, to: u32) -> Receipt {
+    Receipt { rung, reason: None, chain: [CHAIN; 8], from, to, tag: None }
+}
+
+/// What each message wants of the ladder: every kind, in turn.
+fn wanted(n: u32) -> Rungs {
+    let stored = Rungs::NONE.with(Rung::Stored);
+    let delivered = Rungs::NONE.with(Rung::Delivered);
+    [Rungs::NONE, stored, delivered, stored.with(Rung::Delivered), Rungs::NONE.with(Rung::Accepted)][n as usize % 5]
+}
+
+/// Hears receipts until each of these messages has the one that it wants most.
+async fn settled(client: &mut Client, numbers: core::ops::Range<u32>) {
+    let highest = |n| match (wanted(n).contains(Rung::Delivered), wanted(n).contains(Rung::Stored)) {
+        (true, _) => Some(Rung::Delivered),
+        (_, true) => Some(Rung::Stored),
+        _ => wanted(n).contains(Rung::Accepted).then_some(Rung::Accepted),
+    };
+    let mut open: BTreeMap<u32, Rung> = numbers.filter_map(|n| Some((n, highest(n)?))).collect();
+    while !open.is_empty() {
+        let told = client.told().await;
+        open.retain(|n, rung| !(told.from..=told.to).contains(n) || told.rung != *rung);
+    }
+}
+
+async fn from_node_to_node(way: Way) {
+    let directory = TempDir::new().unwrap();
+    let [a, b] = two(way, &directory).await;
+    let mut alice = a.enrol(ALICE, "alice", keys::alice()).await;
+    let mut bob = b.enrol(BOB, "bob", keys::bob()).await;
+    bob.listen().await;
+    introduce(&mut alice, &keys::alice(), &mut bob).await;
+
+    // There, and receipts back to a client that does not even listen.
+    for n in 0..40 {
+        alice.say(CHAIN, n, wanted(n)).await;
+    }
+    for n in 0..40 {
+        assert_eq!(number(&mut bob).await, n);
+        if wanted(n).contains(Rung::Delivered) {
+            bob.send(&Message::Tell(Receipt { tag: Some([1; 16]), ..receipt(Rung::Delivered, n, n) })).await;
+        }
+    }
+    settled(&mut alice, 0..40).await;
+
+    // What she has stored here is ahead of what she says where Bob is, though it would pass to him.
+    for n in 40..45 {
+        alice.say(CHAIN, n, Rungs::NONE.with(Rung::Stored)).await;
+    }
+    let mut stored = 40;
+    while stored < 45 {
+        let told = alice.told().await;
+        assert_eq!((told.rung, told.from), (Rung::Stored, stored));
+        stored = told.to + 1;
+    }
+    alice.close().await;
+    let mut alice = b.connect(ALICE, &keys::alice()).await.unwrap();
+    for n in 45..50 {
+        alice.say(CHAIN, n, Rungs::NONE).await;
+    }
+    for n in 40..50 {
+        assert_eq!(number(&mut bob).await, n);
+    }
+    alice.close().await;
+
+    // Here the chain gets one more recipient, of whom the other node has to know.
+    let mut alice = a.connect(ALICE, &keys::alice()).await.unwrap();
+    let mut carol = a.enrol(CAROL, "carol", keys::carol()).await;
+    carol.listen().await;
+    introduce(&mut alice, &keys::alice(), &mut carol).await;
+    alice.close().await;
+    let mut alice = b.connect(ALICE, &keys::alice()).await.unwrap();
+    alice.say(CHAIN, 50, Rungs::NONE).await;
+    assert_eq!(number(&mut bob).await, 50);
+    assert_eq!(number(&mut carol).await, 50);
+
+    // Whoever is nowhere gets it where he comes next.
+    bob.close().await;
+    alice.say(CHAIN, 51, Rungs::NONE.with(Rung::Stored)).await;
+    assert_eq!(alice.told().await, receipt(Rung::Stored, 51, 51));
+    let mut bob = a.connect(BOB, &keys::bob()).await.unwrap();
+    bob.listen().await;
+    assert_eq!(number(&mut bob).await, 51);
+    assert_eq!(number(&mut carol).await, 51);
+
+    // Where he is, she has left a connection that nobody reads any more.
+    let _left = a.connect(ALICE, &keys::alice()).await.unwrap();
+    alice.say(CHAIN, 52, Rungs::NONE.with(Rung::Delivered)).await;
+    assert_eq!(number(&mut bob).await, 52);
+    assert_eq!(number(&mut carol).await, 52);
+    let delivered = Receipt { tag: Some([1; 16]), ..receipt(Rung::Delivered, 52, 52) };
+    bob.send(&Message::Tell(delivered)).await;
+    assert_eq!(alice.told().await, delivered);
+    bob.sync().await;
+    carol.sync().await;
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn hints_bring_everything_from_node_to_node() {
+    from_node_to_node(Way::Told).await;
+}
+
+#[tokio::test]
+async fn hints_that_come_late_and_often_bring_nothing_twice_or_out_of_order() {
+    from_node_to_node(Way::LateAndOften).await;
+}
+
+#[tokio::test]
+async fn without_a_single_hint_everything_comes_all_the_same() {
+    from_node_to_node(Way::Lost).await;
+}
+
+#[tokio::test]
+async fn a_receipt_that_the_store_makes_comes_to_a_sender_at_another_node() {
+    for way in [Way::Told, Way::Lost] {
+        let directory = TempDir::new().unwrap();
+        let [a, b] = two(way, &directory).await;
+        let mut alice = a.enrol(ALICE, "alice", keys::alice()).await;
+        let mut bob = b.enrol(BOB, "bob", keys::bob()).await;
+        bob.listen().await;
+        introduce(&mut alice, &keys::alice(), &mut bob).await;
+        bob.close().await;
+        alice.say(CHAIN, 0, Rungs::NONE.with(Rung::Stored)).await;
+        assert_eq!(alice.told().await, receipt(Rung::Stored, 0, 0));
+        // Her message went with him.
+        assert_eq!(b.server.revoke(&[BOB; 16]).await, Ok(true));
+        let told = alice.told().await;
+        assert_eq!((told.rung, told.reason), (Rung::Refused, Some(ossicle_core::Reason::Unknown)), "{way:?}");
+        a.stop().await;
+        b.stop().await;
+    }
+}
+
+/// Puts a message for Bob into the store behind the back of his server.
+async fn put(store: &dyn Store, n: u32) {
+    let item = NewItem {
+        recipient: [BOB; 16],
+        sender: [ALICE; 16],
+        kind: ItemKind::Envelope,
+        chain: [CHAIN; 8],
+        n,
+        wanted: 0,
+        bytes: envelope(CHAIN, n, 60).into(),
+        at: 1,
+    };
+    store.put(vec![item]).await.unwrap().remove(0).unwrap();
+}
+
+#[tokio::test]
+async fn a_single_node_finds_what_nobody_told_it_of() {
+    let node = Node::start(Way::Lost.config()).await;
+    let mut bob = node.enrol(BOB, "bob", keys::bob()).await;
+    bob.listen().await;
+    for n in 0..3 {
+        put(&*node.store, n).await;
+        assert_eq!(number(&mut bob).await, n);
+    }
+    node.stop().await;
+}
