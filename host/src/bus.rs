@@ -11,11 +11,12 @@
 //!
 //! *Several nodes* cannot know what another one has just stored. A message that passed through memory could overtake one
 //! of the same sender that another node has stored, and whose hint was lost. So nothing passes there: every message, wrap
-//! and receipt for another client goes through the store, and is given in the order of its numbers. For each
-//! sender this is the order in which he sent on one connection, and of two connections if he was told before the
-//! second of what he sent on the first; what he was told nothing of when his connection broke, he sends again, and it may
-//! come behind what he has sent elsewhere meanwhile. Of a store that is shared this asks that a number becomes visible
-//! only when every lower one is. Routes of chains are not remembered there either: another node may have learnt more of them.
+//! and receipt for another client goes through the store, and is given in the order of its numbers. For each sender this
+//! is the order in which he sent on one connection, and of two connections if he was told before the second of what he
+//! sent on the first; what he was told nothing of when his connection broke may come behind what he has sent elsewhere
+//! meanwhile. Of a store that is shared this asks that a number becomes visible only when every lower one is. A receipt
+//! that the store cannot take is lost there, also for a sender who is connected: he is told when he sends again. Routes of
+//! chains are not remembered: another node may have learnt more of them.
 //!
 //! What is known of one node only, so far: who is online, who takes over whose connection, and that a client that
 //! was revoked elsewhere is still connected here.

@@ -23,9 +23,11 @@ pub(crate) struct Book {
     /// When the store refused to read or write, the last time: what it refused then, and was sent again since nobody heard of it,
     /// comes behind what it took.
     pub(crate) refusing: Option<Duration>,
+    /// How many servers share the store.
+    pub(crate) nodes: u16,
     /// Queues are so short that they are full now and then: what is refused goes the same way.
     pub(crate) short: bool,
-    /// The store could not look up whose receipts were told: senders ask again by sending again.
+    /// The store could not look up whose receipts were told, or not take them: senders ask again by sending again.
     pub(crate) unread: bool,
     /// Items may have waited for longer than they may.
     pub(crate) may_expire: bool,
@@ -117,12 +119,19 @@ impl Book {
             broken: Vec::new(),
             reached: BTreeMap::new(),
             refusing: None,
+            nodes: 1,
             short: false,
             unread: false,
             may_expire: false,
             trace: Vec::new(),
             verbose,
         }
+    }
+
+    /// The store does not take something, or keeps it no longer: among several nodes that may be a receipt for somebody who is there,
+    /// as it is among all for who is not.
+    pub(crate) fn may_lose_receipts(&mut self) {
+        self.unread |= self.nodes > 1;
     }
 
     /// Writes down what somebody does.
@@ -191,8 +200,8 @@ impl Book {
             self.fail(format_args!("message {n} of {from} came changed to {to}"));
         }
         // What was refused may have come all the same: on its way already, or sent again before the sender knew. But not
-        // what found no room in the store and could only come from there.
-        if refused == Some(Reason::QueueFull) && wanted.contains(Rung::Stored) {
+        // what found no room in the store and could only come from there, unless another node had it, too.
+        if self.nodes == 1 && refused == Some(Reason::QueueFull) && wanted.contains(Rung::Stored) {
             self.fail(format_args!("message {n} of {from} was refused (queue-full) and came to {to}"));
         }
         if !self.homes[to].wraps.contains(&chain) && !self.may_expire {

@@ -106,7 +106,9 @@ struct Session<'b> {
 impl<'b> Session<'b> {
     /// One connection, from its first byte to its last.
     async fn run(me: usize, book: &'b Shared, dice: &'b mut Dice) -> Result<core::convert::Infallible, Ended> {
-        let dialled = timeout(TIMEOUT, TcpStream::connect(("server", PORT))).await;
+        let nodes = lock(book).nodes;
+        let port = if nodes > 1 { PORT + dice.below(nodes.into()) as u16 } else { PORT };
+        let dialled = timeout(TIMEOUT, TcpStream::connect(("server", port))).await;
         let stream = dialled.map_err(|_| Ended::Broken("not connected in time"))?;
         let stream = stream.map_err(|_| Ended::Broken("not connected"))?;
         let (channel, record_limit) = {

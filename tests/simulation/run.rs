@@ -5,6 +5,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
 
+use ossicle::bus::{Bus, Local};
 use ossicle::clock::Clock;
 use ossicle::crypto::{CryptoPool, IdentityKey};
 use ossicle::mailbox::MailboxLimits;
@@ -15,11 +16,12 @@ use ossicle::store::{Meta, QueueLimits};
 use ossicle::world::{Random, World};
 use ossicle_core::{Rung, Rungs};
 use ossicle_tests::keys;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use turmoil::Sim;
 use turmoil::net::TcpListener;
 
 use crate::book::Book;
+use crate::bus;
 use crate::dice::Dice;
 use crate::net::Door;
 use crate::party::{self, Shared, lock};
@@ -67,8 +69,10 @@ struct Site {
     disk: Disk,
     world: World,
     stop: Notify,
-    /// The server that runs, or ran last.
-    server: Mutex<Weak<Server>>,
+    /// The servers that run, or ran last.
+    servers: Mutex<Vec<Weak<Server>>>,
+    /// For what becomes of hints.
+    seed: u64,
 }
 
 /// How the disk is for now.
@@ -99,6 +103,7 @@ pub(crate) fn run(seed: u64, how: How) -> Report {
     let date = Arc::new(AtomicI64::new(DATE));
     let short = dice.chance(30);
     lock(&book).short = short;
+    lock(&book).nodes = if dice.chance(25) { 2 } else { 1 };
     let site = Arc::new(Site {
         config: Config {
             enrol: Policy::Open,
@@ -109,6 +114,7 @@ pub(crate) fn run(seed: u64, how: How) -> Report {
             farewell_within: Duration::from_secs(2),
             key_age: dice.millis(500, 5000),
             queue_age: Duration::from_secs(QUEUE_AGE as u64),
+            poll: dice.millis(500, 5000),
             mailbox: if dice.chance(30) {
                 MailboxLimits { messages: 5, bytes: 4096, total: 6000, owed: 500 }
             } else {
@@ -120,7 +126,8 @@ pub(crate) fn run(seed: u64, how: How) -> Report {
         disk: disk(seed, &weather, &book, how.lies),
         world: world(seed, &book, &date),
         stop: Notify::new(),
-        server: Mutex::new(Weak::new()),
+        servers: Mutex::default(),
+        seed,
     });
 
     sim.host("server", {
@@ -139,7 +146,7 @@ pub(crate) fn run(seed: u64, how: How) -> Report {
     let Run { sim, book, site, .. } = run;
     let time = sim.elapsed();
     drop(sim);
-    if site.server.lock().unwrap().strong_count() > 0 {
+    if site.is_held() {
         lock(&book).fail("somebody holds on to the server");
     }
     let book = lock(&book);
@@ -191,9 +198,20 @@ fn world(seed: u64, book: &Shared, date: &Arc<AtomicI64>) -> World {
     World { clock, random }
 }
 
-/// The server, until it is told to stop or crashes.
+impl Site {
+    /// Those that run.
+    fn running(&self) -> Vec<Arc<Server>> {
+        self.servers.lock().unwrap().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn is_held(&self) -> bool {
+        !self.running().is_empty()
+    }
+}
+
+/// The server or servers of one machine, until it is told to stop or crashes.
 async fn serve(site: Arc<Site>, book: Shared) -> turmoil::Result {
-    if site.server.lock().unwrap().strong_count() > 0 {
+    if site.is_held() {
         lock(&book).fail("somebody holds on to the server that crashed");
     }
     let store = match MemoryStore::open(&site.disk, site.limits) {
@@ -203,15 +221,47 @@ async fn serve(site: Arc<Site>, book: Shared) -> turmoil::Result {
             return Ok(());
         }
     };
+    site.servers.lock().unwrap().clear();
+    let (stop, stopped) = watch::channel(false);
+    let stop = async {
+        site.stop.notified().await;
+        stop.send_replace(true);
+    };
+    if lock(&book).nodes == 1 {
+        let (served, ()) = tokio::join!(node(&site, &book, PORT, store, Arc::new(Local), stopped), stop);
+        return served;
+    }
+    let [here, there] = bus::new(site.seed, &book);
+    let (one, other, ()) = tokio::join!(
+        node(&site, &book, PORT, Arc::clone(&store), here, stopped.clone()),
+        node(&site, &book, PORT + 1, store, there, stopped),
+        stop
+    );
+    one.and(other)
+}
+
+/// One server.
+async fn node(
+    site: &Site,
+    book: &Shared,
+    port: u16,
+    store: Arc<MemoryStore>,
+    bus: Arc<dyn Bus>,
+    mut stop: watch::Receiver<bool>,
+) -> turmoil::Result {
     let key: Arc<IdentityKey> = Arc::new(keys::server());
     let channel_key = ChannelKey::from_bytes(&[0x77; 32]);
     let pool = Arc::new(CryptoPool::inline());
-    let server = Server::in_world(site.config.clone(), store, key, channel_key, pool, site.world.clone());
-    *site.server.lock().unwrap() = Arc::downgrade(&server);
-    let door = Door(TcpListener::bind(("0.0.0.0", PORT)).await?);
-    lock(&book).note("server", "listens");
-    server::run(door, Arc::clone(&server), site.stop.notified()).await;
-    let mut book = lock(&book);
+    let server = Server::with_bus(site.config.clone(), store, key, channel_key, pool, site.world.clone(), bus);
+    site.servers.lock().unwrap().push(Arc::downgrade(&server));
+    let door = Door(TcpListener::bind(("0.0.0.0", port)).await?);
+    lock(book).note("server", "listens");
+    let stopped = async {
+        // It fails when nobody can tell any more.
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    server::run(door, Arc::clone(&server), stopped).await;
+    let mut book = lock(book);
     book.note("server", "has stopped");
     let left = (server.connected(), server.connections(), server.mailbox_bytes(), Arc::strong_count(&server));
     if left != (0, 0, 0, 1) {
@@ -262,8 +312,7 @@ impl Run<'_> {
         if let Err(error) = self.sim.step() {
             lock(&self.book).fail(format_args!("a task failed: {error}"));
         }
-        let server = self.site.server.lock().unwrap().upgrade();
-        if let Some(server) = server {
+        for server in self.site.running() {
             let (held, total) = (server.mailbox_bytes(), self.site.config.mailbox.total);
             if held > total {
                 lock(&self.book).fail(format_args!("mailboxes hold {held} bytes of {total}"));
@@ -367,16 +416,19 @@ impl Run<'_> {
                 lock(&self.book).fail(format_args!("{running} parties do not end"));
             }
         }
-        let server = self.site.server.lock().unwrap().upgrade();
-        if let Some(server) = server {
+        let servers = self.site.running();
+        for server in &servers {
             let left = (server.connected(), server.connections(), server.mailbox_bytes());
             if left != (0, 0, 0) {
                 lock(&self.book)
                     .fail(format_args!("everybody has gone, and there are seats, connections, bytes: {left:?}"));
             }
-        } else {
-            lock(&self.book).fail("the server does not run");
         }
+        let mut book = lock(&self.book);
+        if servers.len() != usize::from(book.nodes) {
+            book.fail("the server does not run");
+        }
+        drop((servers, book));
         self.site.stop.notify_one();
         for _ in 0..600 {
             self.step();
@@ -399,7 +451,10 @@ impl Run<'_> {
             5 => Fault::Full(if self.dice.chance(50) { 100 } else { 30 }),
             6 => Fault::Unread,
             7 => Fault::Slow,
-            8 => return self.weather.fails.store(true, Ordering::Relaxed),
+            8 => {
+                lock(&self.book).may_lose_receipts();
+                return self.weather.fails.store(true, Ordering::Relaxed);
+            }
             9 | 10 => {
                 let after = self.dice.millis(50, 2500);
                 return self.crash(false, after);
@@ -441,7 +496,10 @@ impl Run<'_> {
             Fault::Distant(who) => {
                 self.sim.set_link_max_message_latency(NAMES[who], "server", Duration::from_millis(1000));
             }
-            Fault::Full(share) => self.weather.full.store(share, Ordering::Relaxed),
+            Fault::Full(share) => {
+                lock(&self.book).may_lose_receipts();
+                self.weather.full.store(share, Ordering::Relaxed);
+            }
             Fault::Unread => {
                 lock(&self.book).unread = true;
                 self.weather.unread.store(40, Ordering::Relaxed);
@@ -467,6 +525,7 @@ impl Run<'_> {
         self.date.fetch_add(days * DAY, Ordering::Relaxed);
         // Whoever was dated before a step forward, or by a clock that was behind, may be older than it was.
         lock(&self.book).may_expire = true;
+        lock(&self.book).may_lose_receipts();
     }
 
     fn end(&mut self, fault: Fault) {

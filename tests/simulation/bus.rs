@@ -1,0 +1,60 @@
+//! Hints between two servers, of which most are lost; the rest come late, and some of them twice.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use ossicle::bus::Bus;
+use ossicle::store::ClientId;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use crate::dice::Dice;
+use crate::party::{Shared, lock};
+
+/// One end.
+#[derive(Debug)]
+struct End {
+    dice: Mutex<Dice>,
+    to: mpsc::UnboundedSender<ClientId>,
+    heard: tokio::sync::Mutex<mpsc::UnboundedReceiver<ClientId>>,
+}
+
+/// The two ends of a bus that is made anew.
+pub(crate) fn new(seed: u64, book: &Shared) -> [Arc<dyn Bus>; 2] {
+    let started = lock(book).now.as_millis() as u64;
+    let (here, there) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+    let end = |to, heard, place: u64| -> Arc<dyn Bus> {
+        let dice = Mutex::new(Dice::new(seed ^ (started << 20), 5 + place));
+        Arc::new(End { dice, to, heard: tokio::sync::Mutex::new(heard) })
+    };
+    [end(here.0, there.1, 0), end(there.0, here.1, 1)]
+}
+
+#[async_trait]
+impl Bus for End {
+    fn alone(&self) -> bool {
+        false
+    }
+
+    fn hint(&self, client: &ClientId) {
+        let mut dice = self.dice.lock().unwrap();
+        if dice.chance(60) {
+            return;
+        }
+        for _ in 0..if dice.chance(20) { 2 } else { 1 } {
+            let (to, client, after) = (self.to.clone(), *client, dice.millis(0, 1000));
+            tokio::spawn(async move {
+                sleep(after).await;
+                // The other server may have stopped.
+                let _ = to.send(client);
+            });
+        }
+    }
+
+    async fn heard(&self) -> ClientId {
+        match self.heard.lock().await.recv().await {
+            Some(client) => client,
+            None => core::future::pending().await,
+        }
+    }
+}
