@@ -4,7 +4,7 @@
 //! (turmoil) and a disk that is slow, full, broken or without power (`MemoryStore`). Three parties keep their letters until
 //! they know what became of them. After the trouble comes a calm, and then: no message is lost that was said to be stored,
 //! none is out of order or somebody else's, every receipt is true and of what was sent, every sender learns what became of
-//! what it asked about, nothing waits for who is there, bounds were held, and nothing is left of who has gone. In a quarter of the seeds two servers share the disk, and lose most of their hints.
+//! what it asked about, nothing waits for who is there, bounds were held, and nothing is left of who has gone. In a quarter of the seeds two servers share the disk, and lose most of their hints, or all.
 //!
 //! `SIMULATION_SEEDS` says how many seeds are run, `SIMULATION_SEED` which one alone, with all that happens.
 #![allow(clippy::unwrap_used, reason = "tests")]

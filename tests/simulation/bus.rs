@@ -1,4 +1,4 @@
-//! Hints between two servers, of which most are lost; the rest come late, and some of them twice.
+//! Hints between two servers, of which most are lost, with every other seed all; the rest come late, and some of them twice.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,6 +14,8 @@ use crate::party::{Shared, lock};
 /// One end.
 #[derive(Debug)]
 struct End {
+    /// Of a hundred hints, so many are lost.
+    lost: usize,
     dice: Mutex<Dice>,
     to: mpsc::UnboundedSender<ClientId>,
     heard: tokio::sync::Mutex<mpsc::UnboundedReceiver<ClientId>>,
@@ -24,8 +26,9 @@ pub(crate) fn new(seed: u64, book: &Shared) -> [Arc<dyn Bus>; 2] {
     let started = lock(book).now.as_millis() as u64;
     let (here, there) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
     let end = |to, heard, place: u64| -> Arc<dyn Bus> {
+        let lost = if Dice::new(seed, 7).chance(50) { 100 } else { 60 };
         let dice = Mutex::new(Dice::new(seed ^ (started << 20), 5 + place));
-        Arc::new(End { dice, to, heard: tokio::sync::Mutex::new(heard) })
+        Arc::new(End { lost, dice, to, heard: tokio::sync::Mutex::new(heard) })
     };
     [end(here.0, there.1, 0), end(there.0, here.1, 1)]
 }
@@ -38,7 +41,7 @@ impl Bus for End {
 
     fn hint(&self, client: &ClientId) {
         let mut dice = self.dice.lock().unwrap();
-        if dice.chance(60) {
+        if dice.chance(self.lost) {
             return;
         }
         for _ in 0..if dice.chance(20) { 2 } else { 1 } {
