@@ -5,7 +5,7 @@ use core::fmt;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
-use ossicle_core::{Channel, Reason, Receipt, Rung, Rungs};
+use ossicle_core::{Channel, Puzzle, Reason, Receipt, Rung, Rungs};
 
 use crate::dice::Dice;
 
@@ -31,6 +31,8 @@ pub(crate) struct Book {
     pub(crate) unread: bool,
     /// Items may have waited for longer than they may.
     pub(crate) may_expire: bool,
+    /// The date was set so often. With the second time, what told a sender that his message has expired may have, too.
+    pub(crate) jumps: u32,
     /// All that was noted.
     pub(crate) trace: Vec<String>,
     verbose: bool,
@@ -41,6 +43,8 @@ pub(crate) struct Home {
     pub(crate) id: [u8; 16],
     pub(crate) enrolled: bool,
     pub(crate) channel: Option<Channel>,
+    /// The work that a busy server wants.
+    pub(crate) puzzle: Option<Puzzle>,
     /// Resumptions in a row that broke.
     pub(crate) breaks: u8,
     /// How often it has started.
@@ -102,6 +106,7 @@ impl Book {
                 id: [place as u8 + 1; 16],
                 enrolled: false,
                 channel: None,
+                puzzle: None,
                 breaks: 0,
                 starts: 0,
                 record_limit: if dice.chance(30) { 1024 } else { 16_408 },
@@ -123,6 +128,7 @@ impl Book {
             short: false,
             unread: false,
             may_expire: false,
+            jumps: 0,
             trace: Vec::new(),
             verbose,
         }
@@ -279,7 +285,7 @@ impl Book {
                 if !letter.is_settled() {
                     open.push(format!("{from} does not know what became of {n} to {to}, only {told:?}"));
                 }
-                if told >= Some(Rung::Stored) && !given && refused.is_none() {
+                if told >= Some(Rung::Stored) && !given && refused.is_none() && self.jumps < 2 {
                     open.push(format!("{to} does not have {n} of {from}, who was told {told:?}"));
                 }
             }

@@ -66,6 +66,9 @@ pub(crate) async fn live(me: usize, seed: u64, book: Shared) -> turmoil::Result 
             book.note(me, format_args!("is without a connection: {ended:?}"));
             match &ended {
                 Ended::Protocol(Error::Peer(PeerError::Truncated)) => {}
+                Ended::Protocol(Error::Peer(PeerError::Retry)) => book.reach("asked for work"),
+                // The cookie was of a server that has started anew since, or too old.
+                Ended::Protocol(Error::Peer(PeerError::Busy)) => book.reach("asked for work again"),
                 Ended::Protocol(Error::Peer(PeerError::Refused { reason: Reason::Unavailable, .. })) => {
                     book.reach("not entered: unavailable");
                 }
@@ -111,19 +114,24 @@ impl<'b> Session<'b> {
         let dialled = timeout(TIMEOUT, TcpStream::connect(("server", port))).await;
         let stream = dialled.map_err(|_| Ended::Broken("not connected in time"))?;
         let stream = stream.map_err(|_| Ended::Broken("not connected"))?;
-        let (channel, record_limit) = {
-            let book = lock(book);
-            let home = &book.homes[me];
-            (home.channel.clone().filter(|_| home.enrolled && home.breaks < 2), home.record_limit)
+        let (channel, record_limit, puzzle) = {
+            let mut book = lock(book);
+            let home = &mut book.homes[me];
+            let channel = home.channel.clone().filter(|_| home.enrolled && home.breaks < 2);
+            (channel, home.record_limit, home.puzzle.take())
         };
         let mut random = [0; 64];
         dice.fill(&mut random);
         let config = ClientConfig { server: Some(SERVER.fingerprint()), ask_for_key: false, record_limit };
         let offers = channel.is_some();
-        let connection = match channel {
+        let mut connection = match channel {
             Some(channel) => Connection::resume(config, channel, &random)?,
             None => Connection::client(config, &random),
         };
+        if let Some(puzzle) = puzzle {
+            connection.present(&puzzle)?;
+            while connection.solve() {}
+        }
         if offers {
             lock(book).homes[me].breaks += 1;
         }
@@ -145,6 +153,9 @@ impl<'b> Session<'b> {
             asked_alive: false,
         };
         let entered = timeout(Duration::from_secs(6), session.enter()).await;
+        if let Ok(Err(_)) = &entered {
+            lock(book).homes[me].puzzle = session.connection.puzzle();
+        }
         entered.map_err(|_| Ended::Broken("not entered in time"))??;
         session.serve().await
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, Weak};
 use ossicle::bus::{Bus, Local};
 use ossicle::clock::Clock;
 use ossicle::crypto::{CryptoPool, IdentityKey};
+use ossicle::gate::GateLimits;
 use ossicle::mailbox::MailboxLimits;
 use ossicle::resumption::ChannelKey;
 use ossicle::server::{self, Config, Policy, Server};
@@ -115,6 +116,12 @@ pub(crate) fn run(seed: u64, how: How) -> Report {
             key_age: dice.millis(500, 5000),
             queue_age: Duration::from_secs(QUEUE_AGE as u64),
             poll: dice.millis(500, 5000),
+            gate: if dice.chance(25) {
+                // Under load from the first connection on.
+                GateLimits { busy: 0, puzzle: 3, ..GateLimits::default() }
+            } else {
+                GateLimits::default()
+            },
             mailbox: if dice.chance(30) {
                 MailboxLimits { messages: 5, bytes: 4096, total: 6000, owed: 500 }
             } else {
@@ -525,6 +532,7 @@ impl Run<'_> {
         self.date.fetch_add(days * DAY, Ordering::Relaxed);
         // Whoever was dated before a step forward, or by a clock that was behind, may be older than it was.
         lock(&self.book).may_expire = true;
+        lock(&self.book).jumps += 1;
         lock(&self.book).may_lose_receipts();
     }
 
