@@ -196,6 +196,8 @@ impl SqliteStore {
         let Some(meta) = meta else {
             return Err(StoreError::Newer(shared.directory.clone()));
         };
+        // The WAL has its name by now, and SQLite flushes a directory by fdatasync, which need not write names.
+        sync_directory(directory).map_err(|error| shared.system("flush", directory, &error))?;
         let queues = Arc::new(Queues { counts: Counts::of(&index), index, given: Given::default() });
 
         let (write_jobs, write_queue) = mpsc::channel(QUEUE);
@@ -1309,9 +1311,14 @@ fn make_directory(directory: &Path) -> io::Result<()> {
     }
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     match directory.parent() {
-        Some(parent) if parent != Path::new("") => File::open(parent)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
+        Some(parent) if parent != Path::new("") => sync_directory(parent),
+        _ => sync_directory(Path::new(".")),
     }
+}
+
+/// Whatever has a name in it keeps that.
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
 }
 
 /// An empty file is an empty database, and what SQLite puts beside it gets the same mode.
@@ -1320,7 +1327,7 @@ fn make_private(path: &Path) -> io::Result<()> {
     if file.metadata()?.permissions().mode() & 0o077 != 0 {
         file.set_permissions(Permissions::from_mode(0o600))?;
     }
-    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    path.parent().map_or(Ok(()), sync_directory)
 }
 
 pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
