@@ -101,7 +101,7 @@ pub struct Extent {
     pub warm: Duration,
     /// Round trips of a round.
     pub trips: usize,
-    /// Messages that are stored in a round.
+    /// Messages that are stored in a round: for one client that is away, and our queues hold 10,000.
     pub stored: usize,
     /// Idle connections.
     pub idle: usize,
@@ -114,7 +114,7 @@ impl Extent {
         time: Duration::from_secs(2),
         warm: Duration::from_millis(500),
         trips: 5000,
-        stored: 20_000,
+        stored: 9_000,
         idle: 5000,
     };
     /// For a look.
