@@ -580,3 +580,74 @@ fn what_waited_is_acknowledged_once_it_is_durable_and_shown_once() {
     place.farewell(&mut client);
     listen.wait().ok();
 }
+
+#[test]
+fn what_is_repeated_after_keys_have_changed_is_told_again_and_read_once() {
+    let mut place = Place::new();
+    let (_, alices, _) = place.alice();
+    let bob = keys::bob();
+    let wanted = Rungs::NONE.with(Rung::Stored).with(Rung::Delivered);
+    let conversation = Conversation::direct(&place.bob.bundle.member(), &alices.member(), 0);
+    // A message of Bob's, with the wrap and the bundle that it comes with.
+    let begin = |keys: &BundleKeys, bundle: &Bundle, epoch: u8| {
+        let me = bundle.member();
+        let mut chain = SendingChain::start(&me, &conversation, epoch.into(), &mut Rng::new(epoch)).unwrap();
+        let mut wrap = [0; ossicle_core::WRAP_LEN];
+        chain.wrap(keys, bundle, &alices.member(), &alices, &mut Rng::new(7), &mut wrap).unwrap();
+        let mut envelope = vec![0; 3 + ossicle_core::SIGNED_OVERHEAD];
+        chain.seal::<HostAead>(true, 0, b"one", &mut envelope).unwrap();
+        (wrap, bundle.encode(), bob.sign(&bundle.statement()).unwrap(), envelope)
+    };
+    let former = place.bob.bundle;
+    let later_keys = BundleKeys::generate(2, &mut Rng::new(10)).unwrap();
+    let later = later_keys.bundle(&former.member(), former.epoch + 1, former.hash());
+    let first = begin(&place.bob.keys, &former, 0);
+    let second = begin(&later_keys, &later, 1);
+    let give = |client: &mut Scripted, (wrap, bundle, signature, envelope): &(_, _, Vec<u8>, Vec<u8>)| {
+        let wrap: &[u8; ossicle_core::WRAP_LEN] = wrap;
+        let bundle: &[u8; ossicle_core::BUNDLE_LEN] = bundle;
+        client.send(&Message::WrapDelivery { from: BOB, wrap, bundle: SignedBundle { bundle, signature } });
+        client.send(&Message::Deliver { wanted, envelope });
+        let id = WrapHeader::decode(wrap).unwrap().chain_id;
+        Heard::Tell(Rung::Delivered, None, id, 0)
+    };
+
+    let listen = place.spawn(&["listen"]);
+    let mut client = place.accept();
+    assert_eq!(place.hear(&mut client), Heard::Listening);
+    for message in [&first, &second] {
+        let told = give(&mut client, message);
+        assert_eq!(place.hear(&mut client), told);
+    }
+    // Bob has another bundle by now.
+    let told = give(&mut client, &first);
+    assert_eq!(place.hear(&mut client), told);
+    let read = [listen.line(), listen.line()];
+    assert!(read.iter().all(|line| line.contains("one")), "{read:?}");
+    listen.signal("INT");
+    place.farewell(&mut client);
+    assert_eq!(listen.wait().out, "");
+    // And Alice has other prekeys, none of which opens the wrap.
+    let mut bundle = alices;
+    let mut store = place.store();
+    for id in 100..110_u8 {
+        let keys = BundleKeys::generate(id.into(), &mut Rng::new(id)).unwrap();
+        bundle = keys.bundle(&bundle.member(), bundle.epoch + 1, bundle.hash());
+        let signature = place.key.sign(&bundle.statement()).unwrap();
+        store.put_keys(&keys, &bundle, &signature, LAST_SEEN + 1_000_000_000).unwrap();
+    }
+    drop(store);
+    let listen = place.spawn(&["listen"]);
+    let mut client = place.accept();
+    while place.hear(&mut client) != Heard::Listening {}
+    let told = give(&mut client, &second);
+    loop {
+        match place.hear(&mut client) {
+            Heard::Published | Heard::Listening => {}
+            said => break assert_eq!(said, told),
+        }
+    }
+    listen.signal("INT");
+    place.farewell(&mut client);
+    assert_eq!(listen.wait().out, "");
+}

@@ -876,6 +876,10 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         let (Some(peer), Some(own)) = (self.peers.get_mut(index), &self.own) else {
             return refuse(out, Reason::Unavailable);
         };
+        // What is here comes again where its sender got no answer, whatever keys have changed since.
+        if peer.receiving.is_of(&header.chain_id) {
+            return Ok(ClientStep::Io);
+        }
         let Ok(bundle) = Bundle::decode(signed.bundle) else {
             return refuse(out, Reason::Malformed);
         };
@@ -900,9 +904,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         };
         match accepted {
             Ok(()) => Ok(ClientStep::Io),
-            // What is here comes again where its sender got no answer. Another chain that is older than it is that of a sender
-            // who went back.
-            Err(AcceptError::Replayed) if *peer.receiving.chain_id() == header.chain_id => Ok(ClientStep::Io),
+            // A chain that is older than the one that is here is that of a sender who went back.
             Err(AcceptError::Replayed) => refuse(out, Reason::Rewound),
             Err(AcceptError::Unreadable) => refuse(out, Reason::Unreadable),
         }

@@ -605,6 +605,10 @@ fn a_wrap_is_taken_from_a_peer_only_and_refused_with_its_reason() {
     let (wrap, mut chain) = world.owner.chain(&bundle);
     refused(&mut world, OWNER, &wrap, &newer.encode(), None);
     refused(&mut world, OWNER, &wrap, &newer.encode(), None);
+    // Nor if a newer bundle was seen since.
+    let newest = Owner::new().keys.bundle(&owner.member(), 5, newer.hash());
+    refused(&mut world, OWNER, &other_prekey, &newest.encode(), Some(Reason::Unreadable));
+    refused(&mut world, OWNER, &wrap, &newer.encode(), None);
     world.deliver(Rungs::NONE, &sealed(&mut chain, true, b"led on"));
     assert!(matches!(world.run().unwrap()[..], [Came::Message { n: 0, signed: true, .. }]));
 }

@@ -117,6 +117,13 @@ impl Inbox {
         if from == desk.me.id {
             return refuse_wrap(desk, wrap, Reason::Unreadable);
         }
+        // The sender repeats it with what he sends again. Refused because keys have changed since, the message would be sealed
+        // anew, and read twice; one that did not arrive is refused by itself.
+        if let Ok(header) = WrapHeader::decode(wrap)
+            && desk.store.whose_chain(&header.chain_id)? == Some(from)
+        {
+            return Ok(());
+        }
         // A bundle under another key than the pinned one may be that of a later key: the directory knows.
         let fits = |peer: &Peer| Bundle::decode(bundle.bundle).map_or(true, |bundle| bundle.key == peer.fingerprint);
         if let Some(peer) = desk.store.peer(&from)?.filter(fits) {
@@ -223,25 +230,14 @@ impl Inbox {
         let mut copy = wrap.to_vec();
         let chain = match Chain::accept(&mut copy, prekey, &peer.member(), &bundle, &conversation, seen) {
             Ok(chain) => chain,
-            // The sender's library repeats a wrap after a broken connection, and knows what it is answered. An old pair of
-            // epochs with another chain is the doing of a sender that went back, who cannot know it by himself.
-            Err(AcceptError::Replayed) => {
-                return match WrapHeader::decode(wrap) {
-                    Ok(header)
-                        if !self.held.contains_key(&header.chain_id)
-                            && !desk.store.knows_chain(&header.chain_id)? =>
-                    {
-                        refuse_wrap(desk, wrap, Reason::Rewound)
-                    }
-                    _ => Ok(()),
-                };
-            }
+            // An old pair of epochs with another chain is the doing of a sender that went back, who cannot know it by himself.
+            Err(AcceptError::Replayed) => return refuse_wrap(desk, wrap, Reason::Rewound),
             Err(_) => return refuse_wrap(desk, wrap, Reason::Unreadable),
         };
         self.commit(desk)?;
         let id = *chain.chain_id();
         // Ids are random. One that is here already was chosen, to get between another chain and its messages.
-        if desk.store.knows_chain(&id)? {
+        if desk.store.whose_chain(&id)?.is_some() {
             return refuse_wrap(desk, wrap, Reason::Unreadable);
         }
         let snapshot = snapshot(&chain)?;

@@ -766,13 +766,13 @@ impl HomeStore {
         self.flush_log()
     }
 
-    /// Whether there is a chain with this id, or was one whose messages are remembered.
+    /// Who began the chain with this id, if there is one, or was one whose messages are remembered.
     ///
     /// # Errors
     /// [`HomeStoreError`].
-    pub fn knows_chain(&self, id: &[u8; 8]) -> Result<bool> {
-        let sql = "SELECT EXISTS (SELECT 1 FROM chain WHERE id = ?1) OR EXISTS (SELECT 1 FROM inbox WHERE chain = ?1)";
-        Ok(self.db.query_row(sql, [id], |row| row.get(0))?)
+    pub fn whose_chain(&self, id: &[u8; 8]) -> Result<Option<[u8; 16]>> {
+        let sql = "SELECT peer FROM chain WHERE id = ?1 UNION ALL SELECT peer FROM inbox WHERE chain = ?1 LIMIT 1";
+        Ok(self.db.prepare_cached(sql)?.query_row([id], |row| row.get(0)).optional()?)
     }
 
     /// Keeps messages together with the state of the chains that opened them: all or nothing. A chain that holds keys of
@@ -1256,13 +1256,13 @@ mod tests {
         store.begin_chain(&peer(9), &chain(3), (1, 2)).unwrap();
         assert!(store.chain(&[1; 8]).unwrap().is_none());
         assert_eq!(store.remembered(&[1; 8], 0).unwrap().map(|known| known.progress), Some(Progress::Told));
-        assert!(store.knows_chain(&[1; 8]).unwrap() && store.knows_chain(&[3; 8]).unwrap());
+        assert_eq!([1, 3].map(|id| store.whose_chain(&[id; 8]).unwrap()), [Some(peer(9).id); 2]);
         let of = |n| Received { chain: [3; 8], ..message(n) };
         store.receive(&[], &[of(0), of(1), of(2)], 1_700_000_000).unwrap();
         store.begin_chain(&peer(9), &chain(4), (1, 3)).unwrap();
         assert!(store.remembered(&[1; 8], 0).unwrap().is_none());
         assert!(store.remembered(&[1; 8], 1).unwrap().is_some(), "it was not read yet");
-        assert!(!store.knows_chain(&[5; 8]).unwrap());
+        assert_eq!(store.whose_chain(&[5; 8]).unwrap(), None);
         assert_eq!(store.seen(&peer(9), &[3; 16]).unwrap(), Some((1, 3)));
     }
 }
