@@ -322,6 +322,8 @@ fn what_a_server_forgot_to_pass_on_is_asked_for_again() {
     assert_eq!(place.envelope(&mut client), first);
     let (text, receipt) = place.bob.open(&first, Rung::Delivered);
     assert_eq!(text, "hello");
+    // It had the message: that it cannot take it again is no reason to give it up.
+    client.send(&word(Rung::Refused, Some(Reason::QueueFull), &first));
     client.send(&word(Rung::Accepted, None, &first));
     client.send(&Message::Told(receipt));
     place.farewell(&mut client);

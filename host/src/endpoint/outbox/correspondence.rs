@@ -318,7 +318,9 @@ impl Correspondence {
                 }
                 let mut left = BTreeMap::new();
                 for (n, letter) in core::mem::take(&mut chain.unsent) {
-                    if passes(reason) && !letter.is_attended() {
+                    if passes(reason) && letter.reached == Some(Rung::Stored) {
+                        chain.resting.insert(n, letter);
+                    } else if passes(reason) && !letter.is_attended() {
                         left.insert(n, letter);
                     } else {
                         remember(&mut chain.salts, n, letter.salt);
@@ -401,7 +403,12 @@ impl Correspondence {
         for n in numbers {
             // What its recipient has is not refused any more, whoever says so.
             let Some(mut letter) = chain.take(n, |letter| letter.reached < Some(Rung::Delivered)) else { continue };
-            if reason == Reason::Rate || (passes(reason) && !letter.is_attended()) {
+            let is_servers = receipt.tag.is_none() && passes(reason) && reason != Reason::Rate;
+            if is_servers && letter.reached == Some(Rung::Stored) {
+                // It has the letter, and does not take it again now.
+                letter.answered = true;
+                chain.resting.insert(n, letter);
+            } else if reason == Reason::Rate || (passes(reason) && !letter.is_attended()) {
                 if letter.reached.take().is_some_and(|reached| reached >= Rung::Stored) {
                     ledger.changes.push(LetterChange::Reach(letter.row, None));
                 }
