@@ -36,6 +36,9 @@ const WRITTEN: [(&str, &str, &str); 4] = [
     ("parcel", "bytes_sum", "bytes"),
 ];
 
+/// Parcels that get a sum at once where they have none: what one statement changes, SQLite holds in memory until its end.
+const PIECE: i64 = if cfg!(test) { 2 } else { 256 };
+
 /// The sum of these values, in their order.
 pub(super) fn sum<'v>(values: impl IntoIterator<Item = ValueRef<'v>>) -> i64 {
     let mut hasher = crc32fast::Hasher::new();
@@ -75,9 +78,21 @@ pub(super) fn add(db: &Connection) -> rusqlite::Result<()> {
         ))?;
     }
     for (table, column, summed) in WRITTEN {
-        db.execute_batch(&format!(
-            "ALTER TABLE {table} ADD COLUMN {column} INTEGER; UPDATE {table} SET {column} = {NAME}({summed});"
-        ))?;
+        db.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} INTEGER;"))?;
+        let set = format!("UPDATE {table} SET {column} = {NAME}({summed})");
+        if table == "parcel" { add_by_pieces(db, &set)? } else { db.execute_batch(&set)? }
+    }
+    Ok(())
+}
+
+fn add_by_pieces(db: &Connection, set: &str) -> rusqlite::Result<()> {
+    let mut last =
+        db.prepare("SELECT max(first) FROM (SELECT first FROM parcel WHERE first > ?1 ORDER BY first LIMIT ?2)")?;
+    let mut add = db.prepare(&format!("{set} WHERE first > ?1 AND first <= ?2"))?;
+    let mut after = i64::MIN;
+    while let Some(until) = last.query_row([after, PIECE], |row| row.get::<_, Option<i64>>(0))? {
+        add.execute([after, until])?;
+        after = until;
     }
     Ok(())
 }

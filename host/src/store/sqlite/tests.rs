@@ -627,6 +627,12 @@ async fn a_store_of_the_fourth_version_gets_its_sums() {
     store.remove(&[2; 16], &[items[1].seq, items[3].seq]).await.unwrap();
     let left = store.queue(&[2; 16], 0, 10, 10_000).await.unwrap();
     assert_eq!(left.len(), 3);
+    // More parcels than get their sums at once.
+    for n in 5..10 {
+        store.put(vec![envelope(2, n, 100)]).await.unwrap();
+    }
+    let left = store.queue(&[2; 16], 0, 10, 10_000).await.unwrap();
+    assert_eq!(left.len(), 8);
     drop(store);
     drop(fourth(&directory));
     let store = directory.store();
