@@ -6,8 +6,8 @@
 //! flush if nothing else waits (`synchronous=NORMAL`): it is in order, and with the next flush on the disk. Another thread
 //! reads, on its own connection, and never waits for a flush. A full disk refuses what does not fit and nothing else; a
 //! failing one ends the store: what a failed flush has written nobody can know, so nothing more is acknowledged. So does
-//! damage: every row has a sum (`sums`), and a third thread looks at every page once. A lock keeps a second server out
-//! of the directory.
+//! damage: every row has a sum (`sums`), and a third thread looks at every page once, unless the disk is full. A lock keeps
+//! a second server out of the directory.
 
 use core::convert::Infallible;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -136,8 +136,8 @@ pub struct SqliteStore {
     reader: Option<mpsc::Sender<Read>>,
     /// The reader's, and the writer's.
     threads: [Option<JoinHandle<()>>; 2],
-    /// Looks at every page once, and how to end it.
-    check: Option<(JoinHandle<()>, InterruptHandle)>,
+    /// Looks at every page once.
+    check: Option<JoinHandle<()>>,
     /// Released last, when this is dropped.
     lock: File,
 }
@@ -215,7 +215,8 @@ impl SqliteStore {
             let writer = Writer { db: &writer, shared: &for_writer, ledger: &mut ledger, durable, synchronous: "FULL" };
             write_all(writer, write_queue);
         };
-        let (for_checker, interrupt) = (Arc::clone(&shared), checker.get_interrupt_handle());
+        *shared.checking() = Some(checker.get_interrupt_handle());
+        let for_checker = Arc::clone(&shared);
         let check = spawn("ossicle-check", Box::new(move || check_all(&checker, &for_checker)))?;
         let read = move || read_all(&reader, read_queue);
         let threads = [Some(spawn("ossicle-read", Box::new(read))?), Some(spawn("ossicle-write", Box::new(write))?)];
@@ -226,14 +227,14 @@ impl SqliteStore {
             writer: Some(write_jobs),
             reader: Some(read_jobs),
             threads,
-            check: Some((check, interrupt)),
+            check: Some(check),
             lock,
         })
     }
 
-    /// Whether every page was looked at since the start, as a thread does beside all else. What it finds ends the store.
+    /// Whether the look at every page since the start, by a thread beside all else, is over. What it finds ends the store.
     pub fn is_checked(&self) -> bool {
-        self.check.as_ref().is_some_and(|(check, _)| check.is_finished())
+        self.check.as_ref().is_some_and(JoinHandle::is_finished)
     }
 
     /// Runs `work` in the next transaction and returns once it is durable. A refusal leaves nothing of it.
@@ -321,10 +322,10 @@ impl SqliteStore {
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        if let Some((check, interrupt)) = self.check.take() {
+        if let Some(check) = self.check.take() {
             // What it has not begun cannot be interrupted.
             while !check.is_finished() {
-                interrupt.interrupt();
+                self.shared.end_check();
                 thread::sleep(Duration::from_millis(1));
             }
         }
@@ -927,6 +928,8 @@ pub(super) struct Shared {
     nudged: AtomicBool,
     /// Whether the last transaction found the disk full.
     tight: AtomicBool,
+    /// How to end the look at every page.
+    check: Mutex<Option<InterruptHandle>>,
     metrics: Arc<WriterMetrics>,
     /// Its own file, and that of what was written last.
     files: [PathBuf; 2],
@@ -1146,6 +1149,8 @@ impl Writer<'_, '_> {
             self.synchronous = synchronous;
         }
         if self.shared.tight.load(Ordering::Relaxed) {
+            // Nothing of the WAL is given back while somebody looks at all there is, and the next start looks again.
+            self.shared.end_check();
             shrink(db)?;
         }
         run("BEGIN IMMEDIATE")?;
@@ -1232,6 +1237,7 @@ impl Shared {
             seen: Mutex::default(),
             nudged: AtomicBool::new(false),
             tight: AtomicBool::new(false),
+            check: Mutex::default(),
             metrics: Arc::default(),
             files: ["store.db", "store.db-wal"].map(|name| directory.join(name)),
         }
@@ -1239,6 +1245,17 @@ impl Shared {
 
     fn seen(&self) -> MutexGuard<'_, Arc<HashMap<ClientId, u64>>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn checking(&self) -> MutexGuard<'_, Option<InterruptHandle>> {
+        self.check.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the look at every page, if it has begun.
+    fn end_check(&self) {
+        if let Some(check) = &*self.checking() {
+            check.interrupt();
+        }
     }
 
     /// Nothing more is read or written.

@@ -313,6 +313,29 @@ async fn a_full_disk_refuses_and_recovers() {
 }
 
 #[tokio::test]
+async fn a_full_disk_waits_for_nobody_who_looks_at_all_of_the_store() {
+    let directory = Directory::new();
+    let store = directory.store();
+    store.enrol(enrolment(1)).await.unwrap();
+    while !store.is_checked() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let db = connect(&directory.path().join("store.db")).unwrap();
+    *store.shared.checking() = Some(db.get_interrupt_handle());
+    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM meta, n";
+    let looking = thread::spawn(move || db.query_row(endless, [], |_| Ok(())));
+    store.update(|db| db.pragma_update(None, "max_page_count", 1)).await.unwrap();
+    let mut refused = 0;
+    while !looking.is_finished() {
+        refused += u32::from(store.publish_bundle(&[1; 16], refused + 2, &[7; 100_000], b"").await.is_err());
+        assert!(refused < 100_000, "nobody ends it");
+    }
+    let ended = looking.join().unwrap().unwrap_err();
+    assert_eq!(ended.sqlite_error_code(), Some(ErrorCode::OperationInterrupted), "{ended}");
+    assert!(refused > 0);
+}
+
+#[tokio::test]
 async fn a_full_disk_refuses_the_whole_batch() {
     let directory = Directory::new();
     let store = Arc::new(directory.store());
