@@ -1423,8 +1423,8 @@ impl Agent {
                 self.with_desk(link, |outbox, _, desk| outbox.found(desk, &key, answer))
             }
             Pending::Whereabouts { key } => {
-                self.outbox.located(&key, entry());
-                Ok(())
+                let answer = entry();
+                self.with_desk(link, |outbox, _, desk| outbox.located(desk, &key, answer))
             }
             Pending::Sender { id } => {
                 let answer = entry();

@@ -258,7 +258,8 @@ impl Outbox {
     pub(super) fn disconnected(&mut self, store: &mut HomeStore) -> Result<(), HomeStoreError> {
         self.save(store)?;
         for correspondence in self.correspondences.values_mut() {
-            (correspondence.looking, correspondence.asking, correspondence.doubt) = (false, false, None);
+            (correspondence.looking, correspondence.asking) = (false, false);
+            (correspondence.doubt, correspondence.doubts) = (None, false);
             for chain in &mut correspondence.chains {
                 chain.announced = Announced::No;
                 for letter in chain.under_way.values_mut().chain(chain.resting.values_mut()) {
@@ -398,13 +399,20 @@ impl Outbox {
     }
 
     /// The directory has answered whether a recipient is there.
-    pub(super) fn located(&mut self, key: &str, answer: Result<DirectoryEntry<'_>, Reason>) {
+    pub(super) fn located(
+        &mut self,
+        desk: &mut Desk<'_>,
+        key: &str,
+        answer: Result<DirectoryEntry<'_>, Reason>,
+    ) -> Result<(), Ended> {
         let Some(correspondence) = self.correspondences.get_mut(key) else {
-            return;
+            return Ok(());
         };
         correspondence.asking = false;
+        // Whom the directory does not know, nothing is sent again to.
+        correspondence.doubt(answer.as_ref().map_or(0, |entry| entry.record_limit));
         let Ok(DirectoryEntry { status: PeerStatus::Offline { last_seen }, .. }) = answer else {
-            return;
+            return correspondence.pump(key, desk, &mut self.ledger);
         };
         for letter in correspondence.chains.iter_mut().flat_map(|chain| chain.resting.values_mut()) {
             if letter.reached == Some(Rung::Stored) && !letter.away && letter.is_attended() {
@@ -412,6 +420,7 @@ impl Outbox {
                 letter.tell(Reply::Away { last_seen });
             }
         }
+        correspondence.pump(key, desk, &mut self.ledger)
     }
 
     /// The server has answered a wrap.

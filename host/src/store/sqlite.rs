@@ -302,7 +302,13 @@ impl SqliteStore {
         let reader = self.reader.as_ref().ok_or(StoreError::Closed)?;
         reader.send(job).await.map_err(|_| StoreError::Closed)?;
         let result = answered.await.map_err(|_| StoreError::Closed)?;
-        result.map_err(|error| self.shared.classify(&error))
+        result.map_err(|error| {
+            let error = self.shared.classify(&error);
+            if matches!(error, StoreError::Corrupt(_)) && self.shared.damaged.set(error.clone()).is_ok() {
+                tracing::error!(%error, "what is damaged is given to nobody");
+            }
+            error
+        })
     }
 
     /// Reads clients, and adds what of them is not durable yet.
@@ -356,8 +362,8 @@ impl Store for SqliteStore {
     fn health(&self) -> StoreHealth {
         let shared = &self.shared;
         let is_full = shared.tight.load(Ordering::Relaxed);
-        let refusing =
-            shared.failed.get().cloned().or_else(|| is_full.then(|| StoreError::Full(shared.directory.clone())));
+        let refusing = shared.failed.get().or(shared.damaged.get());
+        let refusing = refusing.cloned().or_else(|| is_full.then(|| StoreError::Full(shared.directory.clone())));
         let lengths = shared.files.iter().filter_map(|path| path.metadata().ok()).map(|file| file.len());
         let (waiting_clients, all) = self.queues.counts.all();
         StoreHealth {
@@ -922,6 +928,8 @@ pub(super) struct Shared {
     directory: String,
     /// Set once by a failed write, and the answer to everything from then on.
     failed: OnceLock<StoreError>,
+    /// What a reader met first. The rest can be used, and whoever looks after the store is told.
+    damaged: OnceLock<StoreError>,
     /// Who was seen when, not durable yet.
     seen: Mutex<Arc<HashMap<ClientId, u64>>>,
     /// Whether the writer has been told about `seen`.
@@ -1234,6 +1242,7 @@ impl Shared {
         Self {
             directory: directory.display().to_string(),
             failed: OnceLock::new(),
+            damaged: OnceLock::new(),
             seen: Mutex::default(),
             nudged: AtomicBool::new(false),
             tight: AtomicBool::new(false),

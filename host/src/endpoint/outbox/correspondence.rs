@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use getrandom::SysRng;
 use ossicle_core::{
-    Conversation, DirectoryEntry, Lookup, Message, RECORD_OVERHEAD, Reason, Receipt, Rung, SIGNED_OVERHEAD,
-    SendingChain, SignedBundle, Subject, WRAP_LEN,
+    Conversation, DirectoryEntry, Lookup, MAX_RECORD_LEN, Message, RECORD_OVERHEAD, Reason, Receipt, Rung,
+    SIGNED_OVERHEAD, SendingChain, SignedBundle, Subject, WRAP_LEN,
 };
 use tokio::time::Instant;
 
@@ -50,6 +50,8 @@ pub(super) struct Correspondence {
     pub(super) lull: Option<Instant>,
     /// When letters that the server had are sent again that nobody has spoken of since.
     pub(super) doubt: Option<Instant>,
+    /// That time has come, and the directory is to say first who the recipient is.
+    pub(super) doubts: bool,
     /// How many chains may still be started.
     starts: Starts,
     /// When the next chain may be started that is wanted.
@@ -107,6 +109,7 @@ impl Correspondence {
             hold: None,
             lull: None,
             doubt: None,
+            doubts: false,
             starts: Starts::new(Instant::now()),
             next_start: None,
         }
@@ -140,7 +143,7 @@ impl Correspondence {
 
     pub(super) fn send(&mut self, key: &str, desk: &mut Desk<'_>, ledger: &mut Ledger) -> Result<(), Ended> {
         if self.doubt.take_if(|until| *until <= Instant::now()).is_some() {
-            self.doubt();
+            self.doubts = true;
         }
         self.hold.take_if(|until| *until <= Instant::now());
         self.lull.take_if(|until| *until <= Instant::now());
@@ -203,7 +206,11 @@ impl Correspondence {
     }
 
     /// Sends again what the server had before this connection, if somebody waits for it or nothing was heard of it for long.
-    fn doubt(&mut self) {
+    /// Not to a recipient that takes small records only: a device remembers little, and would do again what it did long ago.
+    pub(super) fn doubt(&mut self, record_limit: u16) {
+        if !core::mem::take(&mut self.doubts) || usize::from(record_limit) < MAX_RECORD_LEN {
+            return;
+        }
         let old = now().saturating_sub(UNHEARD_OF);
         for chain in &mut self.chains {
             let is_doubted = |_: &u32, letter: &mut Letter| {
@@ -233,11 +240,11 @@ impl Correspondence {
 
     /// Asks whether the recipient is there, for whoever waits for more than that a letter is stored.
     pub(super) fn ask(&mut self, key: &str, desk: &mut Desk<'_>) -> Result<(), Ended> {
-        if self.asking || !core::mem::take(&mut self.wonders) {
+        if self.asking || !(core::mem::take(&mut self.wonders) || self.doubts) {
             return Ok(());
         }
         let waits = |letter: &Letter| letter.reached == Some(Rung::Stored) && !letter.away && letter.is_attended();
-        if self.chains.iter().flat_map(|chain| chain.resting.values()).any(waits) {
+        if self.doubts || self.chains.iter().flat_map(|chain| chain.resting.values()).any(waits) {
             let request = desk.requests.open(Pending::Whereabouts { key: key.to_owned() });
             let subject = Subject::Name(self.name.as_str());
             desk.link.send(&Message::Lookup(Lookup { request, key: false, bundle: false, subject }))?;

@@ -832,6 +832,7 @@ async fn a_damaged_parcel_is_an_error_and_not_a_wrong_message() {
         db.execute_batch(&format!("BEGIN; CREATE TABLE whole AS SELECT * FROM parcel; {damage}; COMMIT")).unwrap();
         let read = store.queue(&[2; 16], 0, 10, 10_000).await;
         assert!(matches!(read, Err(StoreError::Corrupt(_))), "{damage}: {read:?}");
+        assert!(store.health().refusing.is_some_and(|why| why.contains("restore a backup")));
         db.execute_batch("BEGIN; DELETE FROM parcel; INSERT INTO parcel SELECT * FROM whole; DROP TABLE whole; COMMIT")
             .unwrap();
     }
