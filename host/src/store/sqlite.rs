@@ -362,7 +362,7 @@ impl Store for SqliteStore {
     fn health(&self) -> StoreHealth {
         let shared = &self.shared;
         let is_full = shared.tight.load(Ordering::Relaxed);
-        let refusing = shared.failed.get().or(shared.damaged.get());
+        let refusing = shared.failed.get().or_else(|| shared.damaged.get());
         let refusing = refusing.cloned().or_else(|| is_full.then(|| StoreError::Full(shared.directory.clone())));
         let lengths = shared.files.iter().filter_map(|path| path.metadata().ok()).map(|file| file.len());
         let (waiting_clients, all) = self.queues.counts.all();
