@@ -176,8 +176,9 @@ fn report(
     for (peer, rounds) in results {
         let (median, min, max) = spread(rounds.iter().map(|(value, _)| *value));
         let (rate, ..) = spread(rounds.iter().map(|(_, rate)| *rate));
+        let whole = (about.row == Row::Idle).then(|| format!(", {rate:.0} MiB the whole server"));
         let rate = (about.row != Row::Idle).then_some(rate);
-        let shown = rate.map(|rate| format!(", {rate:.0}/s")).unwrap_or_default();
+        let shown = whole.or_else(|| rate.map(|rate| format!(", {rate:.0}/s"))).unwrap_or_default();
         let (name, unit) = (peer.name(), about.unit);
         say(&format!("{metric:17} {name:10} {median:10.2} {unit} ({min:.2}..{max:.2}){shown}"));
         figures.push(Figures { metric, peer: *peer, median, min, max, unit, rate });
