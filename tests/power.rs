@@ -116,7 +116,8 @@ async fn round(power: &Power, said: &mut Said, number: u32, how: &[&str], writte
 async fn what_was_stored_survives_power_cuts() {
     let power = Power::new();
     let mut said = Said::default();
-    for number in 0..25 {
+    let cuts = number("CUTS").unwrap_or(25);
+    for number in 0..cuts {
         // The disk may have got at more than it was asked for.
         let written: &[&str] = match getrandom::u64().unwrap() % 5 {
             0 => &["store.db"],
@@ -127,7 +128,7 @@ async fn what_was_stored_survives_power_cuts() {
         assert_eq!(complaints, Vec::<String>::new(), "round {number}, written: {written:?}");
     }
     let stored: usize = said.stored.values().map(BTreeMap::len).sum();
-    println!("{stored} messages in 25 rounds");
+    println!("{stored} messages in {cuts} rounds");
     assert!(stored > 1000 && said.gone.len() == usize::from(CLIENTS) - 1, "{stored}");
 }
 
@@ -160,10 +161,23 @@ async fn cut_server(program: &[&str], plan: &Plan) -> campaign::Figures {
     campaign::run(plan, place, cut, |_| {}).await
 }
 
+fn number<N: core::str::FromStr>(variable: &str) -> Option<N> {
+    std::env::var(variable).ok().map(|text| text.parse().ok().expect("a number"))
+}
+
 fn plan() -> Plan {
-    let seed = std::env::var("SEED").map_or_else(|_| getrandom::u64().unwrap(), |seed| seed.parse().unwrap());
+    let seed = number("SEED").unwrap_or_else(|| getrandom::u64().unwrap());
     let pause = Duration::from_millis(800);
-    Plan { seed, kills: 25, rate: 3000, senders: 4, recipients: 4, homes: 2, pause, away: false }
+    Plan {
+        seed,
+        kills: number("KILLS").unwrap_or(25),
+        rate: 3000,
+        senders: 4,
+        recipients: 4,
+        homes: 2,
+        pause,
+        away: false,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
