@@ -62,6 +62,8 @@ async fn hold(store: &Arc<SqliteStore>) -> (tokio::task::JoinHandle<()>, std::sy
             let work = move |_: &Connection| {
                 begun.send(()).unwrap();
                 let _ = released.recv();
+                // Its own transaction takes in nothing more.
+                thread::sleep(BATCH_TIME);
                 Ok::<_, Fault<Infallible>>(())
             };
             let _ = store.write(work).await;
