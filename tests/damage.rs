@@ -117,11 +117,11 @@ async fn look(data: &Path, whole: &View) -> Result<End, String> {
     while !store.is_checked() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    if matches!(store.probe().await, Err(StoreError::Corrupt(_))) {
-        return Ok(End::NoticedByCheck);
-    }
+    let probed = store.probe().await;
     match seen {
-        Err(StoreError::Corrupt(_)) => Ok(End::NoticedByReader),
+        Err(StoreError::Corrupt(_)) if matches!(probed, Err(StoreError::Corrupt(_))) => Ok(End::NoticedByReader),
+        Err(StoreError::Corrupt(_)) => Err("not shown to whoever looks after it".to_owned()),
+        _ if matches!(probed, Err(StoreError::Corrupt(_))) => Ok(End::NoticedByCheck),
         Err(error) => Err(format!("not called damaged: {error}")),
         Ok(seen) if seen == *whole => Ok(End::AsItWas),
         Ok(seen) => {

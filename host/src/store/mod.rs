@@ -55,7 +55,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Writes something that changes nothing, to see whether that works.
     ///
     /// # Errors
-    /// [`StoreError`]: what everybody would be told who has something to write.
+    /// [`StoreError`]: what everybody would be told who has something to write, or what was told to those who asked for
+    /// something that is damaged.
     async fn probe(&self) -> Result<(), StoreError>;
 
     /// The client with this id, revoked or not.

@@ -378,7 +378,8 @@ impl Store for SqliteStore {
 
     async fn probe(&self) -> Result<(), StoreError> {
         // The page is written, whatever is on it.
-        self.update(|db| db.execute("UPDATE meta SET server_id = server_id", []).map(|_| ())).await
+        self.update(|db| db.execute("UPDATE meta SET server_id = server_id", []).map(|_| ())).await?;
+        self.shared.damaged.get().cloned().map_or(Ok(()), Err)
     }
 
     async fn client(&self, id: &ClientId) -> Result<Option<ClientRecord>, StoreError> {
