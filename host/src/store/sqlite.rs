@@ -5,9 +5,10 @@
 //! one flush serves as many callers as came during the one before. What need not be durable is committed without a
 //! flush if nothing else waits (`synchronous=NORMAL`): it is in order, and with the next flush on the disk. Another thread
 //! reads, on its own connection, and never waits for a flush. A full disk refuses what does not fit and nothing else; a
-//! failing one ends the store: what a failed flush has written nobody can know, so nothing more is acknowledged. So does
-//! damage: every row has a sum (`sums`), and a third thread looks at every page once, unless the disk is full. A lock keeps
-//! a second server out of the directory.
+//! failing one ends the store: what a failed flush has written nobody can know, so nothing more is acknowledged. Every row
+//! has a sum (`sums`), and a third thread looks at every page once, unless the disk is full. Damage that it or the writer
+//! meets ends the store, too; what a reader meets is given to nobody, and shown to whoever looks after the store. A lock
+//! keeps a second server out of the directory.
 
 use core::convert::Infallible;
 use core::sync::atomic::{AtomicBool, Ordering};

@@ -3,7 +3,7 @@
 //! A sum is a CRC-32 over the values of a row. It finds what breaks by itself, and nothing that somebody does on purpose:
 //! whoever can write to the data directory is the operator. Small tables carry their sum by triggers and are read at the
 //! start, all of them; a parcel has one over its heads, which the start reads anyway, and one over its bytes, which
-//! whoever reads the messages compares. Sealed channels need none but against the loss of who they belong to. What no sum
+//! whoever reads the messages compares. A channel is written with its sum, since every handshake writes one. What no sum
 //! can see, since a whole row is gone or a page is in the wrong place, SQLite's own check finds beside the running server.
 
 use rusqlite::functions::FunctionFlags;
