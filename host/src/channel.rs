@@ -230,6 +230,7 @@ async fn enter<S: Stream>(server: &Arc<Server>, stream: S, address: SocketAddr) 
         batch: None,
         fetch: None,
         refetch: None,
+        failures: 0,
         unfinished: None,
         rest: buffer,
         out,
@@ -525,8 +526,10 @@ fn is_blocked(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-/// After this the store is asked again for what waits.
+/// After this the store is asked again for what waits; twice as long after each failure, up to the longest. What is damaged
+/// stays so, and is not to fill the log.
 const REFETCH: Duration = Duration::from_secs(1);
+const LONGEST_REFETCH: Duration = Duration::from_secs(60);
 
 type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Fetch = Pin<Box<dyn Future<Output = (Wanted, Result<Vec<Item>, StoreError>)> + Send>>;
@@ -546,6 +549,8 @@ struct Peer<S: Stream> {
     /// The store is being asked for what waits for this client, or will be at this time, since it failed.
     fetch: Option<Fetch>,
     refetch: Option<Instant>,
+    /// How often in a row it has failed.
+    failures: u8,
     /// Where its batches of devices are held, if it enrols any.
     unfinished: Option<Arc<Unfinished>>,
     /// Bytes that were read and not yet opened: a torn record, or what a job keeps waiting.
@@ -714,9 +719,14 @@ impl<S: Stream> Peer<S> {
     }
 
     fn fetched(&mut self, wanted: Wanted, answer: Result<Vec<Item>, StoreError>) {
-        if let Err(error) = &answer {
-            warn!(client = %Uuid::from_bytes(self.id), %error, "could not read what waits for a client");
-            self.refetch = Some(Instant::now() + REFETCH);
+        match &answer {
+            Ok(_) => self.failures = 0,
+            Err(error) => {
+                warn!(client = %Uuid::from_bytes(self.id), %error, "could not read what waits for a client");
+                let pause = REFETCH.saturating_mul(1 << self.failures.min(6)).min(LONGEST_REFETCH);
+                self.refetch = Some(Instant::now() + pause);
+                self.failures = self.failures.saturating_add(1);
+            }
         }
         let too_large = self.mailbox.answered(wanted, answer.ok());
         let too_large = too_large.into_iter().map(|item| (item.seq, item.kind, item.sender, item.chain, item.n));

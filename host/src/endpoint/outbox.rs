@@ -262,6 +262,7 @@ impl Outbox {
             (correspondence.doubt, correspondence.doubts) = (None, false);
             for chain in &mut correspondence.chains {
                 chain.announced = Announced::No;
+                chain.rest_again();
                 for letter in chain.under_way.values_mut().chain(chain.resting.values_mut()) {
                     letter.answered = false;
                 }
@@ -480,6 +481,7 @@ impl Outbox {
         for correspondence in self.correspondences.values_mut() {
             for chain in &mut correspondence.chains {
                 chain.live = None;
+                chain.rest_again();
                 chain.unsent.append(&mut chain.under_way);
                 for mut letter in core::mem::take(&mut chain.unsent).into_values() {
                     letter.reached = None;
@@ -539,8 +541,11 @@ pub(super) const fn member(id: [u8; 16], key: [u8; 32]) -> Member {
 
 #[cfg(test)]
 mod tests {
+    use getrandom::SysRng;
+    use ossicle_core::{Conversation, MAX_RECORD_LEN, SendingChain};
+
     use super::*;
-    use crate::store::home::HomeStore;
+    use crate::store::home::{self as store, HomeStore};
 
     #[test]
     fn a_letter_is_too_old_if_both_clocks_say_so() {
@@ -552,6 +557,50 @@ mod tests {
         assert!(!is_old(posted, late) && !is_old(posted, u64::MAX), "a server that is hasty, or lies");
         assert!(!is_old(0, late) && !is_old(late, 0), "a machine that does not know the date yet");
         assert!(!is_old(posted + LETTER_AGE, late));
+    }
+
+    #[test]
+    fn a_stored_letter_that_is_sent_again_is_not_sealed_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = HomeStore::open(&directory.path().join("home.db")).unwrap();
+        let (alice, bob) = (member([1; 16], [1; 32]), member([2; 16], [2; 32]));
+        let conversation = Conversation::direct(&alice, &bob, 0);
+        let sealing = SendingChain::start(&alice, &conversation, 0, &mut SysRng).unwrap();
+        let (receipts, chain) = (sealing.receipts().clone(), *sealing.chain_id());
+        let parts = LetterChain { peer: bob.id, receipts, wrap: vec![], bundle: vec![], signature: vec![] };
+        let letter = |row| store::Letter {
+            row,
+            id: [u8::try_from(row).unwrap(); 16],
+            to: "bob".into(),
+            len: 4,
+            signed: false,
+            until: Rung::Delivered,
+            reached: None,
+            tries: 0,
+            time: now(),
+            sealed: None,
+        };
+        let keep = |row| LetterChange::Keep(letter(row), Zeroizing::new(b"text".to_vec()));
+        let seal = |row, n| LetterChange::Seal { row, chain, n, salt: [7; 8], envelope: vec![8; 41] };
+        let stored = LetterChange::Reach(1, Some(Rung::Stored));
+        store.change_letters(&[LetterChange::Chain(parts), keep(1), seal(1, 0), stored, keep(2), seal(2, 1)]).unwrap();
+
+        for disconnects in [true, false] {
+            let mut outbox = Outbox::load(&store).unwrap();
+            let (replies, _said) = mpsc::unbounded_channel();
+            outbox.post([1; 16], Name::parse("bob").unwrap(), vec![], false, Rung::Delivered, replies);
+            let bob = outbox.correspondences.get_mut("bob").unwrap();
+            bob.doubts = true;
+            bob.doubt(u16::try_from(MAX_RECORD_LEN).unwrap());
+            assert!(bob.chains[0].unsent.contains_key(&0) && bob.chains[0].resting.is_empty());
+            if disconnects {
+                outbox.disconnected(&mut store).unwrap();
+            }
+            outbox.restart();
+            let bob = &outbox.correspondences["bob"];
+            assert!(bob.chains[0].resting.contains_key(&0), "the server has it, under the key that was");
+            assert!(bob.queue.keys().eq([&2]), "nobody knows whether the server has that");
+        }
     }
 
     #[test]

@@ -92,6 +92,15 @@ impl Chain {
         }
     }
 
+    /// What the server had, and was sent again over a connection that has gone or under a key that is no more, rests as
+    /// before: sealed anew, it would be read twice.
+    pub(super) fn rest_again(&mut self) {
+        let is_stored = |_: &u32, letter: &mut Letter| letter.reached >= Some(Rung::Stored);
+        for place in [&mut self.unsent, &mut self.under_way] {
+            self.resting.extend(place.extract_if(.., is_stored));
+        }
+    }
+
     pub(super) fn letters(&self) -> impl Iterator<Item = &Letter> {
         self.unsent.values().chain(self.under_way.values()).chain(self.resting.values())
     }
