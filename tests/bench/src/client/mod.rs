@@ -259,6 +259,30 @@ impl Client {
         self.flush()
     }
 
+    /// Does before the run what is between the clients only: seals so many messages end to end. What comes to `other` is
+    /// opened by [`Client::settle`].
+    ///
+    /// # Errors
+    /// If they cannot be sealed.
+    pub fn seal_ahead(&mut self, text: &[u8], count: usize, other: &mut Self) -> Result<(), Failure> {
+        if let (Protocol::Ossicle(from), Protocol::Ossicle(to)) = (&mut self.protocol, &mut other.protocol) {
+            from.seal_ahead(text, count)?;
+            to.open_later();
+        }
+        Ok(())
+    }
+
+    /// Opens what came to it and was not opened, and forgets what it has sealed ahead and not sent.
+    ///
+    /// # Errors
+    /// If something does not open.
+    pub fn settle(&mut self) -> Result<(), Failure> {
+        match &mut self.protocol {
+            Protocol::Ossicle(ossicle) => ossicle.settle(),
+            _ => Ok(()),
+        }
+    }
+
     /// Says that it is there, where that is the client's business.
     ///
     /// # Errors

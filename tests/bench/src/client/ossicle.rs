@@ -1,5 +1,6 @@
 //! A client of our own: core's engine with aws-lc's AES, and real chains, end to end.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -35,6 +36,47 @@ pub(super) struct Ossicle {
     /// The number of what comes next, where that has waited; and of what came last.
     waited: Option<u64>,
     taken: Option<u64>,
+    /// What is sealed end to end already.
+    ahead: Ahead,
+    /// What came and is not opened yet, where that can wait.
+    unopened: Option<Vec<Unopened>>,
+}
+
+/// Envelopes of one length, sealed before they are sent.
+#[derive(Default)]
+struct Ahead {
+    envelopes: Vec<u8>,
+    /// Bytes of one of them.
+    len: usize,
+    /// How many were sent.
+    sent: usize,
+    /// Chains that begin with the envelope of this number.
+    wraps: VecDeque<(usize, Wrap)>,
+}
+
+type Wrap = Box<[u8; WRAP_LEN]>;
+
+impl Ahead {
+    fn is_left(&self) -> bool {
+        self.sent * self.len < self.envelopes.len()
+    }
+
+    /// The next one, and the chain that begins with it.
+    fn next(&mut self) -> Option<(Option<Wrap>, &[u8])> {
+        let envelope = self.envelopes.get(self.sent * self.len..)?.get(..self.len).filter(|next| !next.is_empty())?;
+        let begins = self.wraps.front().is_some_and(|(first, _)| *first == self.sent);
+        let wrap = if begins { self.wraps.pop_front() } else { None };
+        self.sent += 1;
+        Some((wrap.map(|(_, wrap)| wrap), envelope))
+    }
+}
+
+/// A chain that came and is not accepted yet, if there is one, and the envelopes that came behind it, each with its length.
+#[derive(Default)]
+struct Unopened {
+    wrap: Option<(Vec<u8>, Vec<u8>)>,
+    lens: Vec<usize>,
+    envelopes: Vec<u8>,
 }
 
 /// What a client knows of those who write to it, beyond its connection.
@@ -132,6 +174,8 @@ impl Ossicle {
             memory: Memory::default(),
             waited: None,
             taken: None,
+            ahead: Ahead::default(),
+            unopened: None,
         };
         Ok((entered, rx))
     }
@@ -182,31 +226,123 @@ impl Ossicle {
 
     /// A chain takes 65,536 messages; then the next one begins.
     pub(super) fn start_chain(&mut self, out: &mut Vec<u8>) -> Result<(), Failure> {
+        let wrap = self.next_chain()?;
+        self.say_wrap(&wrap, out)
+    }
+
+    fn next_chain(&mut self) -> Result<Wrap, Failure> {
         let (me, to) = (Arc::clone(&self.me), self.to.clone().ok_or("nobody to write to")?);
         let conversation = Conversation::direct(&me.member(), &to.member(), 0);
         let chain = SendingChain::start(&me.member(), &conversation, self.chain_epoch, &mut SysRng).map_err(text)?;
         self.chain_epoch += 1;
-        let mut wrap = [0; WRAP_LEN];
-        chain.wrap(&me.keys, &me.bundle, &to.member(), &to.bundle, &mut SysRng, &mut wrap).map_err(text)?;
+        let mut wrap = Box::new([0; WRAP_LEN]);
+        chain.wrap(&me.keys, &me.bundle, &to.member(), &to.bundle, &mut SysRng, &mut *wrap).map_err(text)?;
         self.sending = Some(chain);
+        Ok(wrap)
+    }
+
+    fn say_wrap(&mut self, wrap: &[u8; WRAP_LEN], out: &mut Vec<u8>) -> Result<(), Failure> {
+        let (me, to) = (Arc::clone(&self.me), self.to.clone().ok_or("nobody to write to")?);
         let (bundle, signature) = (me.bundle.encode(), &me.signature);
         let bundle = SignedBundle { bundle: &bundle, signature };
-        self.say(&Message::Wrap { request: 2, to: to.id, wrap: &wrap, bundle }, out)
+        self.say(&Message::Wrap { request: 2, to: to.id, wrap, bundle }, out)
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.sending.as_ref().is_none_or(|chain| chain.next() >= MAX_MESSAGES)
+    }
+
+    /// Seals so many messages end to end, to be sent later.
+    pub(super) fn seal_ahead(&mut self, body: &[u8], count: usize) -> Result<(), Failure> {
+        let len = body.len() + ENVELOPE_OVERHEAD;
+        let mut ahead = Ahead { envelopes: vec![0; len * count], len, ..Ahead::default() };
+        for (number, envelope) in ahead.envelopes.chunks_exact_mut(len).enumerate() {
+            if number == 0 || self.is_used_up() {
+                ahead.wraps.push_back((number, self.next_chain()?));
+            }
+            let chain = self.sending.as_mut().ok_or("there is a chain")?;
+            chain.seal::<HostAead>(false, 0, body, envelope).map_err(text)?;
+        }
+        self.ahead = ahead;
+        Ok(())
+    }
+
+    /// From now on what comes is kept, to be opened later.
+    pub(super) fn open_later(&mut self) {
+        self.unopened = Some(vec![Unopened::default()]);
+    }
+
+    /// Opens what was kept, and forgets what was sealed ahead and not sent.
+    pub(super) fn settle(&mut self) -> Result<(), Failure> {
+        if core::mem::take(&mut self.ahead).is_left() {
+            // The other side would miss what is sealed and not sent.
+            self.sending = None;
+        }
+        for Unopened { wrap, lens, mut envelopes } in self.unopened.take().into_iter().flatten() {
+            if let Some((mut wrap, bundle)) = wrap {
+                self.accept(&mut wrap, &bundle)?;
+            }
+            let mut rest = &mut envelopes[..];
+            for len in lens {
+                let (envelope, behind) = rest.split_at_mut(len);
+                rest = behind;
+                self.open(envelope)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, wrap: &mut [u8], bundle: &[u8]) -> Result<(), Failure> {
+        let from = self.memory.from.as_ref().ok_or("a chain of a stranger")?;
+        let conversation = Conversation::direct(&self.me.member(), &from.member(), 0);
+        let bundle = Bundle::decode(bundle).map_err(text)?;
+        let chain = ReceivingChain::accept(wrap, &self.me.prekey, &from.member(), &bundle, &conversation, None);
+        self.memory.receiving = Some(Box::new(chain.map_err(text)?));
+        Ok(())
+    }
+
+    fn open(&mut self, envelope: &mut [u8]) -> Result<(), Failure> {
+        let chain = self.memory.receiving.as_mut().ok_or("a message without a chain")?;
+        chain.open::<HostAead>(envelope).map_err(text)?;
+        Ok(())
     }
 
     pub(super) fn send(&mut self, body: &[u8], count: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
+        let len = body.len() + ENVELOPE_OVERHEAD;
         for _ in 0..count {
-            if self.sending.as_ref().is_none_or(|chain| chain.next() >= MAX_MESSAGES) {
+            let mut ahead = core::mem::take(&mut self.ahead);
+            if let Some((wrap, sealed)) = ahead.next() {
+                if let Some(wrap) = wrap {
+                    self.say_wrap(&wrap, out)?;
+                }
+                self.put(sealed.len(), out, |envelope| {
+                    envelope[..sealed.len()].copy_from_slice(sealed);
+                    Ok(())
+                })?;
+                self.ahead = ahead;
+                continue;
+            }
+            if self.is_used_up() {
                 self.start_chain(out)?;
             }
-            let chain = self.sending.as_mut().ok_or("there is a chain")?;
-            let (start, len) = (out.len(), body.len() + ENVELOPE_OVERHEAD);
-            out.resize(start + len + SEND_HEAD_LEN + RECORD_OVERHEAD + UPDATE_ROOM, 0);
-            let sealed = self.connection.send_sealed(self.wanted, len, &mut out[start..], |envelope| {
-                chain.seal::<HostAead>(false, 0, body, envelope).map(drop)
-            });
-            out.truncate(start + sealed.map_err(|error: SealError| text(error))?);
+            let mut chain = self.sending.take().ok_or("there is a chain")?;
+            self.put(len, out, |envelope| chain.seal::<HostAead>(false, 0, body, envelope).map(drop))?;
+            self.sending = Some(chain);
         }
+        Ok(())
+    }
+
+    /// Seals one record with an envelope of this length.
+    fn put(
+        &mut self,
+        len: usize,
+        out: &mut Vec<u8>,
+        seal: impl FnOnce(&mut [u8]) -> Result<(), SealError>,
+    ) -> Result<(), Failure> {
+        let start = out.len();
+        out.resize(start + len + SEND_HEAD_LEN + RECORD_OVERHEAD + UPDATE_ROOM, 0);
+        let sealed = self.connection.send_sealed(self.wanted, len, &mut out[start..], seal);
+        out.truncate(start + sealed.map_err(|error: SealError| text(error))?);
         Ok(())
     }
 
@@ -235,18 +371,24 @@ impl Ossicle {
                 }
                 Message::Deliver { envelope, .. } => {
                     let start = payload.len() - envelope.len();
-                    let chain = self.memory.receiving.as_mut().ok_or("a message without a chain")?;
-                    chain.open::<HostAead>(&mut payload[start..]).map_err(text)?;
+                    match self.unopened.as_mut().and_then(|unopened| unopened.last_mut()) {
+                        Some(unopened) => {
+                            unopened.lens.push(envelope.len());
+                            unopened.envelopes.extend_from_slice(envelope);
+                        }
+                        None => self.open(&mut payload[start..])?,
+                    }
                     heard.messages += 1;
                     None
                 }
                 Message::WrapDelivery { wrap, bundle, .. } => {
-                    let from = self.memory.from.as_ref().ok_or("a chain of a stranger")?;
-                    let conversation = Conversation::direct(&self.me.member(), &from.member(), 0);
-                    let (mut wrap, bundle) = (wrap.to_vec(), Bundle::decode(bundle.bundle).map_err(text)?);
-                    let (prekey, member) = (&self.me.prekey, from.member());
-                    let chain = ReceivingChain::accept(&mut wrap, prekey, &member, &bundle, &conversation, None);
-                    self.memory.receiving = Some(Box::new(chain.map_err(text)?));
+                    match &mut self.unopened {
+                        Some(unopened) => {
+                            let wrap = Some((wrap.to_vec(), bundle.bundle.to_vec()));
+                            unopened.push(Unopened { wrap, ..Unopened::default() });
+                        }
+                        None => self.accept(&mut wrap.to_vec(), bundle.bundle)?,
+                    }
                     heard.done += 1;
                     None
                 }
