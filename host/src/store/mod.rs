@@ -588,7 +588,7 @@ pub enum StoreError {
     #[error("the store is damaged ({0}): stop the server, keep a copy of its data directory, and restore a backup")]
     Corrupt(String),
     /// No room. What was acknowledged is safe, and the store goes on by itself once there is room.
-    #[error("the disk that holds {0} is full: free some space, the server goes on by itself")]
+    #[error("the disk that holds {0} is full: free some space; a server that runs goes on by itself")]
     Full(String),
     /// The system or its disk failed. After a failed write nothing more is accepted, because nobody can tell what of it
     /// the disk has: only a new start can.
