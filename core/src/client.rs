@@ -15,12 +15,13 @@ use crate::connection::{Ask, Event, Received};
 use crate::crypto::{Aead, HASH_LEN, PublicKey, RustCrypto, Statement};
 use crate::endpoint::{Buffers, Drive, Endpoint, Io, Outbox};
 use crate::envelope::{
-    AcceptError, Bundle, BundleKeys, BundleView, Conversation, EnvelopeHeader, Member, OpenError, Prekey,
-    ReceivingChain, SealError, SendingChain, WRAP_LEN, WrapHeader,
+    AcceptError, Bundle, BundleKeys, BundleView, Conversation, EnvelopeHeader, OpenError, Prekey, ReceivingChain,
+    SealError, SendingChain, WRAP_LEN, WrapHeader,
 };
 use crate::error::{ApiMisuse, BufferError, Error, Reason};
 use crate::wire::{
-    DirectoryEntry, ID_LEN, Lookup, Message, Receipt, Rung, Rungs, SEND_HEAD_LEN, Settings, SignedBundle, Subject,
+    DirectoryEntry, ID_LEN, Lookup, Member, Message, Receipt, Rung, Rungs, SEND_HEAD_LEN, Settings, SignedBundle,
+    Subject,
 };
 
 /// Messages that may be missing before a later one is opened.

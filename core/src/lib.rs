@@ -124,9 +124,9 @@ pub use driver::{DriverError, blocking};
 pub use endpoint::{Buffers, Drive, Endpoint, Io, Step};
 pub use envelope::{
     AcceptError, BUNDLE_LEN, Bundle, BundleError, BundleKeys, BundleView, Conversation, Decision, ENVELOPE_OVERHEAD,
-    EnvelopeHeader, FORMER, MAX_KIND, MAX_MEMBERS, MAX_MESSAGES, Member, OpenError, Opened, Prekey, Prekeys,
-    RECEIPT_VERIFIER_LEN, ReceiptVerifier, ReceivingChain, Rotation, SIGNED_OVERHEAD, SafetyNumber, SealError, Sealed,
-    SendingChain, WRAP_LEN, WrapHeader, direct_members_hash, direct_sid, members_hash,
+    EnvelopeHeader, FORMER, MAX_KIND, MAX_MESSAGES, OpenError, Opened, Prekey, Prekeys, RECEIPT_VERIFIER_LEN,
+    ReceiptVerifier, ReceivingChain, Rotation, SIGNED_OVERHEAD, SafetyNumber, SealError, Sealed, SendingChain,
+    WRAP_LEN, WrapHeader, direct_members_hash, direct_sid, members_hash,
 };
 pub use error::{ApiMisuse, BufferError, Error, PeerError, Reason};
 pub use handshake::client::ServerClaim;
@@ -137,10 +137,11 @@ pub use page::{IdentityPage, MAX_PAGE_LEN, MAX_PAGE_MODULUS_LEN, PageError, Page
 #[cfg(feature = "rsa")]
 pub use rsa::{RsaKey, verify as verify_rsa};
 pub use wire::{
-    Body, Change, Changed, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol,
-    ExpireChannels, HEADER_LEN, ID_LEN, Lookup, MAX_ENROL_BATCH, MAX_NAME_LEN, MAX_RECORD_LEN, MAX_WATCHED,
-    MIN_RECORD_LIMIT, Message, PeerStatus, Presence, RECORD_OVERHEAD, Receipt, Rotate, Rung, Rungs, Settings,
-    SignedBundle, Subject, Successor, SuccessorQuery, Unwatch, Watch, WatchResponse,
+    Answer, Body, Change, Changed, ChannelInfo, Channels, ChannelsResponse, CloseConversation, Closed, DirectoryEntry,
+    DirectoryList, Enrol, ExpireChannels, Fixed, GroupFlags, HEADER_LEN, ID_LEN, Init, Invite, Lookup, MAX_ENROL_BATCH,
+    MAX_MEMBERS, MAX_NAME_LEN, MAX_RECORD_LEN, MAX_WATCHED, MIN_RECORD_LIMIT, Member, MemberChanged, MemberState,
+    Members, Message, Names, PeerStatus, Presence, RECORD_OVERHEAD, Receipt, Rotate, Rung, Rungs, SEALED_NAME_LEN,
+    Settings, SignedBundle, Subject, Successor, SuccessorQuery, ToldBy, Unwatch, Watch, WatchResponse,
 };
 
 #[cfg(doctest)]

@@ -11,27 +11,16 @@ use rand_core::TryCryptoRng;
 
 use crate::crypto::{ExchangeKey, HASH_LEN, SIGNATURE_LEN, Secret, SigningKey, Statement, hash, verify};
 use crate::error::{ApiMisuse, Error};
-use crate::wire::{ID_LEN, Reader};
+use crate::wire::{ID_LEN, MAX_MEMBERS, Member, Reader};
 
 /// Bytes of an encoded [`Bundle`].
 pub const BUNDLE_LEN: usize = ID_LEN + 5 * HASH_LEN + 2 * 4;
 /// Former prekeys that a client keeps beside the current one. Counted, so that no clock is needed.
 pub const FORMER: usize = 5;
-/// Members of the largest conversation.
-pub const MAX_MEMBERS: usize = 64;
 
 const BUNDLE_CONTEXT: &str = "ossicle bundle";
 const MEMBERS_LABEL: &[u8] = b"ossicle members\0";
 const DIRECT_LABEL: &[u8] = b"ossicle direct\0";
-
-/// A member of a conversation: an id, and the identity key that it is pinned to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// The client's id.
-    pub id: [u8; ID_LEN],
-    /// SHA-256 of its SubjectPublicKeyInfo.
-    pub key: [u8; HASH_LEN],
-}
 
 /// What both ends of a chain must hold alike about the conversation it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,13 +10,13 @@ use core::fmt;
 
 use rand_core::TryCryptoRng;
 
-use super::bundle::{Bundle, BundleKeys, Conversation, Member, Prekey, join};
+use super::bundle::{Bundle, BundleKeys, Conversation, Prekey, join};
 use crate::crypto::{
     Aead, HASH_LEN, NONCE_LEN, SIGNATURE_LEN, Secret, SigningKey, TAG_LEN, equal, expand, hash, hpke_open, hpke_seal,
     mac, verify,
 };
 use crate::error::{ApiMisuse, BufferError, Error, Reason};
-use crate::wire::{ID_LEN, Reader, Receipt, Rung, Writer};
+use crate::wire::{ID_LEN, Member, Reader, Receipt, Rung, Writer};
 
 /// Bytes of a wrap.
 pub const WRAP_LEN: usize = WRAP_HEAD_LEN + HASH_LEN + WRAP_TEXT_LEN + TAG_LEN;

@@ -2,9 +2,8 @@
 
 use core::fmt;
 
-use super::Member;
 use crate::crypto::{HASH_LEN, Secret, Statement, hash};
-use crate::wire::ID_LEN;
+use crate::wire::{ID_LEN, Member};
 
 const ROTATION_CONTEXT: &str = "ossicle rotate";
 const POSSESSION_CONTEXT: &str = "ossicle rotate proof";

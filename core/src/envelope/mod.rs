@@ -38,8 +38,8 @@ mod chain;
 mod identity;
 
 pub use bundle::{
-    BUNDLE_LEN, Bundle, BundleError, BundleKeys, BundleView, Conversation, Decision, FORMER, MAX_MEMBERS, Member,
-    Prekey, Prekeys, direct_members_hash, direct_sid, members_hash,
+    BUNDLE_LEN, Bundle, BundleError, BundleKeys, BundleView, Conversation, Decision, FORMER, Prekey, Prekeys,
+    direct_members_hash, direct_sid, members_hash,
 };
 pub use chain::{
     AcceptError, ENVELOPE_OVERHEAD, EnvelopeHeader, MAX_KIND, MAX_MESSAGES, OpenError, Opened, RECEIPT_VERIFIER_LEN,

@@ -4,8 +4,9 @@ use core::convert::Infallible;
 
 use rand_core::{TryCryptoRng, TryRng};
 
-use super::bundle::{Bundle, BundleKeys, Member, Prekey};
+use super::bundle::{Bundle, BundleKeys, Prekey};
 use crate::crypto::hash;
+use crate::wire::Member;
 
 /// SHA-256 in counter mode: the same bytes for the same seed, every time.
 pub(crate) struct TestRng {

@@ -4,7 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::message::{Body, put, take};
+use super::bodies::bodies;
+use super::message::{Body, lines, put, take};
 use super::{ID_LEN, MAX_NAME_LEN, Message, PeerStatus, SignedBundle};
 use crate::error::Error;
 
@@ -13,50 +14,9 @@ pub const MAX_ENROL_BATCH: usize = 1000;
 /// The most patterns of names that a connection watches at a time.
 pub const MAX_WATCHED: usize = 16;
 
-macro_rules! bodies {
-    ($($(#[$doc:meta])* $name:ident [$($life:lifetime)?] from [$body:ty] {
-        $($(#[$field_doc:meta])* $field:ident : $type:ty,)*
-    } = $code:literal)*) => {$(
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        pub struct $name $(<$life>)? {
-            $($(#[$field_doc])* pub $field: $type,)*
-        }
-
-        impl $(<$life>)? $name $(<$life>)? {
-            /// The first two bytes of its payload.
-            pub const CODE: u16 = $code;
-
-            /// The message, with its body in `buffer`.
-            ///
-            /// # Errors
-            /// [`Error::Buffer`] if `buffer` is too short.
-            #[inline]
-            pub fn encode<'b>(&self, buffer: &'b mut [u8]) -> Result<Message<'b>, Error> {
-                let len = put(self, buffer)?;
-                Ok(Message::Other(Body::new(Self::CODE, buffer.get(..len).unwrap_or_default())))
-            }
-
-            /// Reads the body of such a message.
-            ///
-            /// # Errors
-            /// [`Error::Decode`] if it is none, to the last byte.
-            #[inline]
-            pub fn decode(body: $body) -> Result<Self, Error> {
-                if body.code() == Self::CODE { take(body.bytes()) } else { Err(Error::Decode) }
-            }
-        }
-    )*
-
-    impl Body<'_> {
-        /// The code of every message that only hosts read.
-        #[cfg(fuzzing)]
-        pub const CODES: &'static [u16] = &[$($code,)*];
-    }
-    };
-}
-
 bodies! {
+    CODES "The code of every message that only hosts read.";
+
     /// A device to be enrolled on behalf of the connected client, alone or in a batch (PROTOCOL 6.4). Only a whole batch is
     /// enrolled, and answered once: `Done` to its last entry, or `Refused` to the first one that is refused.
     Enrol ['d] from [Body<'d>] {
@@ -204,23 +164,8 @@ impl<'d> Change<'d> {
 
     /// The lines one after the other, up to the first that is malformed, which is an [`Error::Decode`].
     #[inline]
-    pub fn lines(lines: &'d [u8]) -> impl Iterator<Item = Result<Self, Error>> + use<'d> {
-        let mut rest = lines;
-        core::iter::from_fn(move || {
-            if rest.is_empty() {
-                return None;
-            }
-            match postcard::take_from_bytes(rest) {
-                Ok((line, behind)) => {
-                    rest = behind;
-                    Some(Ok(line))
-                }
-                Err(_) => {
-                    rest = &[];
-                    Some(Err(Error::Decode))
-                }
-            }
-        })
+    pub fn lines(bytes: &'d [u8]) -> impl Iterator<Item = Result<Self, Error>> + use<'d> {
+        lines(bytes)
     }
 }
 

@@ -17,7 +17,8 @@ macro_rules! catalogue {
         #[non_exhaustive]
         pub enum Message<'d> {
             $($(#[$doc])* $variant $(($body))? $({ $(#[doc = $fdoc] $field: $type,)* })?,)*
-            /// None of this catalogue: one that only hosts read ([`crate::Rotate`] and the others beside it), or an unknown one.
+            /// None of this catalogue: one that only hosts read ([`crate::Rotate`] and the others beside it), one about groups
+            /// ([`crate::Invite`] and the others beside it), or an unknown one.
             Other(Body<'d>),
         }
 
@@ -358,22 +359,7 @@ impl<'d> DirectoryList<'d> {
 
     /// The lines, up to the first that is malformed, which is an [`Error::Decode`].
     pub fn lines(&self) -> impl Iterator<Item = Result<Presence<'d>, Error>> + use<'d> {
-        let mut rest = self.lines;
-        core::iter::from_fn(move || {
-            if rest.is_empty() {
-                return None;
-            }
-            match postcard::take_from_bytes(rest) {
-                Ok((line, behind)) => {
-                    rest = behind;
-                    Some(Ok(line))
-                }
-                Err(_) => {
-                    rest = &[];
-                    Some(Err(Error::Decode))
-                }
-            }
-        })
+        lines(self.lines)
     }
 }
 
@@ -558,6 +544,27 @@ pub(super) fn take<'d, T: Deserialize<'d>>(body: &'d [u8]) -> Result<T, Error> {
         Ok((value, [])) => Ok(value),
         _ => Err(Error::Decode),
     }
+}
+
+/// Lines that stand one after the other, up to the first that is malformed, which is an [`Error::Decode`].
+#[inline]
+pub(super) fn lines<'d, T: Deserialize<'d>>(lines: &'d [u8]) -> impl Iterator<Item = Result<T, Error>> + use<'d, T> {
+    let mut rest = lines;
+    core::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        match postcard::take_from_bytes(rest) {
+            Ok((line, behind)) => {
+                rest = behind;
+                Some(Ok(line))
+            }
+            Err(_) => {
+                rest = &[];
+                Some(Err(Error::Decode))
+            }
+        }
+    })
 }
 
 fn bare<'d>(body: &[u8], message: Message<'d>) -> Result<Message<'d>, Error> {

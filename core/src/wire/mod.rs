@@ -4,12 +4,18 @@
 //! and no more. All integers are big endian, except inside postcard bodies, which postcard lays out (PROTOCOL 2, 3, 7).
 //! postcard lives only here.
 
+mod bodies;
+mod groups;
 mod hello;
 mod hosts;
 mod message;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use groups::{
+    Answer, CloseConversation, Closed, Fixed, GroupFlags, Init, Invite, MAX_MEMBERS, Member, MemberChanged,
+    MemberState, Members, Names, SEALED_NAME_LEN, ToldBy,
+};
 pub(crate) use hello::Role;
 pub(crate) use hello::{
     CAPABILITIES, ClientAuth, ClientHello, HelloRetry, KIND_ENROLL, KIND_KEY, MAX_COOKIE_LEN, Method, Mode, Offer,

@@ -1,9 +1,10 @@
 //! The message catalogue: what an authenticated peer may put into a record. An input is one payload.
 
 use ossicle_core::{
-    Body, Change, Changed, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol, Error,
-    ExpireChannels, Lookup, Message, PeerStatus, Presence, Reason, Receipt, Rotate, Rung, Rungs, Settings,
-    SignedBundle, Subject, Successor, SuccessorQuery, Unwatch, Watch, WatchResponse,
+    Answer, Body, Change, Changed, ChannelInfo, Channels, ChannelsResponse, CloseConversation, Closed, DirectoryEntry,
+    DirectoryList, Enrol, Error, ExpireChannels, Fixed, GroupFlags, Init, Invite, Lookup, MAX_MEMBERS, Member,
+    MemberChanged, MemberState, Members, Message, Names, PeerStatus, Presence, Reason, Receipt, Rotate, Rung, Rungs,
+    SEALED_NAME_LEN, Settings, SignedBundle, Subject, Successor, SuccessorQuery, ToldBy, Unwatch, Watch, WatchResponse,
 };
 
 use crate::{Reached, Target};
@@ -13,12 +14,19 @@ pub const TARGET: Target = Target { name: "catalogue", run, states, seeds };
 
 /// Every code that there is, as a test sees to.
 const NAMES: &[(u16, &str)] = &[
+    (0x0000, "0000 Init"),
+    (0x0100, "0100 CloseConversation"),
+    (0x0120, "0120 Closed"),
     (0x0200, "0200 Send"),
     (0x0210, "0210 Told"),
+    (0x0211, "0211 ToldBy"),
     (0x0220, "0220 Deliver"),
     (0x0221, "0221 Waited"),
     (0x0230, "0230 Tell"),
     (0x0231, "0231 Acknowledge"),
+    (0x0300, "0300 Answer"),
+    (0x0320, "0320 Invite"),
+    (0x0321, "0321 MemberChanged"),
     (0x0400, "0400 Status"),
     (0x0410, "0410 StatusResponse"),
     (0x0500, "0500 Lookup"),
@@ -55,6 +63,8 @@ fn states() -> Vec<&'static str> {
         "a list with a broken line",
         "a line of changes",
         "changes with a broken line",
+        "a group whose invitees have names",
+        "a group whose invitees have none",
         "malformed",
         "unknown code",
     ];
@@ -116,7 +126,31 @@ fn changes(lines: &[u8], reached: Reached<'_>) {
     }
 }
 
-/// Reads a body as each of the messages that only hosts read: exactly the one that its code names may succeed.
+/// What a list of members promises.
+fn members(members: Members<'_>) {
+    assert!((2..=MAX_MEMBERS).contains(&members.count()));
+    let all: Vec<_> = members.iter().collect();
+    assert!(all.is_sorted_by(|a, b| a.id < b.id));
+    assert!(all.iter().all(|member| members.find(&member.id) == Some(*member)));
+    assert_eq!(all.iter().flat_map(Member::encode).collect::<Vec<_>>(), members.bytes());
+}
+
+fn group(init: &Init<'_>, reached: Reached<'_>) {
+    members(init.members);
+    for creator in init.members.iter() {
+        let Ok(invitees) = init.invitees(&creator.id) else {
+            assert_ne!(init.names.count() + 1, init.members.count());
+            return reached("a group whose invitees have none");
+        };
+        let all: Vec<_> = invitees.collect();
+        assert_eq!(all.len() + 1, init.members.count());
+        assert!(all.iter().all(|(member, _)| member.id != creator.id));
+        assert!(all.iter().map(|(_, name)| *name).eq(init.names.iter()));
+    }
+    reached("a group whose invitees have names");
+}
+
+/// Reads a body as each of the messages beside the catalogue: exactly the one that its code names may succeed.
 fn other(body: Body<'_>, reached: Reached<'_>) {
     let mut room = vec![0; body.bytes().len()];
     let mut read = Vec::new();
@@ -125,6 +159,15 @@ fn other(body: Body<'_>, reached: Reached<'_>) {
             if let Ok(message) = $kind::decode(body) {
                 read.push($kind::CODE);
                 assert_eq!(message.request, body.request());
+                let Ok(Message::Other(again)) = message.encode(&mut room) else { panic!("what was read can be written") };
+                assert_eq!($kind::decode(again), Ok(message), "what is written can be read");
+            }
+        )*};
+    }
+    macro_rules! told {
+        ($($kind:ident)*) => {$(
+            if let Ok(message) = $kind::decode(body) {
+                read.push($kind::CODE);
                 let Ok(Message::Other(again)) = message.encode(&mut room) else { panic!("what was read can be written") };
                 assert_eq!($kind::decode(again), Ok(message), "what is written can be read");
             }
@@ -142,8 +185,16 @@ fn other(body: Body<'_>, reached: Reached<'_>) {
     }
     read!(Enrol Rotate SuccessorQuery Successor Watch Unwatch Channels ExpireChannels ChannelsResponse);
     read_lines!(WatchResponse Changed);
+    read!(Init Answer CloseConversation);
+    told!(Invite MemberChanged Closed ToldBy);
+    if let Ok(init) = Init::decode(body) {
+        group(&init, reached);
+    }
+    if let Ok(invite) = Invite::decode(body) {
+        members(invite.members);
+    }
     match read.as_slice() {
-        [] if Body::CODES.contains(&body.code()) => reached("malformed"),
+        [] if Body::CODES.iter().chain(Body::GROUP_CODES).any(|code| *code == body.code()) => reached("malformed"),
         [] => reached("unknown code"),
         [code] => {
             assert_eq!(*code, body.code());
@@ -200,9 +251,41 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let first = Some(ChannelInfo { id: [10; 16], valid_for: 604_800 });
     let by_name = Lookup { request: 1, key: true, bundle: true, subject: Subject::Name("alice") };
     let by_id = Lookup { subject: Subject::Id([5; 16]), key: false, ..by_name };
-    let mut rooms = [const { [0; 2048] }; 12];
-    let [a, b, c, d, e, f, g, h, i, j, k, l] = &mut rooms;
+    let (sid, decided, name) = ([14; 16], Fixed(&[11; 64]), [17; SEALED_NAME_LEN]);
+    let list: Vec<_> = [5, 6, 7].iter().flat_map(|id| Member { id: [*id; 16], key: [8; 32] }.encode()).collect();
+    let everybody = Members::new(&list).expect("a list");
+    let names = [name; 2];
+    let init = Init {
+        request: 13,
+        sid,
+        flags: GroupFlags::CREATOR_CLOSES,
+        signature: decided,
+        members: everybody,
+        names: Names::new(names.as_flattened()).expect("a list"),
+    };
+    let nameless = Init { names: Names::new(&name).expect("a list"), ..init };
+    let invite =
+        Invite { sid, creator: [5; 16], flags: init.flags, signature: decided, members: everybody, name: Fixed(&name) };
+    let accepted = MemberChanged { sid, member: [6; 16], state: MemberState::Accepted, signature: Some(decided) };
+    let expired = MemberChanged { state: MemberState::Expired, signature: None, ..accepted };
+    let by_member = Closed { sid, by: Some([5; 16]), signature: Some(decided) };
+    let by_server = Closed { by: None, signature: None, ..by_member };
+    let mut rooms = [const { [0; 2048] }; 22];
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v] = &mut rooms;
     let messages = [
+        ("0000-init", init.encode(m).expect("room")),
+        ("0000-without-names", nameless.encode(n).expect("room")),
+        (
+            "0100-close-conversation",
+            CloseConversation { request: 15, sid, signature: decided }.encode(o).expect("room"),
+        ),
+        ("0120-closed", by_member.encode(p).expect("room")),
+        ("0120-by-the-server", by_server.encode(q).expect("room")),
+        ("0211-told-by", ToldBy { from: [6; 16], receipt: told }.encode(r).expect("room")),
+        ("0300-answer", Answer { request: 14, sid, accept: true, signature: decided }.encode(s).expect("room")),
+        ("0320-invite", invite.encode(t).expect("room")),
+        ("0321-accepted", accepted.encode(u).expect("room")),
+        ("0321-expired", expired.encode(v).expect("room")),
         ("0200-send", Message::Send { wanted: Rungs::NONE.with(Rung::Delivered), envelope: &[7; 49] }),
         ("0210-told", Message::Told(told)),
         ("0220-deliver", Message::Deliver { wanted: Rungs::NONE, envelope: &[7; 49] }),
@@ -258,7 +341,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
 #[cfg(test)]
 #[test]
 fn every_code_has_a_name() {
-    let mut codes: Vec<_> = Message::CODES.iter().chain(Body::CODES).copied().collect();
+    let mut codes: Vec<_> = Message::CODES.iter().chain(Body::CODES).chain(Body::GROUP_CODES).copied().collect();
     codes.sort_unstable();
     assert_eq!(codes, NAMES.iter().map(|(code, _)| *code).collect::<Vec<_>>());
 }

@@ -109,6 +109,15 @@ impl Writer {
         self
     }
 
+    /// A list of lines of one length, as bytes.
+    fn lines(mut self, name: &str, all: &[Vec<u8>]) -> Self {
+        let bytes = all.concat();
+        self.varint(u64::try_from(bytes.len()).expect("short"));
+        self.payload.extend(bytes);
+        self.fields.put(name, Json::List(all.iter().map(|line| Json::Text(hex::encode(line))).collect()));
+        self
+    }
+
     fn variant(mut self, number: u8) -> Self {
         self.payload.push(number);
         self
@@ -185,18 +194,97 @@ fn messages() -> Fields {
         writer
     };
     let empty = || Writer { name: "", fields: Fields::new(), payload: Vec::new() };
+    let (sid, decided, sealed) = ([14; 16], [11; 64], vec![17; 117]);
+    let member = |id: u8| [[id; 16].as_slice(), &[id + 1; 32]].concat();
+    let everybody: Vec<_> = (100..164).map(member).collect();
     let cases = vec![
+        w("Init", 0x0000)
+            .number("request", 13)
+            .array("sid", &sid)
+            .byte("flags", 1)
+            .bytes("signature", &decided)
+            .lines("members", &[member(5), member(7)])
+            .lines("names", core::slice::from_ref(&sealed))
+            .end("Init"),
+        w("Init", 0x0000)
+            .number("request", 300)
+            .array("sid", &sid)
+            .byte("flags", 0)
+            .bytes("signature", &decided)
+            .lines("members", &everybody)
+            .lines("names", &vec![sealed.clone(); 63])
+            .end("Init, of a group of 64"),
+        w("CloseConversation", 0x0100)
+            .number("request", 15)
+            .array("sid", &sid)
+            .bytes("signature", &decided)
+            .end("CloseConversation"),
+        w("Closed", 0x0120)
+            .array("sid", &sid)
+            .some()
+            .array("by", &five)
+            .some()
+            .bytes("signature", &decided)
+            .end("Closed"),
+        w("Closed", 0x0120).array("sid", &sid).none("by").none("signature").end("Closed-server"),
         w("Send", 0x0200).byte("wanted", 4).array("envelope", &[7; 37]).end("Send"),
         w("Send", 0x0200).byte("wanted", 15).array("envelope", &[0xfe; 1_000]).end("Send, everything wanted"),
         w("Told", 0x0210).receipt(3, None, [3; 8], (1, 200), Some([4; 16])).end("Told"),
         w("Told", 0x0210).receipt(1, None, [3; 8], (0, 0), None).end("Told, accepted"),
         w("Told", 0x0210).receipt(5, Some(8), [3; 8], (65_535, 65_535), None).end("Told, refused by the server"),
+        w("ToldBy", 0x0211)
+            .array("from", &[7; 16])
+            .group("receipt", |writer| writer.receipt(5, Some(9), [3; 8], (1, 200), None))
+            .end("ToldBy"),
+        w("ToldBy", 0x0211)
+            .array("from", &[7; 16])
+            .group("receipt", |writer| writer.receipt(4, None, [3; 8], (0, 65_535), Some([4; 16])))
+            .end("ToldBy, opened"),
         w("Deliver", 0x0220).byte("wanted", 0).array("envelope", &[7; 37]).end("Deliver"),
         w("Waited", 0x0221).number("seq", 300).number("at", 1_790_000_000).end("Waited"),
         w("Tell", 0x0230).receipt(5, Some(13), [3; 8], (7, 7), None).end("Tell"),
         w("Tell", 0x0230).receipt(4, None, [3; 8], (0, 65_535), Some([4; 16])).end("Tell, opened"),
         w("Acknowledge", 0x0231).number("seq", 300).end("Acknowledge"),
         w("Acknowledge", 0x0231).number("seq", u64::MAX).end("Acknowledge, the highest number"),
+        w("Answer", 0x0300)
+            .number("request", 14)
+            .array("sid", &sid)
+            .flag("accept", true)
+            .bytes("signature", &decided)
+            .end("Answer"),
+        w("Answer", 0x0300)
+            .number("request", 14)
+            .array("sid", &sid)
+            .flag("accept", false)
+            .bytes("signature", &decided)
+            .end("Answer, declined"),
+        w("Invite", 0x0320)
+            .array("sid", &sid)
+            .array("creator", &five)
+            .byte("flags", 1)
+            .bytes("signature", &decided)
+            .lines("members", &[member(5), member(7)])
+            .bytes("name", &sealed)
+            .end("Invite"),
+        w("MemberChanged", 0x0321)
+            .array("sid", &sid)
+            .array("member", &[7; 16])
+            .byte("state", 0)
+            .some()
+            .bytes("signature", &decided)
+            .end("MemberChanged"),
+        w("MemberChanged", 0x0321)
+            .array("sid", &sid)
+            .array("member", &[7; 16])
+            .byte("state", 2)
+            .none("signature")
+            .end("MemberChanged-late"),
+        w("MemberChanged", 0x0321)
+            .array("sid", &sid)
+            .array("member", &[7; 16])
+            .byte("state", 3)
+            .none("signature")
+            .end("MemberChanged, revoked"),
         w("Status", 0x0400).number("request", 300).end("Status"),
         w("StatusResponse", 0x0410).number("request", 65_535).end("StatusResponse"),
         w("Lookup", 0x0500)
