@@ -1,10 +1,11 @@
 //! A home's state: one SQLite file that one client owns.
 //!
-//! Its profile, its bundle keys, the peers it pinned, the chains it receives on, the messages that wait for their reader
-//! and (`letters`) what it has to send. Every `Ok` means durable (`synchronous=FULL`), and whatever belongs together is one transaction: a chain's
-//! state and the message it opened are never apart. Sending chains and channel secrets are never in here. The file has
-//! mode 0600; what is erased is overwritten.
+//! Its profile, its bundle keys, the peers it pinned, the chains it receives on, the messages that wait for their reader,
+//! what it has to send (`letters`), and the conversations of several that it is in (`groups`). Every `Ok` means durable
+//! (`synchronous=FULL`), and whatever belongs together is one transaction: a chain's state and the message it opened are
+//! never apart. Sending chains and channel secrets are never in here. The file has mode 0600; what is erased is overwritten.
 
+pub mod groups;
 mod letters;
 
 use std::fs::{File, OpenOptions};
@@ -36,7 +37,7 @@ const PUBLISHED: i64 = 1;
 const RESTORED: i64 = 2;
 
 /// What each version adds to the one before; a new file goes through all of them.
-const VERSIONS: [&str; 5] = [
+const VERSIONS: [&str; 6] = [
     "
 CREATE TABLE profile (
     one INTEGER PRIMARY KEY CHECK (one = 1), complete INTEGER NOT NULL,
@@ -113,6 +114,17 @@ CREATE TABLE settled (
     place INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL, reached INTEGER, reason INTEGER
 ) STRICT;
 PRAGMA user_version = 5;
+",
+    "
+CREATE TABLE conversation (
+    sid BLOB PRIMARY KEY, name TEXT NOT NULL, name_key TEXT NOT NULL, number INTEGER NOT NULL, creator BLOB NOT NULL,
+    flags INTEGER NOT NULL, signature BLOB NOT NULL, standing INTEGER NOT NULL, since INTEGER NOT NULL, names BLOB,
+    closed_by BLOB, UNIQUE (name_key, number)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE membership (
+    sid BLOB NOT NULL, member BLOB NOT NULL, key BLOB NOT NULL, state INTEGER NOT NULL, PRIMARY KEY (sid, member)
+) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 6;
 ",
 ];
 
