@@ -9,8 +9,8 @@ use std::path::Path;
 
 use ossicle::name::Name;
 use ossicle::store::{
-    BundleRecord, ChannelRecord, ClientRecord, Enrolment, ItemKind, NewItem, NewKey, Refuse, SqliteStore, Store,
-    StoreError, Token,
+    Announce, BundleRecord, ChannelRecord, ClientRecord, Enrolment, Founding, Invitation, ItemKind, MemberAnswer,
+    NewItem, NewKey, Refuse, SqliteStore, Store, StoreError, Token,
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -49,7 +49,30 @@ async fn fill(store: &SqliteStore) {
     let bundle = BundleRecord { epoch: 2, bundle: vec![2; 90], signature: vec![7; 256] };
     let key = NewKey { id: [2; 16], key_epoch: 1, modulus: vec![9; 256], signature: vec![8; 256], bundle };
     store.rotate(key).await.unwrap();
-    store.revoke(&[CLIENTS; 16], NOW, Refuse::silently()).await.unwrap();
+    let announce = || Announce::new(|notice| Some(format!("{notice:?}").into_bytes().into()));
+    for n in 4..=12 {
+        let invitation = |client| Invitation { client: [client; 16], key_epoch: 0, notice: [n; 200].into() };
+        let founding = Founding {
+            sid: [100 + n; 16],
+            creator: [n; 16],
+            key_epoch: 0,
+            creator_only: n % 2 == 0,
+            signature: [n; 64],
+            invited: [n + 1, n + 2].map(invitation).into(),
+            now: NOW,
+        };
+        store.found(founding).await.unwrap();
+        for (member, accepts) in [(n + 1, true), (n + 2, n % 2 == 0)] {
+            let (sid, member) = ([100 + n; 16], [member; 16]);
+            let answer = MemberAnswer { sid, member, accepts, signature: [n; 64], oldest: 0, now: NOW };
+            store.answer(answer, announce()).await.unwrap();
+        }
+        if n % 3 == 0 {
+            let (sid, by) = ([100 + n; 16], [n; 16]);
+            store.close(&sid, &by, &[n; 64], NOW, Refuse::silently(), announce()).await.unwrap();
+        }
+    }
+    store.revoke(&[CLIENTS; 16], NOW, Refuse::silently(), announce()).await.unwrap();
     for batch in 0..60_u32 {
         let recipient = [1 + (batch % 8) as u8; 16];
         let items = (0..1 + batch % 12).map(|place| {
@@ -88,6 +111,7 @@ async fn view(store: &SqliteStore) -> Result<View, StoreError> {
         note("token", n, &token.as_ref().map(|token| token.verifier));
         note("token's terms", n, &token);
         note("chain", n, &store.chain(&[n; 8]).await?);
+        note("conversation", n, &store.conversation(&[100 + n; 16]).await?);
         note("channel", n, &store.channel(&id, NOW).await?);
         note("channels", n, &store.channels(&id, NOW).await?);
         note("waiting", n, &store.waiting(&id).await?);
@@ -143,6 +167,9 @@ async fn a_flipped_bit_is_noticed_or_changes_nothing() {
     let original = directory.path().join("original");
     let store = SqliteStore::open(&original).unwrap();
     fill(&store).await;
+    drop(store);
+    // Numbers that are gone are known as long as it is open.
+    let store = SqliteStore::open(&original).unwrap();
     let whole = view(&store).await.unwrap();
     drop(store);
     // Whoever closes it last leaves everything in one file.

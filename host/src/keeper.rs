@@ -226,11 +226,13 @@ async fn keep(
 
 fn tell(router: &Router, item: &NewItem, reason: Reason) {
     match item.kind {
-        ItemKind::Envelope => {
+        ItemKind::Envelope | ItemKind::GroupEnvelope => {
             router.tell_sender(&item.sender, &item.recipient, &refusal(item.chain, item.n, reason));
         }
         // The messages of its chain are told of.
         ItemKind::Wrap => {}
+        // The store makes them itself.
+        ItemKind::Notice => {}
         ItemKind::Receipt => debug!(%reason, "a receipt could not be kept: its message will be sent again"),
     }
 }

@@ -181,11 +181,11 @@ impl Delivery {
         match self {
             Self::Passing(passing) => Ok(Message::Deliver { wanted: passing.wanted, envelope: &passing.bytes }),
             Self::Waiting(item) => match item.kind {
-                ItemKind::Envelope => {
+                ItemKind::Envelope | ItemKind::GroupEnvelope => {
                     let wanted = Rungs::from_bits(item.wanted).ok_or(ossicle_core::Error::Decode)?;
                     Ok(Message::Deliver { wanted, envelope: &item.bytes })
                 }
-                ItemKind::Wrap | ItemKind::Receipt => Message::decode(&item.bytes),
+                ItemKind::Wrap | ItemKind::Receipt | ItemKind::Notice => Message::decode(&item.bytes),
             },
         }
     }
@@ -204,8 +204,8 @@ const MESSAGE_HEAD: usize = 3;
 /// Bytes of the payload that the recipient opens.
 fn payload_len(item: &Item) -> usize {
     match item.kind {
-        ItemKind::Envelope => MESSAGE_HEAD + item.bytes.len(),
-        ItemKind::Wrap | ItemKind::Receipt => item.bytes.len(),
+        ItemKind::Envelope | ItemKind::GroupEnvelope => MESSAGE_HEAD + item.bytes.len(),
+        ItemKind::Wrap | ItemKind::Receipt | ItemKind::Notice => item.bytes.len(),
     }
 }
 
@@ -221,7 +221,7 @@ pub fn refuse_waiting(reason: Reason, at: u64) -> Refuse {
         let told = Message::Told(refusal(item.chain, item.n, reason));
         let mut bytes = [0; 64];
         let len = told.encode(&mut bytes).ok()?;
-        (item.kind == ItemKind::Envelope).then(|| NewItem {
+        item.kind.is_envelope().then(|| NewItem {
             recipient: item.sender,
             sender: *recipient,
             kind: ItemKind::Receipt,

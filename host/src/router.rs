@@ -355,7 +355,7 @@ impl Router {
     ) {
         let mut seqs = Vec::new();
         for (seq, kind, sender, chain, n) in items {
-            if kind == ItemKind::Envelope {
+            if kind.is_envelope() {
                 self.tell_sender(&sender, recipient, &refusal(chain, n, Reason::TooLarge));
             }
             seqs.push(seq);
@@ -439,7 +439,7 @@ mod tests {
     const HEADER: EnvelopeHeader = EnvelopeHeader { chain_id: [4; 8], n: 7, salt: [5; 8] };
 
     fn route() -> ChainRoute {
-        ChainRoute { sender: ALICE, sid: [6; 16], recipients: vec![BOB] }
+        ChainRoute { sender: ALICE, sid: [6; 16], group: false, recipients: vec![BOB] }
     }
 
     fn router() -> (Router, Orders) {

@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::presence::{self, Presence};
 use crate::resumption::{ChannelKey, Channels};
 use crate::router::Router;
-use crate::store::{ChainId, ChainRoute, ChannelId, ClientId, NewKey, RotateError, SharedStore, StoreError};
+use crate::store::{Announce, ChainId, ChainRoute, ChannelId, ClientId, NewKey, RotateError, SharedStore, StoreError};
 use crate::transport::{Listener, Stream};
 use crate::world::{Random, World};
 
@@ -225,7 +225,7 @@ impl Server {
         tell: impl FnOnce() + Send,
     ) -> Result<bool, StoreError> {
         let at = self.now();
-        let told = self.store.revoke(client, at, refuse_waiting(Reason::Unknown, at)).await?;
+        let told = self.store.revoke(client, at, refuse_waiting(Reason::Unknown, at), Announce::silently()).await?;
         self.router.greet(told.iter().flatten());
         let revoked = told.is_some();
         tell();

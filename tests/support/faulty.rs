@@ -7,9 +7,11 @@ use async_trait::async_trait;
 use ossicle::metrics::StoreHealth;
 use ossicle::name::Name;
 use ossicle::store::{
-    BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord,
-    ConversationId, EnrolError, Enrolled, Enrolment, Item, Meta, NewItem, NewKey, PublishError, Put, PutError, Refuse,
-    RefusedEntry, RotateError, SharedStore, Store, StoreError, Successor, Token, TokenError, TokenId, Tokens, Waiting,
+    Announce, AnswerError, BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord,
+    ClientId, ClientRecord, CloseError, Closing, Conversation, ConversationId, EnrolError, Enrolled, Enrolment,
+    FoundError, Founded, Founding, Item, MemberAnswer, MemberSignature, Meta, NewItem, NewKey, PublishError, Put,
+    PutError, Refuse, RefusedEntry, RotateError, SharedStore, Store, StoreError, Successor, Token, TokenError, TokenId,
+    Tokens, Waiting,
 };
 
 /// When an operation fails.
@@ -108,7 +110,7 @@ operations! {
     clients(after: Option<&Name>, limit: usize) -> Vec<ClientRecord>, StoreError;
     enrol(enrolment: Enrolment) -> Enrolled, EnrolError;
     enrol_all(batch: Vec<Enrolment>) -> Vec<Enrolled>, RefusedEntry;
-    revoke(id: &ClientId, now: u64, refuse: Refuse) -> Option<Vec<ClientId>>, StoreError;
+    revoke(id: &ClientId, now: u64, refuse: Refuse, announce: Announce) -> Option<Vec<ClientId>>, StoreError;
     rotate(rotation: NewKey) -> (), RotateError;
     successor(id: &ClientId, key_epoch: u32) -> Option<Successor>, StoreError;
     set_record_limit(id: &ClientId, limit: u16) -> (), StoreError;
@@ -118,6 +120,13 @@ operations! {
     add_token(token: Token) -> (), TokenError;
     token(id: &TokenId) -> Option<Token>, StoreError;
     end_tokens(which: Tokens, now: u64) -> u64, StoreError;
+    found(founding: Founding) -> Founded, FoundError;
+    conversation(sid: &ConversationId) -> Option<Conversation>, StoreError;
+    answer(answer: MemberAnswer, announce: Announce) -> Vec<ClientId>, AnswerError;
+    close(
+        sid: &ConversationId, by: &ClientId, signature: &MemberSignature, now: u64, refuse: Refuse, announce: Announce
+    ) -> Closing, CloseError;
+    expire_invitations(before: u64, limit: usize, now: u64, announce: Announce) -> (usize, Vec<ClientId>), StoreError;
     register_chain(chain: &ChainId, sender: &ClientId, sid: &ConversationId, recipient: &ClientId) -> (), ChainError;
     chain(chain: &ChainId) -> Option<ChainRoute>, StoreError;
     put_channel(client: &ClientId, channel: ChannelRecord, keep: Option<ChannelId>) -> (), ChannelError;

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use super::*;
 
+mod conversation;
 mod queue;
 
+pub(crate) use conversation::*;
 pub(crate) use queue::*;
 
 /// How the cases get at a store.
@@ -72,6 +74,22 @@ macro_rules! conformance {
             who_reads_while_others_write_misses_nothing
             any_order_of_operations_comes_to_what_a_list_comes_to
             it_is_known_how_a_store_is
+            an_invitation_waits_for_everybody_who_is_invited
+            an_id_has_one_conversation_for_ever
+            only_who_is_known_is_invited
+            nobody_is_invited_without_end
+            who_accepts_is_told_to_who_has_accepted
+            an_answer_counts_once
+            an_acceptance_under_another_signature_takes_the_place_of_the_former
+            unanswered_invitations_expire
+            who_has_not_accepted_has_no_chains
+            what_two_have_between_themselves_is_theirs
+            a_conversation_that_is_closed_leaves_a_tombstone
+            what_was_undelivered_in_a_closed_conversation_is_refused
+            only_who_takes_part_closes
+            a_revoked_member_is_told_to_the_others
+            notices_are_never_refused_and_never_too_old
+            at_most_one_closes
         }
     };
     ($backend:expr; $($case:ident)*) => {
@@ -139,6 +157,11 @@ fn channel(n: u8) -> ChannelRecord {
 
 async fn uses(store: &SharedStore, n: u8) -> Option<u32> {
     store.token(&[n; 8]).await.unwrap().unwrap().uses
+}
+
+/// What a notice says, in letters.
+fn announce() -> Announce {
+    Announce::new(|notice| Some(format!("{notice:?}").into_bytes().into()))
 }
 
 /// A store with clients 1 "alice" and 2 "bob".
@@ -335,7 +358,7 @@ pub(crate) async fn a_batch_is_entered_as_a_whole_or_not_at_all(backend: &impl B
     assert_eq!(store.clients(None, 10).await.unwrap().len(), 5);
     assert_eq!(store.client_by_name(&name("s-2")).await.unwrap().unwrap().enrolled_by, Some(id(1)));
     // Whoever was revoked meanwhile enrols nobody.
-    store.revoke(&id(1), NOW, Refuse::silently()).await.unwrap();
+    store.revoke(&id(1), NOW, Refuse::silently(), announce()).await.unwrap();
     let late = store.enrol_all(vec![by_alice(20, "t-1"), by_alice(21, "t-2")]).await;
     assert_eq!(late, Err(RefusedEntry { index: 0, error: EnrolError::Enroller }));
 }
@@ -446,7 +469,7 @@ pub(crate) async fn devices_are_listed_under_their_owner(backend: &impl Backend)
     let device = Enrolment { enrolled_by: Some(id(1)), ..enrolment(3, "sensor") };
     assert_eq!(store.enrol(device).await, Ok(Enrolled::New));
     assert_eq!(store.client(&id(3)).await.unwrap().unwrap().enrolled_by, Some(id(1)));
-    store.revoke(&id(1), NOW, Refuse::silently()).await.unwrap();
+    store.revoke(&id(1), NOW, Refuse::silently(), announce()).await.unwrap();
     let device = Enrolment { enrolled_by: Some(id(1)), ..enrolment(4, "sensor-2") };
     assert_eq!(store.enrol(device).await, Err(EnrolError::Enroller));
     assert!(!store.client(&id(3)).await.unwrap().unwrap().revoked, "a device stays when its owner goes");
@@ -460,7 +483,7 @@ pub(crate) async fn a_revoked_client_loses_all_but_its_id_and_key(backend: &impl
     store.register_chain(&[1; 8], &id(1), &[9; 16], &id(2)).await.unwrap();
     store.register_chain(&[2; 8], &id(2), &[9; 16], &id(1)).await.unwrap();
     store.register_chain(&[3; 8], &id(2), &[8; 16], &id(2)).await.unwrap();
-    assert_eq!(store.revoke(&id(1), NOW, Refuse::silently()).await, Ok(Some(vec![])));
+    assert_eq!(store.revoke(&id(1), NOW, Refuse::silently(), announce()).await, Ok(Some(vec![])));
     drop(store);
 
     let store = backend.open().await;
@@ -490,9 +513,9 @@ pub(crate) async fn a_revoked_client_loses_all_but_its_id_and_key(backend: &impl
 
 pub(crate) async fn revoking_nobody_is_harmless(backend: &impl Backend) {
     let store = with_two(backend).await;
-    assert_eq!(store.revoke(&id(3), NOW, Refuse::silently()).await, Ok(None));
-    assert_eq!(store.revoke(&id(1), NOW, Refuse::silently()).await, Ok(Some(vec![])));
-    assert_eq!(store.revoke(&id(1), NOW, Refuse::silently()).await, Ok(None));
+    assert_eq!(store.revoke(&id(3), NOW, Refuse::silently(), announce()).await, Ok(None));
+    assert_eq!(store.revoke(&id(1), NOW, Refuse::silently(), announce()).await, Ok(Some(vec![])));
+    assert_eq!(store.revoke(&id(1), NOW, Refuse::silently(), announce()).await, Ok(None));
     assert_eq!(store.clients(None, 10).await.unwrap().len(), 1);
 }
 
@@ -580,13 +603,13 @@ pub(crate) async fn keys_follow_each_other_once_and_in_order(backend: &impl Back
     assert_eq!(store.enrol(newcomer).await, Err(EnrolError::KeyInUse));
     assert_eq!(store.enrol(enrolment(1, "alice")).await, Err(EnrolError::NameInUse));
 
-    store.revoke(&id(1), NOW, Refuse::silently()).await.unwrap();
+    store.revoke(&id(1), NOW, Refuse::silently(), announce()).await.unwrap();
     assert_eq!(store.rotate(new_key(1, 3, 103)).await, Err(RotateError::Unknown));
 }
 
 pub(crate) async fn chains_belong_to_one_sender(backend: &impl Backend) {
     let store = with_two(backend).await;
-    let route = ChainRoute { sender: id(1), sid: [9; 16], recipients: vec![id(2)] };
+    let route = ChainRoute { sender: id(1), sid: [9; 16], group: false, recipients: vec![id(2)] };
     assert_eq!(store.register_chain(&[1; 8], &id(1), &[9; 16], &id(2)).await, Ok(()));
     assert_eq!(store.register_chain(&[1; 8], &id(1), &[9; 16], &id(2)).await, Ok(()));
     assert_eq!(store.chain(&[1; 8]).await, Ok(Some(route.clone())));
@@ -617,10 +640,10 @@ pub(crate) async fn chains_know_all_their_recipients(backend: &impl Backend) {
     store.enrol(enrolment(3, "carol")).await.unwrap();
     store.register_chain(&[1; 8], &id(1), &[9; 16], &id(3)).await.unwrap();
     store.register_chain(&[1; 8], &id(1), &[9; 16], &id(2)).await.unwrap();
-    let route = ChainRoute { sender: id(1), sid: [9; 16], recipients: vec![id(3), id(2)] };
+    let route = ChainRoute { sender: id(1), sid: [9; 16], group: false, recipients: vec![id(3), id(2)] };
     assert_eq!(store.chain(&[1; 8]).await, Ok(Some(route)));
-    store.revoke(&id(3), NOW, Refuse::silently()).await.unwrap();
-    let route = ChainRoute { sender: id(1), sid: [9; 16], recipients: vec![id(2)] };
+    store.revoke(&id(3), NOW, Refuse::silently(), announce()).await.unwrap();
+    let route = ChainRoute { sender: id(1), sid: [9; 16], group: false, recipients: vec![id(2)] };
     assert_eq!(store.chain(&[1; 8]).await, Ok(Some(route)));
 }
 

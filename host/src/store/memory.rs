@@ -11,13 +11,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use async_trait::async_trait;
+use ossicle_core::direct_sid;
 use tokio::time::sleep;
 
+use super::conversation::{Decision, decide, goes_with_its_conversation, is_told_of, names};
 use super::{
-    BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord,
-    ConversationId, EnrolError, Enrolled, Enrolment, Item, ItemKind, MAX_ROUTES, Meta, NewItem, NewKey, PublishError,
-    Put, PutError, QueueLimits, Refuse, RefusedEntry, RotateError, Store, StoreError, Successor, Token, TokenError,
-    TokenId, TokenRefusal, Tokens, Waiting,
+    Announce, AnswerError, BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord,
+    ClientId, ClientRecord, CloseError, Closing, Conversation, ConversationId, EnrolError, Enrolled, Enrolment,
+    FoundError, Founded, Founding, Item, ItemKind, MAX_CONVERSATIONS, MAX_INVITATIONS, MAX_ROUTES, Member,
+    MemberAnswer, MemberSignature, MemberState, Meta, NewItem, NewKey, Notice, PublishError, Put, PutError,
+    QueueLimits, Refuse, RefusedEntry, RotateError, Store, StoreError, Successor, Token, TokenError, TokenId,
+    TokenRefusal, Tokens, Waiting,
 };
 use crate::metrics::StoreHealth;
 use crate::name::Name;
@@ -268,6 +272,8 @@ struct State {
     rotations: BTreeMap<(ClientId, u32), Step>,
     /// In the order in which they came.
     chains: Vec<Route>,
+    conversations: BTreeMap<ConversationId, Group>,
+    tombstones: BTreeMap<ConversationId, (u64, ClientId)>,
     channels: BTreeMap<ChannelId, (ClientId, ChannelRecord)>,
     queues: BTreeMap<ClientId, BTreeMap<u64, Item>>,
     /// The last number that was given to an item.
@@ -285,6 +291,26 @@ struct Client {
 struct Step {
     former: Vec<u8>,
     successor: Successor,
+}
+
+/// An open conversation.
+#[derive(Clone, Debug)]
+struct Group {
+    creator: ClientId,
+    creator_only: bool,
+    signature: MemberSignature,
+    at: u64,
+    members: BTreeMap<ClientId, (MemberState, Option<MemberSignature>)>,
+}
+
+impl Group {
+    fn state(&self, client: &ClientId) -> Option<MemberState> {
+        self.members.get(client).map(|(state, _)| *state)
+    }
+
+    fn accepted(&self) -> impl Iterator<Item = ClientId> {
+        self.members.iter().filter(|(_, (state, _))| *state == MemberState::Accepted).map(|(client, _)| *client)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -378,7 +404,9 @@ impl State {
         running: &mut Running,
         limits: QueueLimits,
         id: &ClientId,
+        now: u64,
         refuse: &Refuse,
+        announce: &Announce,
     ) -> Option<Vec<ClientId>> {
         let client = self.clients.get_mut(id).filter(|client| !client.record.revoked)?;
         client.record.revoked = true;
@@ -386,8 +414,193 @@ impl State {
         self.cut_off(id);
         let queue = self.queues.remove(id).unwrap_or_default();
         running.newest.remove(id);
-        let told: Vec<_> = queue.into_values().map(|item| (*id, item)).collect();
-        Some(self.refuse_all(running, limits, told.iter(), refuse))
+        let removed: Vec<_> = queue.into_values().map(|item| (*id, item)).collect();
+        let mut told = self.refuse_all(running, limits, removed.iter(), refuse);
+        let part = |group: &Group| matches!(group.state(id), Some(MemberState::Invited | MemberState::Accepted));
+        let groups: Vec<_> = self.conversations.iter().filter(|(_, group)| part(group)).map(|(sid, _)| *sid).collect();
+        for sid in groups {
+            told.extend(self.change(running, limits, (&sid, id), (MemberState::Revoked, None), now, announce));
+        }
+        told.sort_unstable();
+        told.dedup();
+        Some(told)
+    }
+
+    /// Puts a member into another state, and tells the others who have accepted, who are returned.
+    fn change(
+        &mut self,
+        running: &mut Running,
+        limits: QueueLimits,
+        (sid, member): (&ConversationId, &ClientId),
+        (state, signature): (MemberState, Option<MemberSignature>),
+        now: u64,
+        announce: &Announce,
+    ) -> Vec<ClientId> {
+        let Some(group) = self.conversations.get_mut(sid) else { return Vec::new() };
+        group.members.insert(*member, (state, signature));
+        let notice = Notice::Changed { sid: *sid, member: *member, state, signature };
+        let others: Vec<_> = group.accepted().filter(|other| other != member).collect();
+        self.tell_all(running, limits, others.into_iter().filter_map(|other| announce.item(&notice, other, now)))
+    }
+
+    /// Lets notices wait, and returns for whom, each once.
+    fn tell_all(
+        &mut self,
+        running: &mut Running,
+        limits: QueueLimits,
+        items: impl Iterator<Item = NewItem>,
+    ) -> Vec<ClientId> {
+        let waits = |item: NewItem| self.put(running, limits, &item).is_ok().then_some(item.recipient);
+        let mut told: Vec<_> = items.filter_map(waits).collect();
+        told.sort_unstable();
+        told.dedup();
+        told
+    }
+
+    fn found(
+        &mut self,
+        running: &mut Running,
+        limits: QueueLimits,
+        founding: &Founding,
+    ) -> Result<Founded, FoundError> {
+        let Founding { sid, creator, key_epoch, creator_only, signature, now, .. } = *founding;
+        if self.tombstones.contains_key(&sid) {
+            return Err(FoundError::Closed);
+        }
+        if let Some(group) = self.conversations.get(&sid) {
+            let same = (group.creator, group.signature) == (creator, signature);
+            return if same { Ok(Founded::Repeat) } else { Err(FoundError::InUse) };
+        }
+        if self.chains.iter().any(|route| route.sid == sid) {
+            return Err(FoundError::InUse);
+        }
+        let invited = founding.invited.iter().map(|invitation| (invitation.client, invitation.key_epoch));
+        for (client, key_epoch) in invited.clone().chain([(creator, key_epoch)]) {
+            let held = self.clients.get(&client).filter(|client| !client.record.revoked);
+            if held.ok_or(FoundError::Unknown)?.record.key_epoch != key_epoch {
+                return Err(FoundError::KeyChanged);
+            }
+            let part =
+                |group: &&Group| matches!(group.state(&client), Some(MemberState::Invited | MemberState::Accepted));
+            let unanswered =
+                |group: &&Group| group.creator == creator && group.state(&client) == Some(MemberState::Invited);
+            let groups = || self.conversations.values();
+            let queue = self.queues.get(&client).into_iter().flat_map(BTreeMap::values);
+            let notices = len_of(queue.filter(|item| item.kind == ItemKind::Notice));
+            if groups().filter(part).count() >= MAX_CONVERSATIONS
+                || groups().filter(unanswered).count() >= MAX_INVITATIONS
+                || (client != creator && notices >= limits.notices)
+            {
+                return Err(FoundError::TooMany);
+            }
+        }
+        let mut members: BTreeMap<_, _> = invited.map(|(client, _)| (client, (MemberState::Invited, None))).collect();
+        members.insert(creator, (MemberState::Accepted, None));
+        self.conversations.insert(sid, Group { creator, creator_only, signature, at: now, members });
+        self.tell_all(running, limits, founding.items().into_iter());
+        Ok(Founded::New)
+    }
+
+    fn answer(
+        &mut self,
+        running: &mut Running,
+        limits: QueueLimits,
+        answer: &MemberAnswer,
+        announce: &Announce,
+    ) -> Result<Vec<ClientId>, AnswerError> {
+        let MemberAnswer { sid, member, signature, now, .. } = *answer;
+        if self.tombstones.contains_key(&sid) {
+            return Err(AnswerError::Closed);
+        }
+        let group = self.conversations.get(&sid).ok_or(AnswerError::NotMember)?;
+        let (state, held) = group.members.get(&member).ok_or(AnswerError::NotMember)?;
+        let (state, joins) = match decide(answer, *state, held.as_ref(), group.at)? {
+            Decision::Same => return Ok(Vec::new()),
+            Decision::Now(state) => (state, false),
+            Decision::Joins => (MemberState::Accepted, true),
+        };
+        let before = group.members.iter().filter_map(|(client, (state, signature))| {
+            let signature = signature.filter(|_| joins && *state == MemberState::Accepted)?;
+            Some(Notice::Changed { sid, member: *client, state: *state, signature: Some(signature) })
+        });
+        let before: Vec<_> = before.filter_map(|notice| announce.item(&notice, member, now)).collect();
+        let mut told = self.change(running, limits, (&sid, &member), (state, Some(signature)), now, announce);
+        told.extend(self.tell_all(running, limits, before.into_iter()));
+        Ok(told)
+    }
+
+    fn close(
+        &mut self,
+        running: &mut Running,
+        limits: QueueLimits,
+        (sid, by, signature): (&ConversationId, &ClientId, &MemberSignature),
+        now: u64,
+        refuse: &Refuse,
+        announce: &Announce,
+    ) -> Result<Closing, CloseError> {
+        if self.tombstones.contains_key(sid) {
+            return Err(CloseError::Closed);
+        }
+        let group = self.conversations.get(sid).ok_or(CloseError::NotMember)?;
+        let state = group.state(by).ok_or(CloseError::NotMember)?;
+        if state != MemberState::Accepted || (group.creator_only && group.creator != *by) {
+            return Err(CloseError::Forbidden);
+        }
+        let Some(group) = self.conversations.remove(sid) else { return Err(CloseError::NotMember) };
+        self.tombstones.insert(*sid, (now, *by));
+        let of_group = |route: &Route| {
+            route.sid == *sid && group.state(&route.sender).is_some() && group.state(&route.recipient).is_some()
+        };
+        let mut chains: Vec<_> = self.chains.iter().filter(|route| of_group(route)).map(|route| route.chain).collect();
+        chains.sort_unstable();
+        chains.dedup();
+        self.chains.retain(|route| !of_group(route));
+        let names: BTreeSet<_> = chains.iter().copied().chain(names(sid, group.members.keys())).collect();
+        let mut removed = Vec::new();
+        for member in group.members.keys() {
+            let Some(queue) = self.queues.get_mut(member) else { continue };
+            let goes = |item: &Item| goes_with_its_conversation(item.kind) && names.contains(&item.chain);
+            let seqs: Vec<_> = queue.values().filter(|item| goes(item)).map(|item| item.seq).collect();
+            removed.extend(seqs.iter().filter_map(|seq| Some((*member, queue.remove(seq)?))));
+        }
+        let mut told = self.refuse_all(running, limits, removed.iter(), refuse);
+        let notice = Notice::Closed { sid: *sid, by: *by, signature: *signature };
+        let others =
+            group.members.iter().filter(|(member, (state, _))| *state != MemberState::Declined && *member != by);
+        let others: Vec<_> = others.filter_map(|(member, _)| announce.item(&notice, *member, now)).collect();
+        told.extend(self.tell_all(running, limits, others.into_iter()));
+        told.sort_unstable();
+        told.dedup();
+        Ok(Closing { chains, told })
+    }
+
+    fn expire_invitations(
+        &mut self,
+        running: &mut Running,
+        limits: QueueLimits,
+        (before, limit): (u64, usize),
+        now: u64,
+        announce: &Announce,
+    ) -> (usize, Vec<ClientId>) {
+        let old = self.conversations.iter().filter(|(_, group)| group.at < before);
+        let unanswered = old.flat_map(|(sid, group)| {
+            let invited = group.members.iter().filter(|(_, (state, _))| *state == MemberState::Invited);
+            invited.map(|(member, _)| (*sid, *member))
+        });
+        let expired: Vec<_> = unanswered.take(limit).collect();
+        let mut told = Vec::new();
+        for (sid, member) in &expired {
+            told.extend(self.change(running, limits, (sid, member), (MemberState::Expired, None), now, announce));
+        }
+        told.sort_unstable();
+        told.dedup();
+        (expired.len(), told)
+    }
+
+    /// Whether this chain is one of a conversation of several.
+    fn is_of_group(&self, route: &Route) -> bool {
+        let group = self.conversations.get(&route.sid);
+        group.is_some_and(|group| group.state(&route.sender).is_some() && group.state(&route.recipient).is_some())
     }
 
     /// What becomes of items that were removed undelivered waits for their senders, who are returned, each once.
@@ -399,7 +612,7 @@ impl State {
         refuse: &Refuse,
     ) -> Vec<ClientId> {
         let mut told = BTreeSet::new();
-        for (recipient, item) in items.filter(|(_, item)| item.kind != ItemKind::Receipt) {
+        for (recipient, item) in items.filter(|(_, item)| is_told_of(item)) {
             let Some(refusal) = refuse.refusal(recipient, item) else { continue };
             if self.put(running, limits, &refusal).is_ok() {
                 told.insert(refusal.recipient);
@@ -454,6 +667,17 @@ impl State {
         if !self.is_live(&new.sender) || !self.is_live(&new.recipient) {
             return Err(ChainError::Unknown);
         }
+        if new.sid != direct_sid(&new.sender, &new.recipient, 0) {
+            if self.tombstones.contains_key(&new.sid) {
+                return Err(ChainError::Closed);
+            }
+            let accepted = |group: &Group, client| group.state(client) == Some(MemberState::Accepted);
+            if let Some(group) = self.conversations.get(&new.sid)
+                && !(accepted(group, &new.sender) && accepted(group, &new.recipient))
+            {
+                return Err(ChainError::NotMember);
+            }
+        }
         let other = |held: &Route| held.chain == new.chain && (held.sender, held.sid) != (new.sender, new.sid);
         if self.chains.iter().any(other) {
             return Err(ChainError::InUse);
@@ -474,8 +698,8 @@ impl State {
     fn route(&self, chain: &ChainId) -> Option<ChainRoute> {
         let mut routes = self.chains.iter().filter(|route| route.chain == *chain).peekable();
         let first = routes.peek()?;
-        let (sender, sid) = (first.sender, first.sid);
-        Some(ChainRoute { sender, sid, recipients: routes.map(|route| route.recipient).collect() })
+        let (sender, sid, group) = (first.sender, first.sid, self.is_of_group(first));
+        Some(ChainRoute { sender, sid, group, recipients: routes.map(|route| route.recipient).collect() })
     }
 
     fn put(&mut self, running: &mut Running, limits: QueueLimits, new: &NewItem) -> Result<Put, PutError> {
@@ -484,9 +708,10 @@ impl State {
         }
         let queue = self.queues.entry(new.recipient).or_default();
         let is_receipt = |item: &Item| item.kind == ItemKind::Receipt;
+        let is_notice = new.kind == ItemKind::Notice;
         let (items, bytes) = queue
             .values()
-            .filter(|item| !is_receipt(item))
+            .filter(|item| !is_receipt(item) && item.kind != ItemKind::Notice)
             .fold((0_u64, 0_u64), |(items, bytes), item| (items + 1, bytes + len(&item.bytes)));
         let mut seq = None;
         if new.kind == ItemKind::Receipt {
@@ -499,9 +724,9 @@ impl State {
             let name = |item: &Item| (item.kind, item.chain, item.n);
             match queue.values().find(|item| name(item) == (new.kind, new.chain, new.n)) {
                 Some(same) if same.bytes == new.bytes => return Ok(Put::Repeat { seq: same.seq }),
-                Some(_) if new.kind == ItemKind::Envelope => return Err(PutError::Rewound),
+                Some(_) if !new.kind.is_replaced() => return Err(PutError::Rewound),
                 Some(same) => {
-                    if bytes - len(&same.bytes) + len(&new.bytes) > limits.bytes {
+                    if !is_notice && bytes - len(&same.bytes) + len(&new.bytes) > limits.bytes {
                         return Err(PutError::QueueFull);
                     }
                     // Nobody may have been given the one and say that he has the other.
@@ -509,7 +734,7 @@ impl State {
                     queue.remove(&former);
                     seq = Some(former).filter(|seq| running.given.get(&new.recipient).is_none_or(|given| given < seq));
                 }
-                None if items >= limits.items || bytes + len(&new.bytes) > limits.bytes => {
+                None if !is_notice && (items >= limits.items || bytes + len(&new.bytes) > limits.bytes) => {
                     return Err(PutError::QueueFull);
                 }
                 None => {}
@@ -525,6 +750,10 @@ impl State {
         *newest = seq.max(*newest);
         Ok(Put::Stored { seq })
     }
+}
+
+fn len_of(items: impl Iterator) -> u64 {
+    u64::try_from(items.count()).unwrap_or(u64::MAX)
 }
 
 fn len(bytes: &[u8]) -> u64 {
@@ -593,8 +822,14 @@ impl Store for MemoryStore {
         .await?
     }
 
-    async fn revoke(&self, id: &ClientId, _: u64, refuse: Refuse) -> Result<Option<Vec<ClientId>>, StoreError> {
-        self.update(|state, running| state.revoke(running, self.limits, id, &refuse)).await
+    async fn revoke(
+        &self,
+        id: &ClientId,
+        now: u64,
+        refuse: Refuse,
+        announce: Announce,
+    ) -> Result<Option<Vec<ClientId>>, StoreError> {
+        self.update(|state, running| state.revoke(running, self.limits, id, now, &refuse, &announce)).await
     }
 
     async fn rotate(&self, rotation: NewKey) -> Result<(), RotateError> {
@@ -665,6 +900,60 @@ impl Store for MemoryStore {
             ended
         })
         .await
+    }
+
+    async fn found(&self, founding: Founding) -> Result<Founded, FoundError> {
+        self.write(move |state, running| state.found(running, self.limits, &founding)).await?
+    }
+
+    async fn conversation(&self, sid: &ConversationId) -> Result<Option<Conversation>, StoreError> {
+        self.read(|state| {
+            if let Some((at, by)) = state.tombstones.get(sid) {
+                return Some(Conversation::Closed { at: *at, by: *by });
+            }
+            let group = state.conversations.get(sid)?;
+            let members = group.members.iter();
+            let member = |(client, (state, signature)): (&ClientId, &(MemberState, Option<MemberSignature>))| Member {
+                client: *client,
+                state: *state,
+                signature: *signature,
+            };
+            Some(Conversation::Open {
+                creator: group.creator,
+                creator_only: group.creator_only,
+                at: group.at,
+                members: members.map(member).collect(),
+            })
+        })
+        .await
+    }
+
+    async fn answer(&self, answer: MemberAnswer, announce: Announce) -> Result<Vec<ClientId>, AnswerError> {
+        self.write(move |state, running| state.answer(running, self.limits, &answer, &announce)).await?
+    }
+
+    async fn close(
+        &self,
+        sid: &ConversationId,
+        by: &ClientId,
+        signature: &MemberSignature,
+        now: u64,
+        refuse: Refuse,
+        announce: Announce,
+    ) -> Result<Closing, CloseError> {
+        let word = (sid, by, signature);
+        self.write(move |state, running| state.close(running, self.limits, word, now, &refuse, &announce)).await?
+    }
+
+    async fn expire_invitations(
+        &self,
+        before: u64,
+        limit: usize,
+        now: u64,
+        announce: Announce,
+    ) -> Result<(usize, Vec<ClientId>), StoreError> {
+        let which = (before, limit);
+        self.update(move |state, running| state.expire_invitations(running, self.limits, which, now, &announce)).await
     }
 
     async fn register_chain(
@@ -787,7 +1076,8 @@ impl Store for MemoryStore {
         self.update(move |state, running| {
             let mut expired = Vec::new();
             for (recipient, queue) in &mut state.queues {
-                let old = queue.values().filter(|item| item.at < before).take(limit.saturating_sub(expired.len()));
+                let old = queue.values().filter(|item| item.at < before && item.kind != ItemKind::Notice);
+                let old = old.take(limit.saturating_sub(expired.len()));
                 let old: Vec<_> = old.map(|item| item.seq).collect();
                 expired.extend(old.iter().filter_map(|seq| Some((*recipient, queue.remove(seq)?))));
             }

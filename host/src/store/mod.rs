@@ -16,6 +16,7 @@ use crate::name::{Name, Pattern};
 
 #[cfg(test)]
 mod conformance;
+mod conversation;
 pub mod home;
 pub mod inspect;
 pub mod memory;
@@ -23,6 +24,10 @@ mod queue;
 pub(crate) mod snapshot;
 mod sqlite;
 
+pub use conversation::{
+    Announce, AnswerError, CloseError, Closing, Conversation, FoundError, Founded, Founding, Invitation,
+    MAX_CONVERSATIONS, MAX_INVITATIONS, Member, MemberAnswer, MemberSignature, MemberState, Notice,
+};
 pub use queue::{Item, ItemKind, NewItem, Put, PutError, QueueLimits, Refuse, Waiting};
 pub use sqlite::SqliteStore;
 
@@ -94,13 +99,20 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn enrol_all(&self, batch: Vec<Enrolment>) -> Result<Vec<Enrolled>, RefusedEntry>;
 
     /// Ends a client for good: its bundle, channels, chain routes and queue go, its id and key are never admitted again,
-    /// its name is free for a new key. What `refuse` makes of its queue waits for the senders from then on.
+    /// its name is free for a new key. What `refuse` makes of its queue waits for the senders from then on, and in its
+    /// conversations the creator and those who accepted are told by `announce`.
     ///
-    /// Returns these senders, each once; `None` if there is no such client or it was revoked before.
+    /// Returns all of these, each once; `None` if there is no such client or it was revoked before.
     ///
     /// # Errors
     /// [`StoreError`].
-    async fn revoke(&self, id: &ClientId, now: u64, refuse: Refuse) -> Result<Option<Vec<ClientId>>, StoreError>;
+    async fn revoke(
+        &self,
+        id: &ClientId,
+        now: u64,
+        refuse: Refuse,
+        announce: Announce,
+    ) -> Result<Option<Vec<ClientId>>, StoreError>;
 
     /// Replaces a client's identity key and bundle, and keeps the step for [`Store::successor`]. Its channels and chain
     /// routes go, its queue stays; the former key is never admitted again. The same rotation again is fine and changes
@@ -165,8 +177,63 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`StoreError`].
     async fn end_tokens(&self, which: Tokens, now: u64) -> Result<u64, StoreError>;
 
+    /// Opens a conversation and invites its members, whose invitations wait from then on. The same founding again is a
+    /// [`Founded::Repeat`]. An id that a conversation or a chain has or a closed conversation had is refused.
+    ///
+    /// # Errors
+    /// [`FoundError`].
+    async fn found(&self, founding: Founding) -> Result<Founded, FoundError>;
+
+    /// What is known of a conversation of several.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn conversation(&self, sid: &ConversationId) -> Result<Option<Conversation>, StoreError>;
+
+    /// Notes a member's answer. The others who accepted are told by `announce`, and whoever accepts for the first time is
+    /// told of all who did before and signed that. The same again changes nothing; an acceptance under another signature
+    /// takes the place of the former.
+    ///
+    /// Returns for whom something waits now, each once.
+    ///
+    /// # Errors
+    /// [`AnswerError`].
+    async fn answer(&self, answer: MemberAnswer, announce: Announce) -> Result<Vec<ClientId>, AnswerError>;
+
+    /// Closes a conversation for good, on the word of a member who accepted. Its members, its routes and what of it waits
+    /// go, and what `refuse` makes of that waits for the senders; everybody who did not decline, but `by`, is told by
+    /// `announce`.
+    ///
+    /// # Errors
+    /// [`CloseError`].
+    async fn close(
+        &self,
+        sid: &ConversationId,
+        by: &ClientId,
+        signature: &MemberSignature,
+        now: u64,
+        refuse: Refuse,
+        announce: Announce,
+    ) -> Result<Closing, CloseError>;
+
+    /// Ends at most `limit` unanswered invitations from before `before`, tells those who accepted by `announce`, and
+    /// returns how many invitations that were and for whom something waits now; with fewer than `limit`, no more are left.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn expire_invitations(
+        &self,
+        before: u64,
+        limit: usize,
+        now: u64,
+        announce: Announce,
+    ) -> Result<(usize, Vec<ClientId>), StoreError>;
+
     /// Notes that `chain` is `sender`'s in the conversation `sid`, and that `recipient` has its wrap. The same again is
     /// fine. Of more than [`MAX_ROUTES`] routes from one sender to one recipient the oldest goes.
+    ///
+    /// In a conversation that was founded both must have accepted. What the two have between themselves alone needs none:
+    /// its id is theirs, whoever founds something under it.
     ///
     /// # Errors
     /// [`ChainError`].
@@ -218,8 +285,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     ///
     /// An envelope that waits already is a repeat if its bytes are the same, and is refused as rewound if not; neither
     /// sender nor time nor wanted receipts count. Of wraps of one name the latest waits: in the place of the former, or
-    /// behind everything else if the former may have been given to the recipient by [`Store::queue`]. Receipts are never
-    /// refused for want of room: the oldest goes.
+    /// behind everything else if the former may have been given to the recipient by [`Store::queue`]; of notices as well.
+    /// Receipts are never refused for want of room: the oldest goes. Nor are notices: all of them wait.
     ///
     /// # Errors
     /// [`StoreError`], for all of them; [`PutError`] for one.
@@ -260,7 +327,7 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Removes at most `limit` items that were accepted before `before`, and returns them with their recipients; with
     /// fewer than `limit`, no more are left. What `refuse` makes of them waits for the senders from then on. Receipts go
-    /// as well: they are returned, and refused to nobody.
+    /// as well: they are returned, and refused to nobody. Notices stay.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -414,6 +481,8 @@ pub struct ChainRoute {
     pub sender: ClientId,
     /// The conversation that it belongs to.
     pub sid: ConversationId,
+    /// Whether that was founded: then receipts say whose word they are.
+    pub group: bool,
     /// Who has a wrap of it, in the order in which they got it.
     pub recipients: Vec<ClientId>,
 }
@@ -551,9 +620,15 @@ pub enum RotateError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChainError {
+    /// The conversation was closed.
+    #[error("the conversation was closed")]
+    Closed,
     /// The id is another sender's, or the same sender's in another conversation.
     #[error("the chain id is in use")]
     InUse,
+    /// Sender or recipient has not accepted the conversation.
+    #[error("sender or recipient takes no part in the conversation")]
+    NotMember,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

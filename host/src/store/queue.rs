@@ -1,8 +1,8 @@
-//! What waits for clients: one durable queue per recipient, with messages, wraps and receipts in one order.
+//! What waits for clients: one durable queue per recipient, with messages, wraps, receipts and notices in one order.
 //!
 //! Numbers ([`Item::seq`]) ascend over the whole store and are never given twice, with gaps; so that whoever has
 //! everything up to a number can say so in one word: nothing shows up later below a number that was read, whoever stored
-//! it. Only the recipient's word, age and revocation remove anything.
+//! it. Only the recipient's word, age, revocation and the closing of a conversation remove anything.
 
 use core::fmt;
 use std::sync::Arc;
@@ -18,6 +18,27 @@ pub enum ItemKind {
     Wrap,
     /// A receipt for a sender.
     Receipt,
+    /// What the members of a conversation are told.
+    Notice,
+    /// A sealed message in a conversation of several: its receipts say whose word they are.
+    GroupEnvelope,
+}
+
+impl ItemKind {
+    /// The kind of a sealed message.
+    pub const fn envelope(group: bool) -> Self {
+        if group { Self::GroupEnvelope } else { Self::Envelope }
+    }
+
+    /// Whether it is a sealed message.
+    pub const fn is_envelope(self) -> bool {
+        matches!(self, Self::Envelope | Self::GroupEnvelope)
+    }
+
+    /// Whether the latest of one name waits, and not the first.
+    pub(super) const fn is_replaced(self) -> bool {
+        matches!(self, Self::Wrap | Self::Notice)
+    }
 }
 
 /// Something that is to wait for a client.
@@ -116,11 +137,13 @@ pub struct QueueLimits {
     pub bytes: u64,
     /// Receipts; the oldest goes.
     pub receipts: u64,
+    /// Notices; with as many the client is not invited to another conversation, but told of those that there are.
+    pub notices: u64,
 }
 
 impl Default for QueueLimits {
     fn default() -> Self {
-        Self { items: 10_000, bytes: 64 << 20, receipts: 10_000 }
+        Self { items: 10_000, bytes: 64 << 20, receipts: 10_000, notices: 10_000 }
     }
 }
 

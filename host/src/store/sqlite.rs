@@ -29,14 +29,16 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use super::{
-    BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord,
-    ConversationId, EnrolError, Enrolled, Enrolment, Item, MAX_ROUTES, Meta, NewItem, NewKey, PublishError, Put,
-    PutError, QueueLimits, Refuse, RefusedEntry, RotateError, Store, StoreError, Successor, Token, TokenError, TokenId,
-    TokenRefusal, Tokens, Waiting,
+    Announce, AnswerError, BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord,
+    ClientId, ClientRecord, CloseError, Closing, Conversation, ConversationId, EnrolError, Enrolled, Enrolment,
+    FoundError, Founded, Founding, Item, MAX_ROUTES, MemberAnswer, MemberSignature, Meta, NewItem, NewKey,
+    PublishError, Put, PutError, QueueLimits, Refuse, RefusedEntry, RotateError, Store, StoreError, Successor, Token,
+    TokenError, TokenId, TokenRefusal, Tokens, Waiting,
 };
 use crate::metrics::{StoreHealth, WriterMetrics};
 use crate::name::{Name, Pattern};
 
+mod conversation;
 mod parcel;
 mod queue;
 pub(super) mod sums;
@@ -60,7 +62,7 @@ const TOKEN_MEMORY: u64 = 30 * 24 * 60 * 60;
 /// "OSSI": tells our files from any other SQLite file.
 const APPLICATION_ID: i32 = 0x4f53_5349;
 /// Version of the tables. A newer one is refused, an older one is brought up to date.
-const SCHEMA_VERSION: i32 = 5;
+const SCHEMA_VERSION: i32 = 6;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (
@@ -421,7 +423,13 @@ impl Store for SqliteStore {
         .await?
     }
 
-    async fn revoke(&self, id: &ClientId, now: u64, refuse: Refuse) -> Result<Option<Vec<ClientId>>, StoreError> {
+    async fn revoke(
+        &self,
+        id: &ClientId,
+        now: u64,
+        refuse: Refuse,
+        announce: Announce,
+    ) -> Result<Option<Vec<ClientId>>, StoreError> {
         let id = *id;
         self.update_queues(Nature::ALONE, move |db, ledger| {
             let revoked = db
@@ -430,7 +438,9 @@ impl Store for SqliteStore {
             db.prepare_cached("DELETE FROM bundle WHERE client = ?")?.execute([id])?;
             db.prepare_cached("DELETE FROM channel WHERE client = ?")?.execute([id])?;
             db.prepare_cached("DELETE FROM chain WHERE sender = ?1 OR recipient = ?1")?.execute([id])?;
-            let told = queue::end(db, ledger, &id, &refuse)?;
+            let mut told = queue::end(db, ledger, &id, &refuse)?;
+            told.extend(conversation::revoke(db, &id, now, &announce)?);
+            let told = conversation::tell(db, ledger, &told)?;
             Ok((revoked > 0).then_some(told))
         })
         .await
@@ -552,6 +562,47 @@ impl Store for SqliteStore {
         .await
     }
 
+    async fn found(&self, founding: Founding) -> Result<Founded, FoundError> {
+        self.submit(Nature::ALONE, move |db, ledger| conversation::found(db, ledger, &founding)).await?
+    }
+
+    async fn conversation(&self, sid: &ConversationId) -> Result<Option<Conversation>, StoreError> {
+        let sid = *sid;
+        self.read(move |db| conversation::look_up(db, &sid)).await
+    }
+
+    async fn answer(&self, answer: MemberAnswer, announce: Announce) -> Result<Vec<ClientId>, AnswerError> {
+        self.submit(Nature::ALONE, move |db, ledger| conversation::answer(db, ledger, &answer, &announce)).await?
+    }
+
+    async fn close(
+        &self,
+        sid: &ConversationId,
+        by: &ClientId,
+        signature: &MemberSignature,
+        now: u64,
+        refuse: Refuse,
+        announce: Announce,
+    ) -> Result<Closing, CloseError> {
+        let (sid, by, signature) = (*sid, *by, *signature);
+        self.submit(Nature::ALONE, move |db, ledger| {
+            conversation::close(db, ledger, (&sid, &by, &signature), now, &refuse, &announce)
+        })
+        .await?
+    }
+
+    async fn expire_invitations(
+        &self,
+        before: u64,
+        limit: usize,
+        now: u64,
+        announce: Announce,
+    ) -> Result<(usize, Vec<ClientId>), StoreError> {
+        let nature = Nature { weight: limit.min(MAX_BATCH), ..Nature::ALONE };
+        self.update_queues(nature, move |db, ledger| conversation::expire(db, ledger, (before, limit), now, &announce))
+            .await
+    }
+
     async fn register_chain(
         &self,
         chain: &ChainId,
@@ -573,8 +624,9 @@ impl Store for SqliteStore {
                 match &mut route {
                     Some(route) => route.recipients.push(row.get(2)?),
                     None => {
-                        route =
-                            Some(ChainRoute { sender: row.get(0)?, sid: row.get(1)?, recipients: vec![row.get(2)?] });
+                        let (sender, sid, recipient) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                        let group = conversation::is_of_group(db, &sender, &sid, &recipient)?;
+                        route = Some(ChainRoute { sender, sid, group, recipients: vec![recipient] });
                     }
                 }
             }
@@ -864,6 +916,7 @@ fn register_chain(
     if !is_live(db, sender)? || !is_live(db, recipient)? {
         return Err(Fault::Refused(ChainError::Unknown));
     }
+    conversation::admit_chain(db, sender, sid, recipient)?;
     let other = db
         .prepare_cached("SELECT 1 FROM chain WHERE id = ? AND (sender <> ? OR sid <> ?)")?
         .exists(params![chain, sender, sid])?;
@@ -1404,7 +1457,8 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         transaction.execute_batch(ROTATION)?;
         transaction.execute_batch(queue::SEQUENCE)?;
         transaction.execute_batch(parcel::TABLES)?;
-        sums::add(&transaction)?;
+        transaction.execute_batch(conversation::TABLES)?;
+        sums::add(&transaction, 0)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         transaction.execute(
@@ -1424,7 +1478,10 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         if version < 4 {
             transaction.execute_batch(parcel::TABLES)?;
         }
-        sums::add(&transaction)?;
+        if version < 6 {
+            transaction.execute_batch(conversation::TABLES)?;
+        }
+        sums::add(&transaction, version)?;
         if version == 3 {
             parcel::migrate(&transaction)?;
         }

@@ -203,7 +203,7 @@ pub(crate) async fn of_wraps_the_latest_waits(backend: &impl Backend) {
 }
 
 pub(crate) async fn full_queues_refuse_and_take_again(backend: &impl Backend) {
-    let store = with_three(backend, QueueLimits { items: 3, bytes: 1000, receipts: 2 }).await;
+    let store = with_three(backend, QueueLimits { items: 3, bytes: 1000, receipts: 2, ..QueueLimits::default() }).await;
     let seqs = stored(&store, vec![item(2, 1, 0), wrap(2, 1, 0, b"wrap"), item(2, 1, 1)]).await;
     assert_eq!(put_one(&store, item(2, 1, 2)).await, Err(PutError::QueueFull));
     assert_eq!(put_one(&store, wrap(2, 1, 9, b"other")).await, Err(PutError::QueueFull));
@@ -226,25 +226,25 @@ pub(crate) async fn full_queues_refuse_and_take_again(backend: &impl Backend) {
     assert_eq!(put_one(&store, sized(1, 1)).await, Err(PutError::QueueFull));
     stored(&store, vec![sized(2, 0), receipt(1, 0)]).await;
     drop(store);
-    let store = backend.open_with(QueueLimits { items: 3, bytes: 1000, receipts: 2 }).await;
+    let store = backend.open_with(QueueLimits { items: 3, bytes: 1000, receipts: 2, ..QueueLimits::default() }).await;
     assert_eq!(put_one(&store, item(2, 1, 3)).await, Err(PutError::QueueFull), "also after a new start");
     assert_eq!((queue(&store, 1).await.len(), queue(&store, 2).await.len()), (4, 4));
 }
 
 pub(crate) async fn the_oldest_receipts_go(backend: &impl Backend) {
-    let store = with_three(backend, QueueLimits { items: 1, bytes: 1000, receipts: 3 }).await;
+    let store = with_three(backend, QueueLimits { items: 1, bytes: 1000, receipts: 3, ..QueueLimits::default() }).await;
     let mut seqs = stored(&store, vec![receipt(1, 0), item(1, 2, 0), receipt(1, 1), receipt(1, 1)]).await;
     seqs.extend(stored(&store, vec![receipt(1, 2), receipt(1, 3)]).await);
     assert_eq!(numbers(&store, 1).await, [seqs[1], seqs[3], seqs[4], seqs[5]]);
     drop(store);
-    let store = backend.open_with(QueueLimits { items: 1, bytes: 1000, receipts: 1 }).await;
+    let store = backend.open_with(QueueLimits { items: 1, bytes: 1000, receipts: 1, ..QueueLimits::default() }).await;
     let last = stored(&store, vec![receipt(1, 4)]).await[0];
     assert_eq!(numbers(&store, 1).await, [seqs[1], last], "a lower bound holds from the next on");
 }
 
 pub(crate) async fn each_item_is_decided_by_itself(backend: &impl Backend) {
     let store = with_three(backend, QueueLimits { items: 2, ..QueueLimits::default() }).await;
-    store.revoke(&id(3), NOW, Refuse::silently()).await.unwrap();
+    store.revoke(&id(3), NOW, Refuse::silently(), announce()).await.unwrap();
     let rewound = NewItem { bytes: (*b"other").into(), ..item(2, 1, 0) };
     let batch =
         vec![item(2, 1, 0), item(77, 1, 0), rewound, item(3, 1, 0), item(2, 1, 1), item(2, 1, 2), item(1, 1, 0)];
@@ -307,10 +307,10 @@ pub(crate) async fn the_queue_of_a_revoked_client_is_refused_to_its_senders(back
     let items = vec![item(2, 1, 0), wrap(2, 1, 0, b"wrap"), item(2, 3, 4), item(2, 1, 1), item(2, 2, 9), receipt(2, 1)];
     stored(&store, items).await;
     let carols = stored(&store, vec![item(3, 2, 0)]).await;
-    let mut told = store.revoke(&id(2), NOW, refuse()).await.unwrap().unwrap();
+    let mut told = store.revoke(&id(2), NOW, refuse(), announce()).await.unwrap().unwrap();
     told.sort_unstable();
     assert_eq!(told, [id(1), id(3)]);
-    assert_eq!(store.revoke(&id(2), NOW, refuse()).await, Ok(None));
+    assert_eq!(store.revoke(&id(2), NOW, refuse(), announce()).await, Ok(None));
     assert_eq!(queue(&store, 2).await, []);
     drop(store);
     let store = backend.open().await;
@@ -426,7 +426,7 @@ impl Dice {
 }
 
 pub(crate) async fn any_order_of_operations_comes_to_what_a_list_comes_to(backend: &impl Backend) {
-    const LIMITS: QueueLimits = QueueLimits { items: 60, bytes: 300_000, receipts: 20 };
+    const LIMITS: QueueLimits = QueueLimits { items: 60, bytes: 300_000, receipts: 20, notices: 20 };
     let mut dice = Dice(7);
     let mut store = with_three(backend, LIMITS).await;
     let mut lists: [Vec<(u64, NewItem)>; 3] = Default::default();

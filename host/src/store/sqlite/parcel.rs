@@ -79,6 +79,8 @@ impl Head {
                 [0] => ItemKind::Envelope,
                 [1] => ItemKind::Wrap,
                 [2] => ItemKind::Receipt,
+                [3] => ItemKind::Notice,
+                [4] => ItemKind::GroupEnvelope,
                 _ => return None,
             },
             wanted: u8::from_be_bytes(take(head)?),
@@ -95,13 +97,24 @@ const fn code(kind: ItemKind) -> u8 {
         ItemKind::Envelope => 0,
         ItemKind::Wrap => 1,
         ItemKind::Receipt => 2,
+        ItemKind::Notice => 3,
+        ItemKind::GroupEnvelope => 4,
+    }
+}
+
+/// Where the highest number of this kind on a chain is remembered. A chain has messages of one kind.
+const fn place(kind: ItemKind) -> Option<usize> {
+    match kind {
+        ItemKind::Envelope | ItemKind::GroupEnvelope => Some(0),
+        ItemKind::Wrap | ItemKind::Notice => Some(1),
+        ItemKind::Receipt => None,
     }
 }
 
 /// What is known of an item without a look at the disk.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
-    chain: ChainId,
+    pub(super) chain: ChainId,
     pub(super) at: u64,
     n: u32,
     len: u32,
@@ -181,17 +194,15 @@ impl Parcel {
 struct Line {
     /// By ascending numbers.
     parcels: VecDeque<Parcel>,
-    /// Of chains with items here: no envelope, and no wrap, has a higher number. Some of it may be gone by now.
+    /// Of chains with items here: no envelope, and no wrap or notice, has a higher number. Some of it may be gone by now.
     highest: HashMap<ChainId, [Option<u32>; 2]>,
     items: usize,
 }
 
 impl Line {
     fn note(&mut self, entry: &Entry) {
-        if entry.kind == ItemKind::Receipt {
-            return;
-        }
-        if let Some(place) = self.highest.entry(entry.chain).or_default().get_mut(usize::from(code(entry.kind))) {
+        let Some(place) = place(entry.kind) else { return };
+        if let Some(place) = self.highest.entry(entry.chain).or_default().get_mut(place) {
             *place = (*place).max(Some(entry.n));
         }
     }
@@ -323,7 +334,7 @@ impl Index {
     pub(super) fn may_hold(&self, item: &NewItem) -> bool {
         let lines = self.lock();
         let highest = lines.get(&item.recipient).and_then(|line| line.highest.get(&item.chain));
-        highest.and_then(|highest| highest.get(usize::from(code(item.kind)))?.as_ref()).is_some_and(|n| *n >= item.n)
+        highest.and_then(|highest| highest.get(place(item.kind)?)?.as_ref()).is_some_and(|n| *n >= item.n)
     }
 
     /// Notes the name of an item that is going to be added.
@@ -370,12 +381,11 @@ impl Index {
         self.with(recipient, first, |parcel| parcel.live().map(|(seq, _)| seq).collect()).unwrap_or_default()
     }
 
-    /// The numbers of what waits in this parcel and was accepted before `before`.
-    pub(super) fn older_than(&self, recipient: &ClientId, first: u64, before: u64) -> Vec<u64> {
-        let old = |parcel: &Parcel| {
-            parcel.live().filter(|(_, entry)| entry.at < before).map(|(seq, _)| seq).collect::<Vec<_>>()
-        };
-        self.with(recipient, first, old).unwrap_or_default()
+    /// The numbers of what waits in this parcel and is one of these.
+    pub(super) fn which(&self, recipient: &ClientId, first: u64, of: impl Fn(&Entry) -> bool) -> Vec<u64> {
+        let those =
+            |parcel: &Parcel| parcel.live().filter(|(_, entry)| of(entry)).map(|(seq, _)| seq).collect::<Vec<_>>();
+        self.with(recipient, first, those).unwrap_or_default()
     }
 
     fn with<T>(&self, recipient: &ClientId, seq: u64, of: impl FnOnce(&Parcel) -> T) -> Option<T> {

@@ -3,11 +3,12 @@
 //! How much waits for whom is counted in memory ([`Ledger`]), from the tables at the start, and then by the writer alone,
 //! once its transaction stands.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
+use super::super::conversation::is_told_of;
 use super::super::{ClientId, Item, ItemKind, NewItem, Put, PutError, QueueLimits, Refuse, Waiting};
 use super::parcel::{self, Entry, Index, Rows, Undo};
 use super::{count, is_live, time, to_time};
@@ -32,8 +33,10 @@ struct Count {
     bytes: u64,
     receipts: u64,
     receipt_bytes: u64,
+    notices: u64,
+    notice_bytes: u64,
     newest: u64,
-    /// Nothing that waits was accepted before.
+    /// Nothing that waits and grows too old was accepted before.
     oldest: u64,
     /// The client was revoked.
     ended: bool,
@@ -41,7 +44,17 @@ struct Count {
 
 impl Default for Count {
     fn default() -> Self {
-        Self { items: 0, bytes: 0, receipts: 0, receipt_bytes: 0, newest: 0, oldest: u64::MAX, ended: false }
+        Self {
+            items: 0,
+            bytes: 0,
+            receipts: 0,
+            receipt_bytes: 0,
+            notices: 0,
+            notice_bytes: 0,
+            newest: 0,
+            oldest: u64::MAX,
+            ended: false,
+        }
     }
 }
 
@@ -60,14 +73,29 @@ impl Count {
 
     const fn of(&mut self, kind: ItemKind) -> (&mut u64, &mut u64) {
         match kind {
-            ItemKind::Envelope | ItemKind::Wrap => (&mut self.items, &mut self.bytes),
+            ItemKind::Envelope | ItemKind::GroupEnvelope | ItemKind::Wrap => (&mut self.items, &mut self.bytes),
             ItemKind::Receipt => (&mut self.receipts, &mut self.receipt_bytes),
+            ItemKind::Notice => (&mut self.notices, &mut self.notice_bytes),
         }
     }
 
-    const fn is_empty(&self) -> bool {
-        self.items == 0 && self.receipts == 0
+    fn note_age(&mut self, kind: ItemKind, at: u64) {
+        if grows_too_old(kind) {
+            self.oldest = self.oldest.min(at);
+        }
     }
+
+    /// All that waits, of all kinds: how much, and how many bytes.
+    const fn all(&self) -> (u64, u64) {
+        (
+            self.items.saturating_add(self.receipts).saturating_add(self.notices),
+            self.bytes.saturating_add(self.receipt_bytes).saturating_add(self.notice_bytes),
+        )
+    }
+}
+
+fn grows_too_old(kind: ItemKind) -> bool {
+    kind != ItemKind::Notice
 }
 
 /// The first number that is not set aside.
@@ -87,27 +115,24 @@ impl Counts {
             let count = counts.entry(*client).or_default();
             count.add(entry.kind, entry.bytes());
             count.newest = count.newest.max(seq);
-            count.oldest = count.oldest.min(entry.at);
+            count.note_age(entry.kind, entry.at);
         });
         Self(Mutex::new(counts))
     }
 
     pub(super) fn waiting(&self, recipient: &ClientId) -> Waiting {
         let count = self.lock().get(recipient).copied().unwrap_or_default();
-        Waiting {
-            items: count.items.saturating_add(count.receipts),
-            bytes: count.bytes.saturating_add(count.receipt_bytes),
-            newest: count.newest,
-        }
+        let (items, bytes) = count.all();
+        Waiting { items, bytes, newest: count.newest }
     }
 
     /// For how many clients something waits, and how much for all of them.
     pub(super) fn all(&self) -> (u64, Waiting) {
         let (mut clients, mut all) = (0, Waiting::default());
-        for count in self.lock().values().filter(|count| count.items + count.receipts > 0) {
+        for (items, bytes) in self.lock().values().map(Count::all).filter(|(items, _)| *items > 0) {
             clients += 1;
-            all.items = all.items.saturating_add(count.items).saturating_add(count.receipts);
-            all.bytes = all.bytes.saturating_add(count.bytes).saturating_add(count.receipt_bytes);
+            all.items = all.items.saturating_add(items);
+            all.bytes = all.bytes.saturating_add(bytes);
         }
         (clients, all)
     }
@@ -235,6 +260,13 @@ impl<'s> Ledger<'s> {
         Ok(seq)
     }
 
+    /// Whether so many notices wait for the client that it is not invited to anything more. It counts nothing.
+    pub(super) fn is_full_of_notices(&self, client: &ClientId) -> bool {
+        let changed = self.changed.get(client).copied();
+        let count = changed.or_else(|| self.counts.lock().get(client).copied()).unwrap_or_default();
+        count.notices >= self.limits.notices
+    }
+
     /// Whether nobody was given the item of this number, nor is before the transaction stands.
     fn is_untold(&mut self, recipient: &ClientId, seq: u64) -> bool {
         let given = self.given;
@@ -245,7 +277,7 @@ impl<'s> Ledger<'s> {
     /// Who has something that was accepted before `before`.
     fn with_older_than(&self, before: u64) -> Vec<ClientId> {
         let counts = self.counts.lock();
-        let old = |count: &Count| !count.ended && !count.is_empty() && count.oldest < before;
+        let old = |count: &Count| !count.ended && count.all().0 > 0 && count.oldest < before;
         let unchanged = counts.iter().filter(|(client, count)| old(count) && !self.changed.contains_key(*client));
         let changed = self.changed.iter().filter(|(_, count)| old(count));
         unchanged.chain(changed).map(|(client, _)| *client).collect()
@@ -309,7 +341,8 @@ impl Counter {
                     return self.decide_again(db, ledger, item, seq, &entry);
                 }
             }
-            if held.items >= limits.items || held.bytes.saturating_add(bytes) > limits.bytes {
+            let full = held.items >= limits.items || held.bytes.saturating_add(bytes) > limits.bytes;
+            if full && item.kind != ItemKind::Notice {
                 return Ok(Err(PutError::QueueFull));
             }
         }
@@ -332,14 +365,15 @@ impl Counter {
         if same.first().is_some_and(|same| same.bytes == item.bytes) {
             return Ok(Ok(Put::Repeat { seq }));
         }
-        if item.kind != ItemKind::Wrap {
+        if !item.kind.is_replaced() {
             return Ok(Err(PutError::Rewound));
         }
         let (limit, bytes) = (ledger.limits.bytes, count(item.bytes.len()));
         let Some(held) = ledger.count(db, &item.recipient)? else {
             return Ok(Err(PutError::UnknownRecipient));
         };
-        if held.bytes.saturating_sub(entry.bytes()).saturating_add(bytes) > limit {
+        let full = held.bytes.saturating_sub(entry.bytes()).saturating_add(bytes) > limit;
+        if full && item.kind != ItemKind::Notice {
             return Ok(Err(PutError::QueueFull));
         }
         if ledger.is_untold(&item.recipient, seq) {
@@ -348,7 +382,7 @@ impl Counter {
             if let Some(held) = ledger.count(db, &item.recipient)? {
                 held.take(item.kind, 1, entry.bytes());
                 held.add(item.kind, bytes);
-                held.oldest = held.oldest.min(item.at);
+                held.note_age(item.kind, item.at);
             }
             return Ok(Ok(Put::Stored { seq }));
         }
@@ -366,7 +400,7 @@ impl Counter {
         ledger.index.note(item);
         if let Some(held) = ledger.count(db, &item.recipient)? {
             held.add(item.kind, count(item.bytes.len()));
-            held.oldest = held.oldest.min(item.at);
+            held.note_age(item.kind, item.at);
         }
         let place = *self.places.entry(item.recipient).or_insert(self.open.len());
         if place == self.open.len() {
@@ -491,6 +525,26 @@ pub(super) fn acknowledge(
     up_to_here.map(|first| take(db, ledger, recipient, first, |seq| seq <= up_to)).sum()
 }
 
+/// Takes away what of the recipient's queue `goes`, and returns it.
+pub(super) fn withdraw(
+    db: &Connection,
+    ledger: &mut Ledger<'_>,
+    recipient: &ClientId,
+    goes: impl Fn(&Entry) -> bool,
+) -> rusqlite::Result<Vec<Item>> {
+    let mut withdrawn = Vec::new();
+    for first in ledger.index.parcels(recipient) {
+        let seqs = ledger.index.which(recipient, first, &goes);
+        if seqs.is_empty() {
+            continue;
+        }
+        let going = |seq: u64| seqs.binary_search(&seq).is_ok();
+        withdrawn.extend(parcel::read(db, first, going)?);
+        take(db, ledger, recipient, first, going)?;
+    }
+    Ok(withdrawn)
+}
+
 /// Reads a queue, and notes what of it was given out.
 pub(super) fn read(
     db: &Connection,
@@ -510,31 +564,24 @@ pub(super) fn read(
     Ok(items)
 }
 
-/// Removes the queue of a client that was revoked, and returns the senders that are told so.
+/// Removes the queue of a client that was revoked, and returns what its senders are to be told.
 pub(super) fn end(
     db: &Connection,
     ledger: &mut Ledger<'_>,
     client: &ClientId,
     refuse: &Refuse,
-) -> rusqlite::Result<Vec<ClientId>> {
+) -> rusqlite::Result<Vec<NewItem>> {
     ledger.touched = true;
     let mut refusals = Vec::new();
     for first in ledger.index.parcels(client) {
         let live = ledger.index.live(client, first);
         let items = parcel::read(db, first, |seq| live.binary_search(&seq).is_ok())?;
-        let told = items.iter().filter(|item| item.kind != ItemKind::Receipt);
+        let told = items.iter().filter(|item| is_told_of(item));
         refusals.extend(told.filter_map(|item| refuse.refusal(client, item)));
         take(db, ledger, client, first, |_| true)?;
     }
     ledger.changed.insert(*client, Count { ended: true, ..Count::default() });
-    let mut told = HashSet::new();
-    let recipients: Vec<_> = refusals.iter().map(|refusal| refusal.recipient).collect();
-    for (put, recipient) in put(db, ledger, &refusals)?.into_iter().zip(recipients) {
-        if put.is_ok() {
-            told.insert(recipient);
-        }
-    }
-    Ok(told.into_iter().collect())
+    Ok(refusals)
 }
 
 pub(super) fn expire(
@@ -551,7 +598,7 @@ pub(super) fn expire(
             break;
         }
         for first in ledger.index.parcels(&client) {
-            let mut old = ledger.index.older_than(&client, first, before);
+            let mut old = ledger.index.which(&client, first, |entry| grows_too_old(entry.kind) && entry.at < before);
             old.truncate(room);
             if old.is_empty() {
                 continue;
@@ -567,7 +614,7 @@ pub(super) fn expire(
         if room > 0 {
             let mut oldest = u64::MAX;
             ledger.index.find(&client, |_, entry| {
-                oldest = oldest.min(entry.at);
+                oldest = if grows_too_old(entry.kind) { oldest.min(entry.at) } else { oldest };
                 None::<()>
             });
             if let Some(held) = ledger.count(db, &client)? {
@@ -575,7 +622,7 @@ pub(super) fn expire(
             }
         }
     }
-    let told = expired.iter().filter(|(_, item)| item.kind != ItemKind::Receipt);
+    let told = expired.iter().filter(|(_, item)| is_told_of(item));
     let refusals: Vec<_> = told.filter_map(|(client, item)| refuse.refusal(client, item)).collect();
     // Whoever was revoked meanwhile need not know.
     let _ = put(db, ledger, &refusals)?;

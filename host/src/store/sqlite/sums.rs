@@ -13,16 +13,20 @@ use rusqlite::{Connection, ffi};
 /// The name of the function for SQL: `ossicle_sum(value, ...)`.
 const NAME: &str = "ossicle_sum";
 
-/// The tables that triggers keep the sums of: their keys, and what else of them is summed.
-const TABLES: [(&str, &str, &str); 7] = [
-    ("meta", "only", "server_id, store_epoch"),
-    ("sequence", "only", "reserved"),
+/// The tables that triggers keep the sums of: since which version there are such tables with sums, their keys, and what else
+/// of them is summed.
+const TABLES: [(i32, &str, &str, &str); 10] = [
+    (5, "meta", "only", "server_id, store_epoch"),
+    (5, "sequence", "only", "reserved"),
     // When a client was last seen is written all the time, and nothing rests on it.
-    ("client", "id", "name, name_key, modulus, key_epoch, enrolled_by, enrolled_at, revoked_at, record_limit"),
-    ("bundle", "client", "epoch, bundle, signature"),
-    ("rotation", "client, key_epoch", "former, modulus, signature"),
-    ("token", "id", "verifier, name_pattern, preset_id, expires, uses, printed"),
-    ("chain", "seq", "id, sender, sid, recipient"),
+    (5, "client", "id", "name, name_key, modulus, key_epoch, enrolled_by, enrolled_at, revoked_at, record_limit"),
+    (5, "bundle", "client", "epoch, bundle, signature"),
+    (5, "rotation", "client, key_epoch", "former, modulus, signature"),
+    (5, "token", "id", "verifier, name_pattern, preset_id, expires, uses, printed"),
+    (5, "chain", "seq", "id, sender, sid, recipient"),
+    (6, "conversation", "sid", "creator, creator_only, signature, founded_at"),
+    (6, "member", "sid, client", "state, signature"),
+    (6, "tombstone", "sid", "closed_at, closed_by"),
 ];
 
 const CHANNEL: (&str, &str, &str) = ("channel", "sum", "id, client, sealed, expires");
@@ -64,9 +68,10 @@ pub(in super::super) fn register(db: &Connection) -> rusqlite::Result<()> {
     db.create_scalar_function(NAME, -1, flags, |values| Ok(sum((0..values.len()).map(|place| values.get_raw(place)))))
 }
 
-/// What version 5 adds: sums of all that there is, and what keeps them.
-pub(super) fn add(db: &Connection) -> rusqlite::Result<()> {
-    for (table, key, rest) in TABLES {
+/// Adds to a store of this version the sums that it lacks, and what keeps them: of everything before version 5, which has
+/// none, then of the tables that came later. They are there already.
+pub(super) fn add(db: &Connection, version: i32) -> rusqlite::Result<()> {
+    for (_, table, key, rest) in TABLES.into_iter().filter(|(since, ..)| *since > version) {
         let same: Vec<_> = key.split(", ").map(|column| format!("{column} = NEW.{column}")).collect();
         let set = format!("UPDATE {table} SET sum = {NAME}({key}, {rest})");
         let same = same.join(" AND ");
@@ -77,7 +82,7 @@ pub(super) fn add(db: &Connection) -> rusqlite::Result<()> {
              CREATE TRIGGER {table}_change AFTER UPDATE OF {key}, {rest} ON {table} BEGIN {set} WHERE {same}; END;"
         ))?;
     }
-    for (table, column, summed) in WRITTEN {
+    for (table, column, summed) in WRITTEN.into_iter().filter(|_| version < 5) {
         db.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} INTEGER;"))?;
         let set = format!("UPDATE {table} SET {column} = {NAME}({summed})");
         if table == "parcel" { add_by_pieces(db, &set)? } else { db.execute_batch(&set)? }
@@ -102,7 +107,7 @@ fn add_by_pieces(db: &Connection, set: &str) -> rusqlite::Result<()> {
 /// # Errors
 /// `SQLITE_CORRUPT` with the name of the table.
 pub(super) fn check(db: &Connection) -> rusqlite::Result<()> {
-    for (table, key, rest) in TABLES {
+    for (_, table, key, rest) in TABLES {
         compare(db, table, "sum", &format!("{key}, {rest}"))?;
         check_indices(db, table)?;
     }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 
 use super::super::conformance::{Backend, conformance};
-use super::super::{ItemKind, SharedStore, TokenRefusal};
+use super::super::{Invitation, ItemKind, SharedStore, TokenRefusal};
 use super::*;
 
 struct Directory(tempfile::TempDir);
@@ -519,6 +519,23 @@ async fn a_really_full_disk_loses_nothing() {
     assert!(store.bundle(&[2; 16]).await.unwrap().is_some());
 }
 
+fn announce() -> Announce {
+    Announce::new(|notice| Some(format!("{notice:?}").into_bytes().into()))
+}
+
+fn founding(sid: u8, creator: u8, invited: impl IntoIterator<Item = u8>) -> Founding {
+    let invitation = |n| Invitation { client: [n; 16], key_epoch: 0, notice: (*b"invited").into() };
+    Founding {
+        sid: [sid; 16],
+        creator: [creator; 16],
+        key_epoch: 0,
+        creator_only: false,
+        signature: [creator; 64],
+        invited: invited.into_iter().map(invitation).collect(),
+        now: NOW,
+    }
+}
+
 /// The file of a store that is closed, as version 4 would have written it.
 fn fourth(directory: &Directory) -> Connection {
     let db = Connection::open(directory.path().join("store.db")).unwrap();
@@ -533,7 +550,11 @@ fn fourth(directory: &Directory) -> Connection {
             db.execute_batch(&format!("ALTER TABLE {table} DROP COLUMN {column}")).unwrap();
         }
     }
-    db.execute_batch("PRAGMA user_version = 4").unwrap();
+    db.execute_batch(
+        "DROP INDEX chain_conversation; DROP TABLE member; DROP TABLE conversation; DROP TABLE tombstone;
+        PRAGMA user_version = 4",
+    )
+    .unwrap();
     db
 }
 
@@ -667,6 +688,33 @@ async fn a_store_of_the_fourth_version_gets_its_sums() {
     sums::check_all(&connect(&directory.path().join("store.db")).unwrap()).unwrap();
 }
 
+#[tokio::test]
+async fn a_store_of_the_fifth_version_gets_its_conversations() {
+    let directory = Directory::new();
+    let store = directory.store();
+    for n in 1..=3 {
+        store.enrol(enrolment(n)).await.unwrap();
+    }
+    store.register_chain(&[6; 8], &[1; 16], &[7; 16], &[2; 16]).await.unwrap();
+    drop(store);
+    let db = connect(&directory.path().join("store.db")).unwrap();
+    db.execute_batch(
+        "DROP INDEX chain_conversation; DROP TABLE member; DROP TABLE conversation; DROP TABLE tombstone;
+        PRAGMA user_version = 5",
+    )
+    .unwrap();
+    drop(db);
+    let store = directory.store();
+    assert_eq!(store.conversation(&[7; 16]).await, Ok(None));
+    assert_eq!(store.found(founding(7, 1, [2])).await, Err(FoundError::InUse));
+    assert_eq!(store.found(founding(8, 1, [2, 3])).await, Ok(Founded::New));
+    drop(store);
+    let store = directory.store();
+    assert!(store.conversation(&[8; 16]).await.unwrap().is_some());
+    drop(store);
+    sums::check_all(&connect(&directory.path().join("store.db")).unwrap()).unwrap();
+}
+
 /// What every statement that writes leaves behind has its sum.
 #[tokio::test]
 async fn a_row_that_is_not_what_was_written_is_found_at_the_start() {
@@ -695,7 +743,20 @@ async fn a_row_that_is_not_what_was_written_is_found_at_the_start() {
     let channel = ChannelRecord { id: [8; 16], sealed: vec![9; 80], expires: NOW + 1000 };
     store.put_channel(&[1; 16], channel, None).await.unwrap();
     store.set_record_limit(&[1; 16], 2048).await.unwrap();
-    store.revoke(&[3; 16], NOW, Refuse::silently()).await.unwrap();
+    for sid in [1, 2] {
+        // The key of client 1 was replaced once.
+        let founding = Founding { key_epoch: 1, ..founding(sid, 1, [2, 3, 4]) };
+        store.found(founding).await.unwrap();
+    }
+    let answer =
+        MemberAnswer { sid: [1; 16], member: [2; 16], accepts: true, signature: [2; 64], oldest: NOW, now: NOW };
+    store.answer(answer, announce()).await.unwrap();
+    store.close(&[2; 16], &[1; 16], &[1; 64], NOW, Refuse::silently(), announce()).await.unwrap();
+    store.revoke(&[3; 16], NOW, Refuse::silently(), announce()).await.unwrap();
+    store.expire_invitations(NOW + 1, 9, NOW, announce()).await.unwrap();
+    store.acknowledge(&[1; 16], u64::MAX).await.unwrap();
+    store.acknowledge(&[2; 16], u64::MAX).await.unwrap();
+    store.acknowledge(&[4; 16], u64::MAX).await.unwrap();
     store.put((0..5).map(|n| envelope(2, n, 100)).collect()).await.unwrap();
     let items = store.queue(&[2; 16], 0, 10, 10_000).await.unwrap();
     store.remove(&[2; 16], &[items[1].seq]).await.unwrap();
@@ -703,7 +764,9 @@ async fn a_row_that_is_not_what_was_written_is_found_at_the_start() {
     drop(directory.store());
     let db = connect(&directory.path().join("store.db")).unwrap();
     sums::check_all(&db).unwrap();
-    for trigger in ["meta", "sequence", "client", "bundle", "rotation", "token", "chain"] {
+    let tables =
+        ["meta", "sequence", "client", "bundle", "rotation", "token", "chain", "conversation", "member", "tombstone"];
+    for trigger in tables {
         db.execute_batch(&format!("DROP TRIGGER {trigger}_change")).unwrap();
     }
     for damage in [
@@ -716,6 +779,10 @@ async fn a_row_that_is_not_what_was_written_is_found_at_the_start() {
         "rotation SET signature = zeroblob(256)",
         "token SET uses = uses + 1",
         "chain SET recipient = sender",
+        "conversation SET creator_only = 1",
+        "member SET state = 1 WHERE client = x'04040404040404040404040404040404'",
+        "member SET signature = zeroblob(64) WHERE client = x'02020202020202020202020202020202'",
+        "tombstone SET closed_by = x'02020202020202020202020202020202'",
         "channel SET client = x'02020202020202020202020202020202'",
         "gone SET until = until + 1",
         "parcel SET recipient = x'01010101010101010101010101010101'",
@@ -828,7 +895,7 @@ async fn a_damaged_parcel_is_an_error_and_not_a_wrong_message() {
         "UPDATE parcel SET bytes = substr(bytes, 1, 199)",
         "UPDATE parcel SET heads = substr(heads, 1, 83)",
         "UPDATE parcel SET heads = x'', bytes = x''",
-        "UPDATE parcel SET heads = CAST(substr(heads, 1, 40) || x'0300' || substr(heads, 43) AS BLOB)",
+        "UPDATE parcel SET heads = CAST(substr(heads, 1, 40) || x'0900' || substr(heads, 43) AS BLOB)",
     ] {
         let db = Connection::open(directory.path().join("store.db")).unwrap();
         db.execute_batch(&format!("BEGIN; CREATE TABLE whole AS SELECT * FROM parcel; {damage}; COMMIT")).unwrap();
