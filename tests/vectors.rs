@@ -757,7 +757,10 @@ fn conversations_and_decisions() {
     for case in list(&file, "group") {
         let (given, expected) = (&case["given"], &case["gives"]);
         let members: Vec<_> = list(given, "members").iter().map(member).collect();
-        let conversation = Conversation::group(array(given, "sid"), number(given, "version"), &members).unwrap();
+        let epochs = list(given, "key_epochs").iter().map(|epoch| u32::try_from(epoch.as_u64().unwrap()).unwrap());
+        let version = group_version(epochs).unwrap();
+        assert_eq!(version, number::<u32>(expected, "version"));
+        let conversation = Conversation::group(array(given, "sid"), version, &members).unwrap();
         gives(expected, "mh", &conversation.members);
         let signing = || SigningKey::new(secret(given, "verifying_private"));
         let unused = || ExchangeKey::new(Secret::new([1; 32]));
@@ -766,7 +769,8 @@ fn conversations_and_decisions() {
         gives(expected, "verifying", &bundle.verifying);
         let decisions = list(expected, "decisions");
         let all = [
-            (Decision::Init, "ossicle init"),
+            (Decision::Init(GroupFlags::NONE), "ossicle init"),
+            (Decision::Init(GroupFlags::CREATOR_CLOSES), "ossicle init"),
             (Decision::Accept, "ossicle accept"),
             (Decision::Decline, "ossicle decline"),
             (Decision::Close, "ossicle close"),
@@ -776,6 +780,89 @@ fn conversations_and_decisions() {
             assert_eq!(text(row, "label"), label);
             gives(row, "signature", &decision.sign(&keys, &conversation));
             assert_eq!(decision.verify(&bundle, &conversation, &array(row, "signature")), Ok(()));
+        }
+    }
+}
+
+/// A client of a case.
+struct Party {
+    keys: BundleKeys,
+    bundle: Bundle,
+}
+
+impl Party {
+    fn of(given: &Value) -> Self {
+        let (keys, bundle) = bundle(given);
+        Self { keys, bundle }
+    }
+}
+
+#[test]
+fn groups() {
+    let file = file("group.json");
+    for case in cases(&file) {
+        let (given, expected) = (&case["given"], &case["gives"]);
+        let (creator, invitees) = (Party::of(&given["creator"]), list(given, "invitees"));
+        let [b, c] = [Party::of(&invitees[0]), Party::of(&invitees[1])];
+        gives(expected, "bundle_C", &c.bundle.encode());
+        let parties = [&creator, &b, &c];
+        let epochs: Vec<u32> =
+            list(given, "key_epochs").iter().map(|epoch| epoch.as_u64().unwrap().try_into().unwrap()).collect();
+        let pin = |id: &[u8; 16]| {
+            let place = parties.iter().position(|party| party.bundle.id == *id)?;
+            Some((parties[place].bundle.key, epochs[place]))
+        };
+        let lines: Vec<u8> = parties.iter().flat_map(|party| party.bundle.member().encode()).collect();
+        let flags = GroupFlags::from_bits(number(given, "flags")).unwrap();
+        let members = Members::new(&lines).unwrap();
+        let group =
+            Membership::new(array(given, "sid"), &creator.bundle.id, flags, members, &b.bundle.id, pin).unwrap();
+        gives(expected, "mh", &group.conversation().members);
+        for (name, decision, party) in [
+            ("init", Decision::Init(flags), &creator),
+            ("accept_B", Decision::Accept, &b),
+            ("decline_C", Decision::Decline, &c),
+            ("close_A", Decision::Close, &creator),
+        ] {
+            gives(expected, name, &decision.sign(&party.keys, group.conversation()));
+            assert_eq!(group.verify(decision, &party.bundle, &array(expected, name)), Ok(()));
+        }
+        // The engine makes key pairs by DeriveKeyPair: it opens what stands in the file, and seals what it opens itself.
+        let mut names = Vec::new();
+        for (name, party) in [("name_B", &b), ("name_C", &c)] {
+            let mut room = [0; 65];
+            let prekey = party.keys.prekey(&party.bundle).unwrap();
+            let opened = group.open_name(&array(expected, name), &prekey, &creator.bundle, &mut room);
+            assert_eq!(opened, Ok(text(given, "name")));
+            gives(expected, "text", &room);
+            let drawn = &mut ossicle_tests::Rng::new(7);
+            let sealed = group.seal_name(text(given, "name"), &creator.keys, &party.bundle, drawn).unwrap();
+            assert_eq!(group.open_name(&sealed, &prekey, &creator.bundle, &mut room), Ok(text(given, "name")));
+            names.extend(bytes(expected, name));
+        }
+        let (signature, mut out, mut buffer) = (array(expected, "init"), [0; 1024], [0; 1024]);
+        let (signature, names) = (Fixed(&signature), Names::new(&names).unwrap());
+        let sid = group.conversation().sid;
+        let init = Init { request: 1, sid, flags, signature, members, names };
+        let len = init.encode(&mut buffer).unwrap().encode(&mut out).unwrap();
+        gives(expected, "Init", &out[..len]);
+        for (invitation, (member, name)) in
+            ["Invite", "Invite_C"].into_iter().zip(init.invitees(&creator.bundle.id).unwrap())
+        {
+            let invite = Invite { sid, creator: creator.bundle.id, flags, signature, members, name: Fixed(name) };
+            let len = invite.encode(&mut buffer).unwrap().encode(&mut out).unwrap();
+            gives(expected, invitation, &out[..len]);
+            assert_eq!(Membership::of(&invite, &member.id, pin), Ok(group));
+        }
+        let mut sending = sending(&given["chain"]);
+        let sealed = sending.seal::<RustCrypto>(true, 0, b"who waters today?", &mut out).unwrap();
+        gives(expected, "message", &out[..sealed.len]);
+        for row in list(&file, "refused") {
+            let mut room = [0; 65];
+            let prekey = b.keys.prekey(&b.bundle).unwrap();
+            let opened = group.open_name(&array(row, "name"), &prekey, &creator.bundle, &mut room);
+            assert_eq!(opened, Err(Error::Crypto), "{}", text(row, "why"));
+            assert_eq!(room, [0; 65], "{}", text(row, "why"));
         }
     }
 }
@@ -1283,7 +1370,8 @@ fn chapter_15_prints_the_same() {
     let (keys, bundles, conversations) = (file("keys.json"), file("bundle.json"), file("conversation.json"));
     let (wraps, chains, receipts) = (file("wrap.json"), file("chain.json"), file("receipt.json"));
     let (rotations, numbers) = (file("rotation.json"), file("safety_number.json"));
-    let retries = file("retry.json");
+    let (retries, groups) = (file("retry.json"), file("group.json"));
+    let founded = &case(&groups, "three")["gives"];
     let asked = case(&retries, "work for a full handshake");
     let key = case(&handshakes, "key");
     let enroll = case(&handshakes, "enroll with a token, refused");
@@ -1300,7 +1388,7 @@ fn chapter_15_prints_the_same() {
     let joined = |value: &Value, name: &str| text(value, name).replace(' ', "");
 
     let mut count = 0;
-    for section in ["15.1", "15.2", "15.3", "15.4", "15.5"] {
+    for section in ["15.1", "15.2", "15.3", "15.4", "15.5", "15.6"] {
         for (name, value) in printed(section) {
             let handshake = match section {
                 "15.1" => key,
@@ -1350,6 +1438,7 @@ fn chapter_15_prints_the_same() {
                     hex::encode(if name == "bundle_hash" { bundle.hash() } else { bundle.statement().digest() })
                 }
                 ("15.3", _) => text(wrap, &name).to_owned(),
+                ("15.6", _) => text(founded, &name).to_owned(),
                 ("15.4", "channel") => text(&accepted["given"], "channel").to_owned(),
                 ("15.4", "CS") => text(&accepted["given"], "CS").to_owned(),
                 ("15.4", "channel2") => text(&accepted["given"]["settings"], "channel").to_owned(),
@@ -1364,7 +1453,7 @@ fn chapter_15_prints_the_same() {
         }
     }
     println!("{count} values of chapter 15");
-    assert_eq!(count, 135, "the values that were found");
+    assert_eq!(count, 149, "the values that were found");
     gives(&accepted["given"], "CS", &bytes(&key["gives"], "CS"));
 }
 

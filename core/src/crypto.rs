@@ -210,9 +210,7 @@ pub struct SigningKey {
 impl SigningKey {
     /// The key pair of these 32 random bytes.
     pub fn new(secret: Secret<HASH_LEN>) -> Self {
-        stubbed!(Self { public: secret.0, secret });
-        let key = ed25519_dalek::SigningKey::from_bytes(secret.expose());
-        let public = key.verifying_key().to_bytes();
+        let public = verifying_key(&secret);
         Self { secret, public }
     }
 
@@ -228,10 +226,21 @@ impl SigningKey {
 
     /// Signs `message`. Costs two scalar multiplications: the expanded key is not kept.
     pub(crate) fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_LEN] {
-        use ed25519_dalek::ed25519::signature::Signer;
-        stubbed!(stub::SIGNATURE);
-        ed25519_dalek::SigningKey::from_bytes(self.secret.expose()).sign(message).to_bytes()
+        sign(&self.secret, message)
     }
+}
+
+/// The public half of an Ed25519 private key.
+pub(crate) fn verifying_key(secret: &Secret<HASH_LEN>) -> [u8; HASH_LEN] {
+    stubbed!(secret.0);
+    ed25519_dalek::SigningKey::from_bytes(secret.expose()).verifying_key().to_bytes()
+}
+
+/// [`SigningKey::sign`], for who keeps the private half alone.
+pub(crate) fn sign(secret: &Secret<HASH_LEN>, message: &[u8]) -> [u8; SIGNATURE_LEN] {
+    use ed25519_dalek::ed25519::signature::Signer;
+    stubbed!(stub::SIGNATURE);
+    ed25519_dalek::SigningKey::from_bytes(secret.expose()).sign(message).to_bytes()
 }
 
 /// Verifies an Ed25519 signature strictly: no small-order keys, no malleable signatures.

@@ -124,9 +124,10 @@ pub use driver::{DriverError, blocking};
 pub use endpoint::{Buffers, Drive, Endpoint, Io, Step};
 pub use envelope::{
     AcceptError, BUNDLE_LEN, Bundle, BundleError, BundleKeys, BundleView, Conversation, Decision, ENVELOPE_OVERHEAD,
-    EnvelopeHeader, FORMER, MAX_KIND, MAX_MESSAGES, OpenError, Opened, Prekey, Prekeys, RECEIPT_VERIFIER_LEN,
-    ReceiptVerifier, ReceivingChain, Rotation, SIGNED_OVERHEAD, SafetyNumber, SealError, Sealed, SendingChain,
-    WRAP_LEN, WrapHeader, direct_members_hash, direct_sid, members_hash,
+    EnvelopeHeader, FORMER, GroupChains, MAX_KIND, MAX_MESSAGES, Membership, MembershipError, OpenError, Opened,
+    Prekey, Prekeys, RECEIPT_VERIFIER_LEN, ReceiptVerifier, ReceivingChain, Rotation, SIGNED_OVERHEAD, SafetyNumber,
+    SealError, Sealed, SendingChain, WRAP_LEN, WrapHeader, direct_members_hash, direct_sid, group_version,
+    members_hash, name_prekey_id,
 };
 pub use error::{ApiMisuse, BufferError, Error, PeerError, Reason};
 pub use handshake::client::ServerClaim;

@@ -11,7 +11,7 @@ use rand_core::TryCryptoRng;
 
 use crate::crypto::{ExchangeKey, HASH_LEN, SIGNATURE_LEN, Secret, SigningKey, Statement, hash, verify};
 use crate::error::{ApiMisuse, Error};
-use crate::wire::{ID_LEN, MAX_MEMBERS, Member, Reader};
+use crate::wire::{GroupFlags, ID_LEN, MAX_MEMBERS, Member, Members, Reader};
 
 /// Bytes of an encoded [`Bundle`].
 pub const BUNDLE_LEN: usize = ID_LEN + 5 * HASH_LEN + 2 * 4;
@@ -40,7 +40,7 @@ impl Conversation {
         Self { sid, members: direct_members_hash(&sid, a, b), signed: false }
     }
 
-    /// A group in its present version; members sorted by id. Every message is signed.
+    /// A group with these keys of its members, sorted by id, and their [`super::group_version`]. Every message is signed.
     ///
     /// # Errors
     /// Those of [`members_hash`].
@@ -79,6 +79,11 @@ pub fn members_hash(sid: &[u8; ID_LEN], version: u32, members: &[Member]) -> Res
     Ok(hash(&parts))
 }
 
+/// [`members_hash`] of a list as it was sent.
+pub(super) fn listed_members_hash(sid: &[u8; ID_LEN], version: u32, members: Members<'_>) -> [u8; HASH_LEN] {
+    hash(&[MEMBERS_LABEL, sid, &version.to_be_bytes(), members.bytes()])
+}
+
 /// [`members_hash`] of a direct conversation, whichever member comes first. Its version is always 0: the hash holds both
 /// keys, so that a changed key is a changed hash, and there is nobody who could announce a version.
 pub fn direct_members_hash(sid: &[u8; ID_LEN], a: &Member, b: &Member) -> [u8; HASH_LEN] {
@@ -90,8 +95,8 @@ pub fn direct_members_hash(sid: &[u8; ID_LEN], a: &Member, b: &Member) -> [u8; H
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Decision {
-    /// The initiator founds it with these members.
-    Init,
+    /// The initiator founds it with these members and rules.
+    Init(GroupFlags),
     /// An invited member joins. Nobody wraps a chain to a member before this was verified.
     Accept,
     /// An invited member stays away.
@@ -101,15 +106,15 @@ pub enum Decision {
 }
 
 impl Decision {
-    const MAX_LEN: usize = 16 + ID_LEN + HASH_LEN;
+    const MAX_LEN: usize = 16 + ID_LEN + HASH_LEN + 1;
 
-    /// Signs this decision about the version of `conversation` that its `members` name.
+    /// Signs this decision about `conversation` as it was founded ([`super::Membership::conversation`]).
     pub fn sign(self, keys: &BundleKeys, conversation: &Conversation) -> [u8; SIGNATURE_LEN] {
         let mut buffer = [0; Self::MAX_LEN];
         keys.signing.sign(self.message(conversation, &mut buffer))
     }
 
-    /// Verifies that the client with this (verified) bundle decided so.
+    /// Verifies that the client with this (verified) bundle decided so; whether it may, [`super::Membership::verify`] knows.
     ///
     /// # Errors
     /// [`Error::Crypto`] if it did not.
@@ -125,13 +130,17 @@ impl Decision {
 
     fn message<'b>(self, conversation: &Conversation, buffer: &'b mut [u8; Self::MAX_LEN]) -> &'b [u8] {
         let label: &[u8] = match self {
-            Self::Init => b"ossicle init\0",
+            Self::Init(_) => b"ossicle init\0",
             Self::Accept => b"ossicle accept\0",
             Self::Decline => b"ossicle decline\0",
             Self::Close => b"ossicle close\0",
         };
+        let rules = match self {
+            Self::Init(flags) => Some(flags.bits()),
+            Self::Accept | Self::Decline | Self::Close => None,
+        };
         let mut len = 0;
-        let fields = label.iter().chain(&conversation.sid).chain(&conversation.members);
+        let fields = label.iter().chain(&conversation.sid).chain(&conversation.members).chain(&rules);
         for (to, from) in buffer.iter_mut().zip(fields) {
             *to = *from;
             len += 1;
@@ -596,7 +605,13 @@ mod tests {
     fn decisions_are_of_one_member_about_one_version() {
         let (a, b) = (Client::new(1), Client::new(2));
         let conversation = Conversation::group([7; 16], 1, &[a.member, b.member]).unwrap();
-        let all = [Decision::Init, Decision::Accept, Decision::Decline, Decision::Close];
+        let all = [
+            Decision::Init(GroupFlags::NONE),
+            Decision::Init(GroupFlags::CREATOR_CLOSES),
+            Decision::Accept,
+            Decision::Decline,
+            Decision::Close,
+        ];
         for decision in all {
             let signature = decision.sign(&a.keys, &conversation);
             assert_eq!(decision.verify(&a.bundle, &conversation, &signature), Ok(()));

@@ -12,8 +12,8 @@ use rand_core::TryCryptoRng;
 
 use super::bundle::{Bundle, BundleKeys, Conversation, Prekey, join};
 use crate::crypto::{
-    Aead, HASH_LEN, NONCE_LEN, SIGNATURE_LEN, Secret, SigningKey, TAG_LEN, equal, expand, hash, hpke_open, hpke_seal,
-    mac, verify,
+    Aead, HASH_LEN, NONCE_LEN, SIGNATURE_LEN, Secret, TAG_LEN, equal, expand, hash, hpke_open, hpke_seal, mac, sign,
+    verify, verifying_key,
 };
 use crate::error::{ApiMisuse, BufferError, Error, Reason};
 use crate::wire::{ID_LEN, Member, Reader, Receipt, Rung, Writer};
@@ -246,15 +246,9 @@ const UNREADABLE: OpenError = OpenError::Refused(Reason::Unreadable);
 /// Neither `Clone` nor storable: a copy could seal two texts under one number, and a backup could do so later.
 pub struct SendingChain {
     sid: [u8; ID_LEN],
-    epoch: u32,
-    /// The number of the next message.
-    next: u32,
-    /// `CK_next`; those before are erased.
-    key: Secret<HASH_LEN>,
-    signing: SigningKey,
     /// Whether the conversation asks for a signature in every message.
     signed: bool,
-    receipts: ReceiptVerifier,
+    chain: Outgoing,
 }
 
 impl SendingChain {
@@ -270,25 +264,13 @@ impl SendingChain {
         chain_epoch: u32,
         rng: &mut R,
     ) -> Result<Self, Error> {
-        let mut chain_id = [0; CHAIN_ID_LEN];
-        rng.try_fill_bytes(&mut chain_id).map_err(|_| Error::Crypto)?;
-        let mut draw = || Secret::random(&mut *rng).map_err(|_| Error::Crypto);
-        let (key, signing, master) = (draw()?, draw()?, draw()?);
-        let context = context(from, conversation, &chain_id, chain_epoch);
-        Ok(Self {
-            sid: conversation.sid,
-            epoch: chain_epoch,
-            next: 0,
-            key,
-            signing: SigningKey::new(signing),
-            signed: conversation.signed,
-            receipts: ReceiptVerifier { chain_id, context, master },
-        })
+        let chain = Outgoing::start(from, conversation, chain_epoch, rng)?;
+        Ok(Self { sid: conversation.sid, signed: conversation.signed, chain })
     }
 
     /// The chain's name. One that another sender already has is refused by the server: start again.
     pub const fn chain_id(&self) -> &[u8; CHAIN_ID_LEN] {
-        &self.receipts.chain_id
+        &self.chain.receipts.chain_id
     }
 
     /// The conversation.
@@ -298,12 +280,12 @@ impl SendingChain {
 
     /// The chain epoch that it was started with.
     pub const fn epoch(&self) -> u32 {
-        self.epoch
+        self.chain.epoch
     }
 
     /// The number of the next message, which is also how many were sealed.
     pub const fn next(&self) -> u32 {
-        self.next
+        self.chain.next
     }
 
     /// Wraps the chain, from its present number on, to the member with this bundle, into the first [`WRAP_LEN`] bytes of
@@ -321,9 +303,89 @@ impl SendingChain {
         rng: &mut R,
         out: &mut [u8],
     ) -> Result<usize, SealError> {
-        if self.next >= MAX_MESSAGES {
-            return Err(SealError::Exhausted);
+        self.chain.wrap(&self.sid, (keys, own), (to, to_bundle), rng, out)
+    }
+
+    /// Seals the next message into `out`, which needs `body` and [`ENVELOPE_OVERHEAD`], or [`SIGNED_OVERHEAD`] if it is
+    /// to carry the sender's signature. `kind` is the application's, at most [`MAX_KIND`].
+    ///
+    /// # Errors
+    /// [`SealError::Exhausted`]; [`ApiMisuse::InvalidArgument`] for another kind, or an unsigned message in a conversation
+    /// that is signed; [`BufferError::TxFull`] if `out` is short. The number is not used up then.
+    pub fn seal<A: Aead>(&mut self, signed: bool, kind: u8, body: &[u8], out: &mut [u8]) -> Result<Sealed, SealError> {
+        if self.signed && !signed {
+            self.chain.usable()?;
+            return Err(ApiMisuse::InvalidArgument.into());
         }
+        self.chain.seal::<A>(signed, kind, body, out)
+    }
+
+    /// The key that a member makes its receipts with.
+    pub fn receipt_key(&self, member: &[u8; ID_LEN]) -> Secret<HASH_LEN> {
+        self.chain.receipts.key_of(member)
+    }
+
+    /// Verifies that `recipient` made this receipt; `salt_of_to` is that of message `receipt.to` as it was sealed.
+    ///
+    /// # Errors
+    /// [`Error::Crypto`] if the receipt is not the recipient's word, or is about messages that were never sealed.
+    pub fn verify_receipt(
+        &self,
+        recipient: &[u8; ID_LEN],
+        receipt: &Receipt,
+        salt_of_to: &[u8; SALT_LEN],
+    ) -> Result<(), Error> {
+        self.chain.verify_receipt(recipient, receipt, salt_of_to)
+    }
+
+    /// What is needed to verify receipts after this chain has ended. It seals and opens nothing, so it may be stored.
+    pub const fn receipts(&self) -> &ReceiptVerifier {
+        &self.chain.receipts
+    }
+}
+
+/// The sending end without what the conversation says: what is kept of each chain, in few bytes.
+struct Outgoing {
+    epoch: u32,
+    /// The number of the next message.
+    next: u32,
+    /// `CK_next`; those before are erased.
+    key: Secret<HASH_LEN>,
+    /// The private half alone: the public one is computed for each wrap, where it costs little beside the rest.
+    signing: Secret<HASH_LEN>,
+    receipts: ReceiptVerifier,
+}
+
+impl Outgoing {
+    fn start<R: TryCryptoRng + ?Sized>(
+        from: &Member,
+        conversation: &Conversation,
+        epoch: u32,
+        rng: &mut R,
+    ) -> Result<Self, Error> {
+        let mut chain_id = [0; CHAIN_ID_LEN];
+        rng.try_fill_bytes(&mut chain_id).map_err(|_| Error::Crypto)?;
+        let mut draw = || Secret::random(&mut *rng).map_err(|_| Error::Crypto);
+        let (key, signing, master) = (draw()?, draw()?, draw()?);
+        let context = context(from, conversation, &chain_id, epoch);
+        Ok(Self { epoch, next: 0, key, signing, receipts: ReceiptVerifier { chain_id, context, master } })
+    }
+
+    /// Whether there is a number left to be sealed.
+    const fn usable(&self) -> Result<(), SealError> {
+        if self.next < MAX_MESSAGES { Ok(()) } else { Err(SealError::Exhausted) }
+    }
+
+    /// [`SendingChain::wrap`], of a chain in the conversation of this `sid`.
+    fn wrap<R: TryCryptoRng + ?Sized>(
+        &self,
+        sid: &[u8; ID_LEN],
+        (keys, own): (&BundleKeys, &Bundle),
+        (to, to_bundle): (&Member, &Bundle),
+        rng: &mut R,
+        out: &mut [u8],
+    ) -> Result<usize, SealError> {
+        self.usable()?;
         if !keys.wraps_for(own) || to_bundle.member() != *to {
             return Err(ApiMisuse::InvalidArgument.into());
         }
@@ -333,15 +395,15 @@ impl SendingChain {
         let (tag, _) = rest.split_first_chunk_mut::<TAG_LEN>().ok_or(BufferError::TxFull)?;
 
         let receipts = &self.receipts;
-        let verifying = self.signing.public();
+        let verifying = verifying_key(&self.signing);
         // PROTOCOL 9.3: the signature keeps the thief of a prekey from announcing chains in another's name.
-        let announced = announcement(&receipts.context, own.epoch, self.next, self.key.expose(), verifying);
+        let announced = announcement(&receipts.context, own.epoch, self.next, self.key.expose(), &verifying);
         let signature = keys.signing_key().sign(&announced);
         let receipt_key = receipts.key_of(&to.id);
         Writer::new(text)
             .u32(self.next)
             .bytes(self.key.expose())
-            .bytes(verifying)
+            .bytes(&verifying)
             .bytes(receipt_key.expose())
             .bytes(&signature);
         let info = wrap_info(&receipts.context, &own.hash(), &to_bundle.hash(), to_bundle.prekey_id);
@@ -353,21 +415,14 @@ impl SendingChain {
             }
         }
         let prekey_id = to_bundle.prekey_id;
-        *head = WrapHeader { sid: self.sid, chain_id: receipts.chain_id, chain_epoch: self.epoch, prekey_id }.encode();
+        *head = WrapHeader { sid: *sid, chain_id: receipts.chain_id, chain_epoch: self.epoch, prekey_id }.encode();
         Ok(WRAP_LEN)
     }
 
-    /// Seals the next message into `out`, which needs `body` and [`ENVELOPE_OVERHEAD`], or [`SIGNED_OVERHEAD`] if it is
-    /// to carry the sender's signature. `kind` is the application's, at most [`MAX_KIND`].
-    ///
-    /// # Errors
-    /// [`SealError::Exhausted`]; [`ApiMisuse::InvalidArgument`] for another kind, or an unsigned message in a conversation
-    /// that is signed; [`BufferError::TxFull`] if `out` is short. The number is not used up then.
-    pub fn seal<A: Aead>(&mut self, signed: bool, kind: u8, body: &[u8], out: &mut [u8]) -> Result<Sealed, SealError> {
-        if self.next >= MAX_MESSAGES {
-            return Err(SealError::Exhausted);
-        }
-        if kind > MAX_KIND || (self.signed && !signed) {
+    /// [`SendingChain::seal`], whatever the conversation asks for.
+    fn seal<A: Aead>(&mut self, signed: bool, kind: u8, body: &[u8], out: &mut [u8]) -> Result<Sealed, SealError> {
+        self.usable()?;
+        if kind > MAX_KIND {
             return Err(ApiMisuse::InvalidArgument.into());
         }
         let overhead = if signed { SIGNED_OVERHEAD } else { ENVELOPE_OVERHEAD };
@@ -382,7 +437,7 @@ impl SendingChain {
         let mut writer = Writer::new(text);
         writer.u8(kind).bytes(body);
         if signed {
-            writer.bytes(&self.signing.sign(&signed_message(&aad, kind, body)));
+            writer.bytes(&sign(&self.signing, &signed_message(&aad, kind, body)));
         }
         // The salt makes the nonce depend on the text: a state that went back cannot seal two texts under one nonce.
         let salt = truncate(&mac(step.salt.expose(), &[&aad, text]));
@@ -400,16 +455,8 @@ impl SendingChain {
         Ok(Sealed { n: header.n, salt, len })
     }
 
-    /// The key that a member makes its receipts with.
-    pub fn receipt_key(&self, member: &[u8; ID_LEN]) -> Secret<HASH_LEN> {
-        self.receipts.key_of(member)
-    }
-
-    /// Verifies that `recipient` made this receipt; `salt_of_to` is that of message `receipt.to` as it was sealed.
-    ///
-    /// # Errors
-    /// [`Error::Crypto`] if the receipt is not the recipient's word, or is about messages that were never sealed.
-    pub fn verify_receipt(
+    /// [`SendingChain::verify_receipt`].
+    fn verify_receipt(
         &self,
         recipient: &[u8; ID_LEN],
         receipt: &Receipt,
@@ -419,11 +466,6 @@ impl SendingChain {
             return Err(Error::Crypto);
         }
         self.receipts.verify(recipient, receipt, salt_of_to)
-    }
-
-    /// What is needed to verify receipts after this chain has ended. It seals and opens nothing, so it may be stored.
-    pub const fn receipts(&self) -> &ReceiptVerifier {
-        &self.receipts
     }
 }
 
@@ -494,22 +536,13 @@ const VACANT: u32 = u32::MAX;
 ///
 /// The state must be durable before `delivered` is sent: [`ReceivingChain::encode`].
 pub struct ReceivingChain<const SKIP: usize> {
-    context: [u8; HASH_LEN],
-    chain_id: [u8; CHAIN_ID_LEN],
-    bundle_epoch: u32,
-    chain_epoch: u32,
+    chain: Incoming,
     /// The first number that this member can open.
     first: u32,
-    /// The number after the highest one opened.
-    next: u32,
     /// The lowest and the highest of the skipped numbers that were forgotten; in this order if there are any.
     forgotten: (u32, u32),
     /// Whether the conversation asks for a signature in every message.
     signed: bool,
-    /// `CK_next`.
-    key: Secret<HASH_LEN>,
-    verifying: [u8; HASH_LEN],
-    receipt_key: Secret<HASH_LEN>,
     salts: Salts,
     skipped: [Skipped; SKIP],
 }
@@ -540,19 +573,10 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
     /// A chain that opens nothing, to be replaced by the first one of a sender.
     pub const fn vacant() -> Self {
         Self {
-            context: [0; HASH_LEN],
-            chain_id: [0; CHAIN_ID_LEN],
-            // Bundles begin with epoch 1, so that the first wrap is newer.
-            bundle_epoch: 0,
-            chain_epoch: 0,
-            // Beyond the last number: its keys, which everybody knows, are never used.
+            chain: Incoming::vacant(),
             first: VACANT,
-            next: VACANT,
             forgotten: NONE_FORGOTTEN,
             signed: false,
-            key: Secret::new([0; HASH_LEN]),
-            verifying: [0; HASH_LEN],
-            receipt_key: Secret::new([0; HASH_LEN]),
             salts: Salts::new(),
             skipped: [const { Skipped::free() }; SKIP],
         }
@@ -560,7 +584,7 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
 
     /// Whether this is the chain of that name, and not vacant.
     pub fn is_of(&self, chain_id: &[u8; CHAIN_ID_LEN]) -> bool {
-        self.first != VACANT && self.chain_id == *chain_id
+        self.chain.is_of(chain_id)
     }
 
     /// Accepts a wrap like [`ReceivingChain::accept`] in the place of this chain, of the same sender in the same
@@ -588,28 +612,14 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         conversation: &Conversation,
         last_seen: Option<(u32, u32)>,
     ) -> Result<(), AcceptError> {
-        let context = open_wrap(wrap, prekey, from, from_bundle, conversation, last_seen)?;
-        // Both were readable when it was opened. If ever not, nothing must pass for a chain that was taken.
-        let (Ok(header), Some(text)) = (WrapHeader::decode(wrap), WrapText::read(wrap)) else {
-            wrap.fill(0);
-            return Err(AcceptError::Unreadable);
-        };
-        self.context = context;
-        self.chain_id = header.chain_id;
-        self.bundle_epoch = from_bundle.epoch;
-        self.chain_epoch = header.chain_epoch;
-        self.first = text.first;
-        self.next = text.first;
+        self.chain.take(wrap, prekey, from, from_bundle, conversation, last_seen)?;
+        self.first = self.chain.next;
         self.forgotten = NONE_FORGOTTEN;
         self.signed = conversation.signed;
-        self.key = Secret::new(*text.key);
-        self.verifying = *text.verifying;
-        self.receipt_key = Secret::new(*text.receipt_key);
         self.salts = Salts::new();
         for skipped in &mut self.skipped {
             *skipped = Skipped::free();
         }
-        wrap.fill(0);
         Ok(())
     }
 
@@ -620,34 +630,31 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
     pub fn open<'d, A: Aead>(&mut self, envelope: &'d mut [u8]) -> Result<Opened<'d>, OpenError> {
         let header = EnvelopeHeader::decode(envelope).map_err(|_| UNREADABLE)?;
         self.check(&header)?;
-        let (_, rest) = envelope.split_first_chunk_mut::<ENVELOPE_HEAD_LEN>().ok_or(UNREADABLE)?;
-        let (text, tag) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or(UNREADABLE)?;
+        let (text, tag) = sealed_parts(envelope).ok_or(UNREADABLE)?;
 
-        let parts = if header.n < self.next {
+        let parts = if header.n < self.chain.next {
             self.open_skipped::<A>(&header, text, tag)?
         } else {
             self.open_ahead::<A>(&header, text, tag)?
         };
         self.salts.remember(header.n, header.salt);
-        let text: &'d [u8] = text;
-        let body = text.get(1..).and_then(|rest| rest.get(..parts.body_len)).unwrap_or_default();
-        Ok(Opened { n: header.n, signed: parts.signed, kind: parts.kind, body, salt: header.salt })
+        Ok(parts.opened(&header, text))
     }
 
     /// The chain's name.
     pub const fn chain_id(&self) -> &[u8; CHAIN_ID_LEN] {
-        &self.chain_id
+        &self.chain.chain_id
     }
 
     /// The epochs of the sender's bundle and of the chain: remember the highest of each sender and conversation for ever,
     /// so that no old wrap is accepted again.
     pub const fn epochs(&self) -> (u32, u32) {
-        (self.bundle_epoch, self.chain_epoch)
+        self.chain.epochs()
     }
 
     /// The number after the highest one that was opened.
     pub const fn next(&self) -> u32 {
-        self.next
+        self.chain.next
     }
 
     /// The numbers that were skipped and can still be opened, in no order: to tell the user what is missing.
@@ -682,7 +689,7 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         salt_of_to: &[u8; SALT_LEN],
     ) -> Option<Receipt> {
         let rung_is_ours = matches!(rung, Rung::Delivered | Rung::Opened);
-        if !rung_is_ours || from > to || from < self.first || to >= self.next {
+        if !rung_is_ours || from > to || from < self.first || to >= self.chain.next {
             return None;
         }
         let (low, high) = self.forgotten;
@@ -690,14 +697,12 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         if forgotten || self.missing().any(|n| (from..=to).contains(&n)) {
             return None;
         }
-        Some(self.tagged(me, Receipt { rung, reason: None, chain: self.chain_id, from, to, tag: None }, salt_of_to))
+        Some(self.chain.receipt(me, rung, from, to, salt_of_to))
     }
 
     /// The refusal of `me` of one message, as [`ReceivingChain::open`] said: the salt is the one that it came with.
     pub fn refusal(&self, me: &[u8; ID_LEN], reason: Reason, n: u32, salt: &[u8; SALT_LEN]) -> Receipt {
-        let refused =
-            Receipt { rung: Rung::Refused, reason: Some(reason), chain: self.chain_id, from: n, to: n, tag: None };
-        self.tagged(me, refused, salt)
+        self.chain.refusal(me, reason, n, salt)
     }
 
     /// Writes the whole state, secrets included, for [`ReceivingChain::decode`]. Returns its length, at most
@@ -710,17 +715,17 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         writer
             .u8(SNAPSHOT_VERSION)
             .u8(self.signed.into())
-            .bytes(&self.context)
-            .bytes(&self.chain_id)
-            .u32(self.bundle_epoch)
-            .u32(self.chain_epoch)
+            .bytes(&self.chain.context)
+            .bytes(&self.chain.chain_id)
+            .u32(self.chain.bundle_epoch)
+            .u32(self.chain.chain_epoch)
             .u32(self.first)
-            .u32(self.next)
+            .u32(self.chain.next)
             .u32(self.forgotten.0)
             .u32(self.forgotten.1)
-            .bytes(self.key.expose())
-            .bytes(&self.verifying)
-            .bytes(self.receipt_key.expose());
+            .bytes(self.chain.key.expose())
+            .bytes(&self.chain.verifying)
+            .bytes(self.chain.receipt_key.expose());
         let held = self.salts.oldest_first();
         writer.u8(u8::try_from(held.clone().count()).unwrap_or(u8::MAX));
         for (n, salt) in held {
@@ -752,20 +757,8 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         let forgotten = (reader.u32()?, reader.u32()?);
         let (key, verifying, receipt_key) =
             (Secret::new(reader.array()?), reader.array()?, Secret::new(reader.array()?));
-        let mut chain = Self {
-            context,
-            chain_id,
-            bundle_epoch,
-            chain_epoch,
-            first,
-            next,
-            forgotten,
-            signed,
-            key,
-            verifying,
-            receipt_key,
-            ..Self::vacant()
-        };
+        let chain = Incoming { context, chain_id, bundle_epoch, chain_epoch, next, key, verifying, receipt_key };
+        let mut chain = Self { chain, first, forgotten, signed, ..Self::vacant() };
         if first > next || next > MAX_MESSAGES {
             return Err(Error::Decode);
         }
@@ -803,7 +796,7 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         if n < self.first {
             return Err(UNREADABLE);
         }
-        let Some(ahead) = n.checked_sub(self.next) else {
+        let Some(ahead) = n.checked_sub(self.chain.next) else {
             return match self.salts.find(n) {
                 Some(salt) if *salt == header.salt => Err(OpenError::Duplicate { n }),
                 Some(_) => Err(OpenError::Refused(Reason::Rewound)),
@@ -824,9 +817,9 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         text: &mut [u8],
         tag: &[u8; TAG_LEN],
     ) -> Result<Parts, OpenError> {
-        let (context, verifying, signed) = (&self.context, &self.verifying, self.signed);
+        let (chain, signed) = (&self.chain, self.signed);
         let skipped = self.skipped.iter_mut().find(|skipped| skipped.n == header.n).ok_or(UNREADABLE)?;
-        let parts = open_text::<A>(context, verifying, signed, &skipped.key, header, text, tag)?;
+        let parts = chain.open_text::<A>(signed, &skipped.key, header, text, tag)?;
         *skipped = Skipped::free();
         Ok(parts)
     }
@@ -840,15 +833,15 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         // The keys on the way are put into free places, which stay free until the message has proved itself.
         match self.try_ahead::<A>(header, text, tag) {
             Ok((parts, key)) => {
-                for (skipped, n) in free(&mut self.skipped).zip(self.next..header.n) {
+                for (skipped, n) in free(&mut self.skipped).zip(self.chain.next..header.n) {
                     skipped.n = n;
                 }
-                self.key = key;
-                self.next = header.n + 1;
+                self.chain.key = key;
+                self.chain.next = header.n + 1;
                 Ok(parts)
             }
             Err(error) => {
-                for (skipped, _) in free(&mut self.skipped).zip(self.next..header.n) {
+                for (skipped, _) in free(&mut self.skipped).zip(self.chain.next..header.n) {
                     *skipped = Skipped::free();
                 }
                 Err(error)
@@ -862,15 +855,112 @@ impl<const SKIP: usize> ReceivingChain<SKIP> {
         text: &mut [u8],
         tag: &[u8; TAG_LEN],
     ) -> Result<(Parts, Secret<HASH_LEN>), OpenError> {
-        let mut key = self.key.clone();
-        for (skipped, _) in free(&mut self.skipped).zip(self.next..header.n) {
+        let mut key = self.chain.key.clone();
+        for (skipped, _) in free(&mut self.skipped).zip(self.chain.next..header.n) {
             let step = Step::after(&key).map_err(|_| UNREADABLE)?;
             skipped.key = step.message;
             key = step.next;
         }
         let step = Step::after(&key).map_err(|_| UNREADABLE)?;
-        let parts = open_text::<A>(&self.context, &self.verifying, self.signed, &step.message, header, text, tag)?;
+        let parts = self.chain.open_text::<A>(self.signed, &step.message, header, text, tag)?;
         Ok((parts, step.next))
+    }
+}
+
+/// The receiving end without what depends on how much its holder remembers.
+struct Incoming {
+    context: [u8; HASH_LEN],
+    chain_id: [u8; CHAIN_ID_LEN],
+    bundle_epoch: u32,
+    chain_epoch: u32,
+    /// The number after the highest one opened; [`VACANT`] where there is no chain.
+    next: u32,
+    /// `CK_next`.
+    key: Secret<HASH_LEN>,
+    verifying: [u8; HASH_LEN],
+    receipt_key: Secret<HASH_LEN>,
+}
+
+impl Incoming {
+    const fn vacant() -> Self {
+        Self {
+            context: [0; HASH_LEN],
+            chain_id: [0; CHAIN_ID_LEN],
+            // Bundles begin with epoch 1, so that the first wrap is newer.
+            bundle_epoch: 0,
+            chain_epoch: 0,
+            // Beyond the last number: its keys, which everybody knows, are never used.
+            next: VACANT,
+            key: Secret::new([0; HASH_LEN]),
+            verifying: [0; HASH_LEN],
+            receipt_key: Secret::new([0; HASH_LEN]),
+        }
+    }
+
+    fn is_of(&self, chain_id: &[u8; CHAIN_ID_LEN]) -> bool {
+        self.next != VACANT && self.chain_id == *chain_id
+    }
+
+    const fn epochs(&self) -> (u32, u32) {
+        (self.bundle_epoch, self.chain_epoch)
+    }
+
+    /// Accepts a wrap, which is erased, whatever the outcome. On an error this chain is unchanged.
+    fn take(
+        &mut self,
+        wrap: &mut [u8],
+        prekey: &Prekey,
+        from: &Member,
+        from_bundle: &Bundle,
+        conversation: &Conversation,
+        last_seen: Option<(u32, u32)>,
+    ) -> Result<(), AcceptError> {
+        let context = open_wrap(wrap, prekey, from, from_bundle, conversation, last_seen)?;
+        // Both were readable when it was opened. If ever not, nothing must pass for a chain that was taken.
+        let (Ok(header), Some(text)) = (WrapHeader::decode(wrap), WrapText::read(wrap)) else {
+            wrap.fill(0);
+            return Err(AcceptError::Unreadable);
+        };
+        self.context = context;
+        self.chain_id = header.chain_id;
+        self.bundle_epoch = from_bundle.epoch;
+        self.chain_epoch = header.chain_epoch;
+        self.next = text.first;
+        self.key = Secret::new(*text.key);
+        self.verifying = *text.verifying;
+        self.receipt_key = Secret::new(*text.receipt_key);
+        wrap.fill(0);
+        Ok(())
+    }
+
+    /// Opens a text of this chain in place. On an error it is erased.
+    fn open_text<A: Aead>(
+        &self,
+        must_be_signed: bool,
+        key: &Secret<HASH_LEN>,
+        header: &EnvelopeHeader,
+        text: &mut [u8],
+        tag: &[u8; TAG_LEN],
+    ) -> Result<Parts, OpenError> {
+        let aad = message_context(&self.context, header.n);
+        let opened = match decrypt::<A>(key, header, &aad, text, tag) {
+            Ok(()) => parts(&aad, &self.verifying, must_be_signed, text),
+            Err(_) => None,
+        };
+        if opened.is_none() {
+            text.fill(0);
+        }
+        opened.ok_or(UNREADABLE)
+    }
+
+    fn receipt(&self, me: &[u8; ID_LEN], rung: Rung, from: u32, to: u32, salt: &[u8; SALT_LEN]) -> Receipt {
+        self.tagged(me, Receipt { rung, reason: None, chain: self.chain_id, from, to, tag: None }, salt)
+    }
+
+    fn refusal(&self, me: &[u8; ID_LEN], reason: Reason, n: u32, salt: &[u8; SALT_LEN]) -> Receipt {
+        let refused =
+            Receipt { rung: Rung::Refused, reason: Some(reason), chain: self.chain_id, from: n, to: n, tag: None };
+        self.tagged(me, refused, salt)
     }
 
     fn tagged(&self, me: &[u8; ID_LEN], receipt: Receipt, salt: &[u8; SALT_LEN]) -> Receipt {
@@ -957,25 +1047,18 @@ struct Parts {
     body_len: usize,
 }
 
-/// Opens a text of a chain in place. On an error it is erased.
-fn open_text<A: Aead>(
-    context: &[u8; HASH_LEN],
-    verifying: &[u8; HASH_LEN],
-    must_be_signed: bool,
-    key: &Secret<HASH_LEN>,
-    header: &EnvelopeHeader,
-    text: &mut [u8],
-    tag: &[u8; TAG_LEN],
-) -> Result<Parts, OpenError> {
-    let aad = message_context(context, header.n);
-    let opened = match decrypt::<A>(key, header, &aad, text, tag) {
-        Ok(()) => parts(&aad, verifying, must_be_signed, text),
-        Err(_) => None,
-    };
-    if opened.is_none() {
-        text.fill(0);
+impl Parts {
+    /// The message with this header, of an opened text.
+    fn opened<'d>(&self, header: &EnvelopeHeader, text: &'d [u8]) -> Opened<'d> {
+        let body = text.get(1..).and_then(|rest| rest.get(..self.body_len)).unwrap_or_default();
+        Opened { n: header.n, signed: self.signed, kind: self.kind, body, salt: header.salt }
     }
-    opened.ok_or(UNREADABLE)
+}
+
+/// Text and tag of an envelope.
+fn sealed_parts(envelope: &mut [u8]) -> Option<(&mut [u8], &mut [u8; TAG_LEN])> {
+    let (_, rest) = envelope.split_first_chunk_mut::<ENVELOPE_HEAD_LEN>()?;
+    rest.split_last_chunk_mut::<TAG_LEN>()
 }
 
 /// Apart, so that the cipher's state has left a device's stack before a signature is verified on it.
@@ -1170,6 +1253,10 @@ fn truncate<const N: usize>(digest: &[u8; HASH_LEN]) -> [u8; N] {
     }
     first
 }
+
+mod group;
+
+pub use group::GroupChains;
 
 #[cfg(test)]
 mod tests;

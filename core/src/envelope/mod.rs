@@ -35,6 +35,7 @@
 
 mod bundle;
 mod chain;
+mod group;
 mod identity;
 
 pub use bundle::{
@@ -42,9 +43,11 @@ pub use bundle::{
     direct_members_hash, direct_sid, members_hash,
 };
 pub use chain::{
-    AcceptError, ENVELOPE_OVERHEAD, EnvelopeHeader, MAX_KIND, MAX_MESSAGES, OpenError, Opened, RECEIPT_VERIFIER_LEN,
-    ReceiptVerifier, ReceivingChain, SIGNED_OVERHEAD, SealError, Sealed, SendingChain, WRAP_LEN, WrapHeader,
+    AcceptError, ENVELOPE_OVERHEAD, EnvelopeHeader, GroupChains, MAX_KIND, MAX_MESSAGES, OpenError, Opened,
+    RECEIPT_VERIFIER_LEN, ReceiptVerifier, ReceivingChain, SIGNED_OVERHEAD, SealError, Sealed, SendingChain, WRAP_LEN,
+    WrapHeader,
 };
+pub use group::{Membership, MembershipError, group_version, name_prekey_id};
 pub use identity::{Rotation, SafetyNumber};
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 //! it is not RSA. Bit 1: signatures of identities were verified before, so that it is the rules behind them that decide.
 
 use ossicle_core::{
-    BUNDLE_LEN, Bundle, BundleError, BundleKeys, BundleView, Conversation, Decision, FORMER, MAX_MEMBERS, MAX_SPKI_LEN,
-    Member, Prekeys, PublicKey, Rotation, Secret, members_hash, verify_rsa,
+    BUNDLE_LEN, Bundle, BundleError, BundleKeys, BundleView, Conversation, Decision, FORMER, GroupFlags, MAX_MEMBERS,
+    MAX_SPKI_LEN, Member, Prekeys, PublicKey, Rotation, Secret, members_hash, verify_rsa,
 };
 
 use crate::script::{Rng, Script, Stub, long};
@@ -89,7 +89,8 @@ impl Directory {
             1 => {
                 let (which, signature) = (script.u8()?, script.long()?);
                 let signature = signature.try_into().ok()?;
-                let decisions = [Decision::Init, Decision::Accept, Decision::Decline, Decision::Close];
+                let decisions =
+                    [Decision::Init(GroupFlags::NONE), Decision::Accept, Decision::Decline, Decision::Close];
                 let decision = decisions[usize::from(which) % decisions.len()];
                 let verified = decision.verify(self.bundle.as_ref()?, &conversation(), signature);
                 reached(if verified.is_ok() { "decision verified" } else { "decision refused" });
@@ -233,7 +234,15 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         (
             "verified",
-            script(0, &[signed(&first), signed(&second), decide(0, Decision::Init), decide(1, Decision::Close)]),
+            script(
+                0,
+                &[
+                    signed(&first),
+                    signed(&second),
+                    decide(0, Decision::Init(GroupFlags::NONE)),
+                    decide(1, Decision::Close),
+                ],
+            ),
         ),
         (
             "not-signed",

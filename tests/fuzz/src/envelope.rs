@@ -7,9 +7,9 @@
 use std::sync::OnceLock;
 
 use ossicle_core::{
-    AcceptError, Bundle, BundleKeys, Conversation, Decision, EnvelopeHeader, MAX_KIND, Member, OpenError, Opened,
-    Prekey, Reason, Receipt, ReceiptVerifier, ReceivingChain, Rung, RustCrypto, SealError, SendingChain, WRAP_LEN,
-    WrapHeader,
+    AcceptError, Bundle, BundleKeys, Conversation, Decision, EnvelopeHeader, GroupFlags, MAX_KIND, Member, OpenError,
+    Opened, Prekey, Reason, Receipt, ReceiptVerifier, ReceivingChain, Rung, RustCrypto, SealError, SendingChain,
+    WRAP_LEN, WrapHeader,
 };
 
 use crate::script::{Rng, Script, Stub, long};
@@ -265,7 +265,8 @@ impl World {
             }
             // And a decision of a member about the conversation.
             _ => {
-                let decisions = [Decision::Init, Decision::Accept, Decision::Decline, Decision::Close];
+                let decisions =
+                    [Decision::Init(GroupFlags::NONE), Decision::Accept, Decision::Decline, Decision::Close];
                 let signature: [u8; 64] = script.long()?.try_into().ok()?;
                 for decision in decisions {
                     let verified = decision.verify(&self.sender.bundle, &self.conversation, &signature).is_ok();

@@ -73,6 +73,19 @@ const A: Member = Member { id: [1; 16], key: [2; 32] };
 const B: Member = Member { id: [3; 16], key: [4; 32] };
 const C: Member = Member { id: [5; 16], key: [6; 32] };
 
+/// The bundle of C in PROTOCOL 15.6.
+fn third() -> Bundle {
+    Bundle {
+        member: C,
+        epoch: 1,
+        exchange: [0x81; 32],
+        prekey: [0x82; 32],
+        prekey_id: 7,
+        signing: [0x83; 32],
+        previous: [0; 32],
+    }
+}
+
 /// The bundles of PROTOCOL 15.3.
 fn bundles() -> (Bundle, Bundle) {
     let bundle = |member, epoch, byte: u8, prekey_id| Bundle {
@@ -266,6 +279,7 @@ pub(super) fn files(keys: &Keys) -> Vec<(&'static str, Fields)> {
         ("rotation.json", rotation(keys)),
         ("safety_number.json", safety_number(keys)),
         ("conversation.json", conversation()),
+        ("group.json", group()),
         ("wrap.json", wrap()),
         ("chain.json", chain()),
         ("receipt.json", receipt()),
@@ -441,23 +455,35 @@ fn conversation() -> Fields {
             )
             .with("gives", Fields::new().hex("sid", sid).hex("mh", members_hash(&sid, 0, &[one, other])))
     };
-    let group = |name: &str, sid: [u8; 16], version: u32, members: &[Member]| {
+    let group = |name: &str, sid: [u8; 16], key_epochs: &[u32], members: &[Member]| {
+        let version = key_epochs.iter().sum();
         let mh = members_hash(&sid, version, members);
         let seed = [0x53; 32];
-        let labels = ["ossicle init", "ossicle accept", "ossicle decline", "ossicle close"];
-        let decision = |label: &str| {
-            let message = join(&[label.as_bytes(), &[0], &sid, &mh]);
-            Fields::new().with("label", label).hex("message", &message).hex("signature", ed25519(&seed, &message))
+        let rows = [
+            ("ossicle init", Some(0)),
+            ("ossicle init", Some(1)),
+            ("ossicle accept", None),
+            ("ossicle decline", None),
+            ("ossicle close", None),
+        ];
+        let decision = |(label, flags): (&str, Option<u8>)| {
+            let message = decided(label, &sid, &mh, flags);
+            Fields::new()
+                .with("label", label)
+                .with("flags", flags)
+                .hex("message", &message)
+                .hex("signature", ed25519(&seed, &message))
         };
         let given = Fields::new()
             .hex("sid", sid)
-            .with("version", version)
+            .with("key_epochs", key_epochs.to_vec())
             .with("members", members.iter().map(Member::fields).collect::<Vec<_>>())
             .hex("verifying_private", seed);
         let gives = Fields::new()
+            .with("version", version)
             .hex("mh", mh)
             .hex("verifying", signing_public(&seed))
-            .with("decisions", labels.map(decision).to_vec());
+            .with("decisions", rows.map(decision).to_vec());
         Fields::new().with("name", name).with("given", given).with("gives", gives)
     };
     let many: Vec<_> = (0..64).map(|i| Member { id: [i; 16], key: hash(&[&[i]]) }).collect();
@@ -469,7 +495,135 @@ fn conversation() -> Fields {
                 direct("B and A", "the other way round, before any closing", B, A, 0),
             ],
         )
-        .with("group", vec![group("three", [0x70; 16], 1, &[A, B, C]), group("sixty-four", [0x71; 16], 9, &many)])
+        .with(
+            "group",
+            vec![
+                group("three", [0x70; 16], &[1, 0, 0], &[A, B, C]),
+                group("sixty-four", [0x71; 16], &[[0; 62].as_slice(), &[2, 7]].concat(), &many),
+            ],
+        )
+}
+
+/// What a member signs: PROTOCOL 9.2.
+fn decided(label: &str, sid: &[u8; 16], mh: &[u8; 32], flags: Option<u8>) -> Vec<u8> {
+    let flags = flags.map_or(Vec::new(), |flags| vec![flags]);
+    join(&[label.as_bytes(), &[0], sid, mh, &flags])
+}
+
+/// A group as it is founded, and what is sealed and signed for that.
+#[derive(Clone, Copy)]
+struct Founding {
+    sid: [u8; 16],
+    mh: [u8; 32],
+    creator: Bundle,
+}
+
+impl Founding {
+    fn info(&self, to: &Bundle) -> Vec<u8> {
+        let id = to.prekey_id.to_be_bytes();
+        join(&[b"ossicle group name\0", &self.sid, &self.mh, &self.creator.member.id, &id])
+    }
+
+    /// Any text of 65 bytes, sealed to an invitee.
+    fn seal(&self, to: &Bundle, text: &[u8], ephemeral: &[u8; 32]) -> Vec<u8> {
+        assert_eq!(text.len(), 65);
+        let hpke = hpke_seal(ephemeral, &self.creator.exchange, &exchange_public(&to.prekey), &self.info(to), text);
+        join(&[&to.prekey_id.to_be_bytes(), &hpke.enc, &hpke.sealed])
+    }
+}
+
+/// A name as it is sealed.
+fn padded(name: &[u8]) -> Vec<u8> {
+    let mut text = vec![u8::try_from(name.len()).expect("short")];
+    text.extend(name);
+    text.resize(65, 0);
+    text
+}
+
+/// PROTOCOL 9.2 and 15.6.
+fn group() -> Fields {
+    let ((a, b), c) = (bundles(), third());
+    let chain = Chain::group();
+    let founding = Founding { sid: chain.sid, mh: chain.mh, creator: a };
+    let name = "greenhouse";
+    let text = padded(name.as_bytes());
+    let (to_b, to_c) = (founding.seal(&b, &text, &[0x73; 32]), founding.seal(&c, &text, &[0x74; 32]));
+    let sign = |label: &str, flags: Option<u8>, by: &Bundle| {
+        ed25519(&by.signing, &decided(label, &chain.sid, &chain.mh, flags))
+    };
+    let init = sign("ossicle init", Some(1), &a);
+    let members: Vec<u8> = [A, B, C].iter().flat_map(|member| join(&[&member.id, &member.key])).collect();
+    let length = |bytes: &[u8]| {
+        let len = u8::try_from(bytes.len() & 0x7f).expect("seven bits");
+        if bytes.len() < 128 { vec![len] } else { vec![len | 0x80, u8::try_from(bytes.len() >> 7).expect("short")] }
+    };
+    let bytes = |bytes: &[u8]| [length(bytes), bytes.to_vec()].concat();
+    let names = [&to_b[..], &to_c].concat();
+    let request = join(&[&[0, 0, 1], &chain.sid, &[1], &bytes(&init), &bytes(&members), &bytes(&names)]);
+    let invite =
+        |name: &[u8]| join(&[&[3, 0x20], &chain.sid, &A.id, &[1], &bytes(&init), &bytes(&members), &bytes(name)]);
+    let given = Fields::new()
+        .hex("sid", chain.sid)
+        .with("key_epochs", vec![1_u32, 0, 0])
+        .with("flags", 1_u8)
+        .with("name", name)
+        .with("creator", a.given())
+        .with("invitees", vec![b.given(), c.given()])
+        .hex("ephemeral_private_B", [0x73; 32])
+        .hex("ephemeral_private_C", [0x74; 32])
+        .with("chain", chain.given());
+    let message = chain.seal(0, true, 0, b"who waters today?");
+    let gives = Fields::new()
+        .hex("bundle_C", c.bytes())
+        .with("version", 1_u32)
+        .hex("mh", chain.mh)
+        .hex("decided", decided("ossicle init", &chain.sid, &chain.mh, Some(1)))
+        .hex("init", init)
+        .hex("info_B", founding.info(&b))
+        .hex("info_C", founding.info(&c))
+        .hex("text", &text)
+        .hex("name_B", &to_b)
+        .hex("name_C", &to_c)
+        .hex("Init", request)
+        .hex("Invite", invite(&to_b))
+        .hex("Invite_C", invite(&to_c))
+        .hex("accept_B", sign("ossicle accept", None, &b))
+        .hex("decline_C", sign("ossicle decline", None, &c))
+        .hex("CTX", chain.ctx())
+        .hex("message", &message.envelope)
+        .hex("close_A", sign("ossicle close", None, &a));
+    let case = Fields::new()
+        .with("name", "three")
+        .with("about", "PROTOCOL 15.6; the ephemeral private keys are given as they are")
+        .with("given", given)
+        .with("gives", gives);
+
+    let other = |change: fn(&mut Founding)| {
+        let mut other = founding;
+        change(&mut other);
+        other.seal(&b, &text, &[0x73; 32])
+    };
+    let odd = |text: Vec<u8>| founding.seal(&b, &text, &[0x73; 32]);
+    let mut behind = padded(b"greenhouse");
+    behind[64] = 1;
+    let mut longer = padded(b"");
+    longer[0] = 65;
+    let refused = [
+        ("sealed to another member", founding.seal(&c, &text, &[0x73; 32])),
+        ("to a prekey that is not held", founding.seal(&Bundle { prekey_id: 5, ..b }, &text, &[0x73; 32])),
+        ("by another member", other(|founding| founding.creator = Bundle { member: A, ..third() })),
+        ("as another creator's", other(|founding| founding.creator.member.id = [3; 16])),
+        ("of another group", other(|founding| founding.sid = [0x71; 16])),
+        ("of other members", other(|founding| founding.mh = [9; 32])),
+        ("no name", odd(padded(b""))),
+        ("a byte behind the name", odd(behind)),
+        ("longer than there is room", odd(longer)),
+        ("not UTF-8", odd(padded(&[0xc3, 0x28]))),
+    ];
+    let refused = refused.map(|(why, sealed)| Fields::new().with("why", why).hex("name", sealed));
+    head("A group from its founding to its end; the names in `refused` are for B of the case", &["9.1", "9.2", "15.6"])
+        .with("cases", vec![case])
+        .with("refused", refused.to_vec())
 }
 
 fn wrap() -> Fields {

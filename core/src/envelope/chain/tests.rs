@@ -6,7 +6,7 @@ use std::vec::Vec;
 
 use super::super::testing::{BrokenRng, Client, TestRng};
 use super::*;
-use crate::crypto::{ExchangeKey, RustCrypto};
+use crate::crypto::{ExchangeKey, RustCrypto, SigningKey};
 use crate::wire::testing::{printed, printed_array};
 
 type Receiver = ReceivingChain<8>;
@@ -68,15 +68,12 @@ impl Pair {
 
     /// A copy, as a snapshot of a machine would make one.
     fn twin(&self) -> SendingChain {
-        let SendingChain { sid, epoch, next, key, signing, signed, receipts } = &self.sender;
+        let SendingChain { sid, signed, chain: Outgoing { epoch, next, key, signing, receipts } } = &self.sender;
+        let (key, signing, receipts) = (key.clone(), signing.clone(), receipts.clone());
         SendingChain {
             sid: *sid,
-            epoch: *epoch,
-            next: *next,
-            key: key.clone(),
-            signing: signing.clone(),
             signed: *signed,
-            receipts: receipts.clone(),
+            chain: Outgoing { epoch: *epoch, next: *next, key, signing, receipts },
         }
     }
 }
@@ -138,7 +135,8 @@ fn sizes_are_those_of_the_specification() {
     assert_eq!(size_of::<ReceivingChain<64>>(), 2672);
     assert_eq!(size_of::<ReceivingChain<256>>(), 9584);
     assert_eq!(size_of::<ReceivingChain<0>>(), 368);
-    assert_eq!(size_of::<SendingChain>(), 196);
+    assert_eq!(size_of::<SendingChain>(), 164);
+    assert_eq!([GroupChains::<1>::LEN, GroupChains::<4>::LEN, GroupChains::<63>::LEN], [300, 768, 9972]);
 }
 
 #[test]
@@ -179,8 +177,9 @@ fn bytes_are_those_of_the_specification() {
     let conversation = Conversation::direct(&a, &b, 5);
     let context = context(&a, &conversation, &[0x44; 8], 7);
     assert_eq!(context, printed_array("15.3", "CTX"));
-    let (key, signing) = (Secret::new([0x11; 32]), SigningKey::new(Secret::new([0x22; 32])));
-    let announced = announcement(&context, 9, 0, key.expose(), signing.public());
+    let (key, signing) = (Secret::new([0x11; 32]), Secret::new([0x22; 32]));
+    let verifying = verifying_key(&signing);
+    let announced = announcement(&context, 9, 0, key.expose(), &verifying);
     assert_eq!(announced, printed_array("15.3", "announced"));
     let signature = keys_a.signing_key().sign(&announced);
     assert_eq!(signature, printed_array("15.3", "ann"));
@@ -190,19 +189,15 @@ fn bytes_are_those_of_the_specification() {
         assert_eq!(key.expose(), &printed_array("15.3", name));
     }
 
+    let receipts = ReceiptVerifier { chain_id: [0x44; 8], context, master: Secret::new([0x33; 32]) };
     let mut sender = SendingChain {
         sid: conversation.sid,
-        epoch: 7,
-        next: 0,
-        key: key.clone(),
-        signing,
         signed: false,
-        receipts: ReceiptVerifier { chain_id: [0x44; 8], context, master: Secret::new([0x33; 32]) },
+        chain: Outgoing { epoch: 7, next: 0, key: key.clone(), signing, receipts },
     };
     let receipt_key = sender.receipt_key(&b.id);
     assert_eq!(receipt_key.expose(), &printed_array("15.3", "RK"));
-    let verifying = sender.signing.public();
-    let text: [u8; WRAP_TEXT_LEN] = join(&[&[0; 4], key.expose(), verifying, receipt_key.expose(), &signature]);
+    let text: [u8; WRAP_TEXT_LEN] = join(&[&[0; 4], key.expose(), &verifying, receipt_key.expose(), &signature]);
     assert_eq!(text, printed_array("15.3", "text"));
     let mut wrap: [u8; 244] = printed_array("15.3", "wrap");
     assert_eq!(wrap[WRAP_HEAD_LEN..][..32], printed("15.3", "enc"));
@@ -332,7 +327,7 @@ fn an_old_chain_cannot_be_wrapped_again_under_a_newer_bundle() {
     let pair = Pair::direct();
     let newer = pair.a.keys.bundle(&pair.a.member, 4, pair.a.bundle.hash());
     let header = WrapHeader::decode(&pair.wrap()).unwrap();
-    let context = pair.sender.receipts.context;
+    let context = pair.sender.chain.receipts.context;
     let info = |bundle: &Bundle| wrap_info(&context, &bundle.hash(), pair.b.prekey().bundle(), pair.b.prekey().id());
 
     let wrap = pair.wrap();
@@ -356,7 +351,8 @@ fn an_old_chain_cannot_be_wrapped_again_under_a_newer_bundle() {
     // It is the announcement that stops him: under its own bundle the wrap is whole, and with the sender's word so is
     // the other one.
     assert_eq!(again(stolen, &pair.a.bundle, None), None);
-    let announced = announcement(&context, 4, 0, pair.sender.key.expose(), pair.sender.signing.public());
+    let announced =
+        announcement(&context, 4, 0, pair.sender.chain.key.expose(), &verifying_key(&pair.sender.chain.signing));
     let mut signed_anew = stolen;
     signed_anew[WRAP_TEXT_LEN - SIGNATURE_LEN..].copy_from_slice(&pair.a.keys.signing_key().sign(&announced));
     assert_eq!(again(signed_anew, &newer, Some((3, 0))), None);
@@ -564,8 +560,8 @@ fn one_state_never_uses_a_nonce_for_two_texts() {
 fn an_insider_cannot_speak_for_the_sender_in_a_group() {
     let mut pair = Pair::group();
     let (mut receiver, mut another) = (pair.receiver(), pair.receiver());
-    let aad = message_context(&pair.sender.receipts.context, 0);
-    let step = Step::after(&pair.sender.key).unwrap();
+    let aad = message_context(&pair.sender.chain.receipts.context, 0);
+    let step = Step::after(&pair.sender.chain.key).unwrap();
     let signed_before = pair.seal(b"mine");
     // Every member holds the message key, so that any text can be sealed; only the sender can sign.
     let forge = |text: &[u8]| {
@@ -576,9 +572,9 @@ fn an_insider_cannot_speak_for_the_sender_in_a_group() {
     };
     let thief = SigningKey::new(Secret::new([0x66; 32]));
     let by_thief = thief.sign(&signed_message(&aad, 0x85, b"forged"));
-    let by_sender_of_another_kind = pair.sender.signing.sign(&signed_message(&aad, 0x86, b"forged"));
-    let other_aad = message_context(&pair.sender.receipts.context, 1);
-    let by_sender_of_another_number = pair.sender.signing.sign(&signed_message(&other_aad, 0x85, b"forged"));
+    let by_sender_of_another_kind = sign(&pair.sender.chain.signing, &signed_message(&aad, 0x86, b"forged"));
+    let other_aad = message_context(&pair.sender.chain.receipts.context, 1);
+    let by_sender_of_another_number = sign(&pair.sender.chain.signing, &signed_message(&other_aad, 0x85, b"forged"));
     for text in [
         &b"\x05forged"[..],
         b"\x85forged",
@@ -592,7 +588,7 @@ fn an_insider_cannot_speak_for_the_sender_in_a_group() {
     ] {
         assert_eq!(refuse(&mut receiver, &forge(text), b"forged"), UNREADABLE);
     }
-    let signature = pair.sender.signing.sign(&signed_message(&aad, 0x85, b"forged"));
+    let signature = sign(&pair.sender.chain.signing, &signed_message(&aad, 0x85, b"forged"));
     assert_eq!(open(&mut another, &signed_before), Ok(b"mine".to_vec()));
     assert_eq!(open(&mut receiver, &forge(&[b"\x85forged", &signature[..]].concat())), Ok(b"forged".to_vec()));
 }
@@ -600,8 +596,8 @@ fn an_insider_cannot_speak_for_the_sender_in_a_group() {
 #[test]
 fn a_direct_message_says_whether_it_is_signed() {
     let pair = Pair::direct();
-    let aad = message_context(&pair.sender.receipts.context, 0);
-    let step = Step::after(&pair.sender.key).unwrap();
+    let aad = message_context(&pair.sender.chain.receipts.context, 0);
+    let step = Step::after(&pair.sender.chain.key).unwrap();
     // Who holds the message key can leave the signature out, and then it shows; he cannot claim one.
     for (text, expected) in [(&b"\x05text"[..], Some(false)), (&[b"\x85text", &[7; 64][..]].concat(), None)] {
         let mut sealed = text.to_vec();
@@ -620,21 +616,21 @@ fn what_cannot_be_sealed_changes_nothing() {
     let wrong = Err(SealError::Failed(ApiMisuse::InvalidArgument.into()));
     let full = Err(SealError::Failed(BufferError::TxFull.into()));
     let sender = &mut pair.sender;
-    let key = *sender.key.expose();
+    let key = *sender.chain.key.expose();
     assert_eq!(sender.seal::<RustCrypto>(true, 0x80, b"", &mut out), wrong);
     assert_eq!(sender.seal::<RustCrypto>(false, 0, b"", &mut out), wrong);
     assert_eq!(sender.seal::<RustCrypto>(true, 0, &[0; 100], &mut out), full);
     assert_eq!(sender.seal::<RustCrypto>(true, 0, b"", &mut out[..100]), full);
     assert_eq!(out, [0; 200]);
-    assert_eq!((sender.next, *sender.key.expose()), (0, key));
+    assert_eq!((sender.next(), *sender.chain.key.expose()), (0, key));
     assert!(sender.seal::<RustCrypto>(true, 0, &[0; 99], &mut out).is_ok());
-    assert_ne!(sender.key.expose(), &key);
+    assert_ne!(sender.chain.key.expose(), &key);
 }
 
 #[test]
 fn a_chain_ends_after_65536_messages() {
     let mut pair = Pair::direct();
-    pair.sender.next = MAX_MESSAGES - 1;
+    pair.sender.chain.next = MAX_MESSAGES - 1;
     let mut receiver = pair.receiver();
     let last = pair.seal(b"last");
     assert_eq!(open(&mut receiver, &last), Ok(b"last".to_vec()));
@@ -718,8 +714,8 @@ fn receipts_are_the_recipients_word() {
     }
     assert_eq!(receiver.receipt(me, Rung::Delivered, 2, 1), None);
     assert_eq!(receiver.receipt(me, Rung::Delivered, 0, 3), None);
-    assert_eq!(sender.receipt_key(me).expose(), receiver.receipt_key.expose());
-    assert_ne!(sender.receipt_key(&[3; 16]).expose(), receiver.receipt_key.expose());
+    assert_eq!(sender.receipt_key(me).expose(), receiver.chain.receipt_key.expose());
+    assert_ne!(sender.receipt_key(&[3; 16]).expose(), receiver.chain.receipt_key.expose());
 }
 
 #[test]
@@ -746,7 +742,7 @@ fn a_recipient_cannot_vouch_for_what_makes_no_sense() {
         (Receipt { from: 3, to: 3, ..receipt }, Err(Error::Crypto)),
     ] {
         // Each with the tag that its recipient would make for it.
-        let tagged = receiver.tagged(me, claimed, &last);
+        let tagged = receiver.chain.tagged(me, claimed, &last);
         assert_eq!(pair.sender.verify_receipt(me, &tagged, &last), expected, "{claimed:?}");
     }
 }
