@@ -12,7 +12,10 @@ use ossicle::bus::Bus;
 use ossicle::crypto::IdentityKey;
 use ossicle::server::Config;
 use ossicle::store::{ClientId, ItemKind, NewItem, SharedStore, SqliteStore, Store};
-use ossicle_core::{Message, Receipt, Rung, Rungs};
+use ossicle_core::{
+    Answer, CloseConversation, Closed, Fixed, GroupFlags, Init, Invite, Member, MemberChanged, Members, Message, Names,
+    Reason, Receipt, Rung, Rungs, SEALED_NAME_LEN,
+};
 use ossicle_tests::keys;
 use ossicle_tests::node::{Client, Node, Published, envelope, open, wrap};
 use tempfile::TempDir;
@@ -244,7 +247,52 @@ async fn a_receipt_that_the_store_makes_comes_to_a_sender_at_another_node() {
         // Her message went with him.
         assert_eq!(b.server.revoke(&[BOB; 16]).await, Ok(true));
         let told = alice.told().await;
-        assert_eq!((told.rung, told.reason), (Rung::Refused, Some(ossicle_core::Reason::Unknown)), "{way:?}");
+        assert_eq!((told.rung, told.reason), (Rung::Refused, Some(Reason::Unknown)), "{way:?}");
+        a.stop().await;
+        b.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_group_is_one_wherever_its_members_are() {
+    for way in [Way::Told, Way::LateAndOften, Way::Lost] {
+        let directory = TempDir::new().unwrap();
+        let [a, b] = two(way, &directory).await;
+        let mut alice = a.enrol(ALICE, "alice", keys::alice()).await;
+        let mut bob = b.enrol(BOB, "bob", keys::bob()).await;
+        alice.listen().await;
+        bob.listen().await;
+        let (sid, signature) = ([0x51; 16], Fixed(&[7; 64]));
+        let member = |number, key: IdentityKey| Member { id: [number; 16], key: key.fingerprint() }.encode();
+        let lines = [member(ALICE, keys::alice()), member(BOB, keys::bob())];
+        let init = Init {
+            request: 1,
+            sid,
+            flags: GroupFlags::NONE,
+            signature,
+            members: Members::new(lines.as_flattened()).unwrap(),
+            names: Names::new(&[7; SEALED_NAME_LEN]).unwrap(),
+        };
+        let code = |payload: Vec<u8>| u16::from_be_bytes([payload[0], payload[1]]);
+        alice.done(&init.encode(&mut [0; 512]).unwrap()).await;
+        assert_eq!(code(bob.message().await), Invite::CODE, "{way:?}");
+        let answer = Answer { request: 2, sid, accept: true, signature };
+        bob.done(&answer.encode(&mut [0; 128]).unwrap()).await;
+        assert_eq!(code(alice.message().await), MemberChanged::CODE, "{way:?}");
+        let bundle = Published::new(ALICE, &keys::alice(), 0);
+        let mut wrap = wrap(CHAIN);
+        wrap[..16].copy_from_slice(&sid);
+        alice.done(&Message::Wrap { request: 9, to: bob.id, wrap: &wrap, bundle: bundle.signed() }).await;
+        assert!(matches!(Message::decode(&bob.message().await), Ok(Message::WrapDelivery { .. })));
+        alice.say(CHAIN, 0, Rungs::NONE).await;
+        assert_eq!(number(&mut bob).await, 0);
+        // What this node knew of it is nothing that the other one has not ended.
+        let close = CloseConversation { request: 3, sid, signature };
+        bob.done(&close.encode(&mut [0; 128]).unwrap()).await;
+        assert_eq!(code(alice.message().await), Closed::CODE, "{way:?}");
+        alice.say(CHAIN, 1, Rungs::NONE).await;
+        assert_eq!(alice.told().await.reason, Some(Reason::Rekey));
+        assert_eq!(alice.refusal(&init.encode(&mut [0; 512]).unwrap()).await, Reason::Closed);
         a.stop().await;
         b.stop().await;
     }

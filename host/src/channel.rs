@@ -29,7 +29,7 @@ use crate::directory::{Asker, REQUESTS, Unfinished, answer, enrol_reason, finger
 use crate::gate::{Ticket, Verdict};
 use crate::keeper::Batch;
 use crate::limits::Admission;
-use crate::mailbox::{Delivery, Mailbox, Next, Owed, Wanted, refusal};
+use crate::mailbox::{Delivery, Mailbox, Next, Owed, RECEIPT_LEN, Wanted, refusal};
 use crate::name::Name;
 use crate::resumption::Held;
 use crate::router::{Outgoing, Sent, Told, Way};
@@ -908,7 +908,7 @@ impl<S: Stream> Peer<S> {
         self.job = Some(Box::pin(async move {
             if let Some(batch) = batch {
                 for receipt in batch.keep(&server.keeper).await {
-                    mailbox.owe(Owed::Receipt(receipt));
+                    mailbox.owe(receipt);
                 }
             }
             if let Some((asker, payload)) = request {
@@ -982,7 +982,7 @@ impl<S: Stream> Peer<S> {
         loop {
             let room = bytes.get_mut(len..).unwrap_or_default();
             match self.mailbox.next(room.len().saturating_sub(UPDATE_ROOM)) {
-                Next::Owed(owed) => match self.connection.send(&owed.message()?, room) {
+                Next::Owed(owed) => match self.connection.send(&owed.message(&mut [0; RECEIPT_LEN])?, room) {
                     Ok(sealed) => len += sealed,
                     // Answers are made to measure, so this is a fault of ours; the client's request stays unanswered.
                     Err(Error::Buffer(error)) => {

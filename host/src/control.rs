@@ -22,11 +22,12 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::clock::system_date;
+use crate::directory::groups::announce;
 use crate::mailbox::refuse_waiting;
 use crate::name::Name;
 use crate::server::{Policy, Server};
 use crate::settings::{Effective, Mistakes, Settings};
-use crate::store::{Announce, ChannelId, ClientId, ClientRecord, SharedStore, SqliteStore, StoreError};
+use crate::store::{ChannelId, ClientId, ClientRecord, SharedStore, SqliteStore, StoreError};
 
 const MAX_LINE: u64 = 16 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -420,7 +421,7 @@ pub async fn revoke(data: &Path, name: &str) -> anyhow::Result<()> {
         Door::Store(store) => {
             let id = find(&store, name).await?;
             let at = system_date();
-            store.revoke(&id, at, refuse_waiting(Reason::Unknown, at), Announce::silently()).await?;
+            store.revoke(&id, at, refuse_waiting(Reason::Unknown, at), announce()).await?;
             Ok(())
         }
     }

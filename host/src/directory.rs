@@ -9,9 +9,10 @@ use core::num::NonZeroUsize;
 use std::sync::Arc;
 
 use ossicle_core::{
-    Body, Bundle, Change, ChannelInfo, Channels, ChannelsResponse, DirectoryEntry, DirectoryList, Enrol,
-    EnvelopeHeader, ExpireChannels, Lookup, MAX_NAME_LEN, MAX_RSA_LEN, Message, Presence, PublicKey, RECORD_OVERHEAD,
-    Reason, Rotate, Rotation, Secret, SignedBundle, Subject, SuccessorQuery, Unwatch, Watch, WatchResponse, WrapHeader,
+    Answer, Body, Bundle, Change, ChannelInfo, Channels, ChannelsResponse, CloseConversation, DirectoryEntry,
+    DirectoryList, Enrol, EnvelopeHeader, ExpireChannels, Init, Lookup, MAX_NAME_LEN, MAX_RSA_LEN, Message, Presence,
+    PublicKey, RECORD_OVERHEAD, Reason, Rotate, Rotation, Secret, SignedBundle, Subject, SuccessorQuery, Unwatch,
+    Watch, WatchResponse, WrapHeader,
 };
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -33,13 +34,24 @@ use crate::store::{
 pub(crate) use enrol::Unfinished;
 
 mod enrol;
+pub(crate) mod groups;
 
 /// Lines of a directory page that are asked of the store at once.
 const PAGE: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// Codes of the requests that stand apart from the catalogue.
-pub(crate) const REQUESTS: [u16; 7] =
-    [Enrol::CODE, Rotate::CODE, SuccessorQuery::CODE, Watch::CODE, Unwatch::CODE, Channels::CODE, ExpireChannels::CODE];
+pub(crate) const REQUESTS: [u16; 10] = [
+    Enrol::CODE,
+    Rotate::CODE,
+    SuccessorQuery::CODE,
+    Watch::CODE,
+    Unwatch::CODE,
+    Channels::CODE,
+    ExpireChannels::CODE,
+    Init::CODE,
+    Answer::CODE,
+    CloseConversation::CODE,
+];
 
 /// The authenticated client that asks.
 pub(crate) struct Asker {
@@ -71,7 +83,7 @@ pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) 
                 Err(error) => Sent::Told(Some(refusal(header.chain_id, header.n, unavailable(&error)))),
             };
             let receipts = match sent {
-                Sent::Told(receipt) => receipt.into_iter().collect(),
+                Sent::Told(receipt) => receipt.map(Owed::Receipt).into_iter().collect(),
                 Sent::Keep(items, refused) => {
                     let mut batch = Batch::default();
                     batch.push(&header, wanted, refused, items);
@@ -79,7 +91,7 @@ pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) 
                 }
             };
             for receipt in receipts {
-                asker.mailbox.owe(Owed::Receipt(receipt));
+                asker.mailbox.owe(receipt);
             }
             return;
         }
@@ -125,6 +137,9 @@ pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) 
             Unwatch::CODE => (body.request(), unwatch(&server, &asker, body)),
             Channels::CODE => (body.request(), channels(&server, &asker, body).await),
             ExpireChannels::CODE => (body.request(), expire_channels(&server, &asker, body).await),
+            Init::CODE => (body.request(), groups::init(&server, &asker, body).await),
+            Answer::CODE => (body.request(), groups::answer(&server, &asker, body).await),
+            CloseConversation::CODE => (body.request(), groups::close(&server, &asker, body).await),
             _ => (0, Err(Reason::Malformed.into())),
         },
         Message::Wrap { request, to, wrap, bundle } => {
@@ -449,6 +464,8 @@ async fn wrap(
     match server.store.register_chain(&header.chain_id, &asker.id, &header.sid, &to).await {
         Ok(()) => {}
         Err(ChainError::InUse) => return Err(Reason::NameInUse.into()),
+        Err(ChainError::NotMember) => return Err(Reason::NotMember.into()),
+        Err(ChainError::Closed) => return Err(Reason::Closed.into()),
         Err(ChainError::Store(error)) => return Err(error.into()),
         Err(_) => return Err(Reason::Unknown.into()),
     }

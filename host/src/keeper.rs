@@ -8,12 +8,12 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
-use ossicle_core::{EnvelopeHeader, Message, Reason, Receipt, Rung, Rungs};
+use ossicle_core::{EnvelopeHeader, Reason, Receipt, Rung, Rungs};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
 use crate::clock::Clock;
-use crate::mailbox::{Passing, refusal};
+use crate::mailbox::{Owed, Passing, refusal, told};
 use crate::router::Router;
 use crate::store::{ChainId, ClientId, Item, ItemKind, NewItem, Put, PutError, SharedStore, StoreError};
 
@@ -57,12 +57,9 @@ impl Keeper {
         }
     }
 
-    /// Keeps a receipt for a sender who is not here.
-    pub fn keep_receipt(&self, sender: ClientId, teller: ClientId, receipt: &Receipt) {
-        let mut bytes = [0; 64];
-        let Some(bytes) = Message::Told(*receipt).encode(&mut bytes).ok().and_then(|len| bytes.get(..len)) else {
-            return;
-        };
+    /// Keeps a receipt for a sender who is not here; in a `group` with whose it is.
+    pub fn keep_receipt(&self, sender: ClientId, teller: ClientId, receipt: &Receipt, group: bool) {
+        let Some(bytes) = told(group.then_some(&teller), receipt) else { return };
         let item = NewItem {
             recipient: sender,
             sender: teller,
@@ -70,7 +67,7 @@ impl Keeper {
             chain: receipt.chain,
             n: receipt.to,
             wanted: 0,
-            bytes: bytes.into(),
+            bytes,
             at: self.clock.date(),
         };
         self.order(Work::Keep { items: vec![item], answer: None });
@@ -227,7 +224,8 @@ async fn keep(
 fn tell(router: &Router, item: &NewItem, reason: Reason) {
     match item.kind {
         ItemKind::Envelope | ItemKind::GroupEnvelope => {
-            router.tell_sender(&item.sender, &item.recipient, &refusal(item.chain, item.n, reason));
+            let group = item.kind == ItemKind::GroupEnvelope;
+            router.tell_sender(&item.sender, &item.recipient, &refusal(item.chain, item.n, reason), group);
         }
         // The messages of its chain are told of.
         ItemKind::Wrap => {}
@@ -264,6 +262,8 @@ struct Sent {
     refused: Option<Reason>,
     /// For how many recipients it waits.
     items: usize,
+    /// Who they are, in a conversation of several.
+    recipients: Vec<ClientId>,
 }
 
 impl Batch {
@@ -275,23 +275,41 @@ impl Batch {
     /// Adds a message for the recipients that `items` name. One more recipient may have `refused` it.
     pub fn push(&mut self, header: &EnvelopeHeader, wanted: Rungs, refused: Option<Reason>, items: Vec<NewItem>) {
         let (chain, n) = (header.chain_id, header.n);
-        self.messages.push(Sent { chain, n, wanted, refused, items: items.len() });
+        let in_group = items.iter().filter(|item| item.kind == ItemKind::GroupEnvelope);
+        let recipients = in_group.map(|item| item.recipient).collect();
+        self.messages.push(Sent { chain, n, wanted, refused, items: items.len(), recipients });
         self.items.extend(items);
     }
 
-    /// Keeps it, and returns the receipts that its sender gets, in order.
-    pub async fn keep(self, keeper: &Keeper) -> Vec<Receipt> {
+    /// Keeps it, and returns the receipts that its sender gets, in order. In a conversation of several, who does not take a
+    /// message is named first; how far it came holds for all others.
+    pub async fn keep(self, keeper: &Keeper) -> Vec<Owed> {
         let mut kept = keeper.keep(self.items).await.map(Vec::into_iter);
         let mut receipts = Vec::new();
-        for Sent { chain, n, wanted, refused, items } in self.messages {
+        for Sent { chain, n, wanted, refused, items, recipients } in self.messages {
             let failed = match &mut kept {
+                Ok(kept) if !recipients.is_empty() => {
+                    let mut taken = false;
+                    for (recipient, put) in recipients.into_iter().zip(kept.by_ref()) {
+                        match put {
+                            Ok(_) => taken = true,
+                            Err(error) => {
+                                receipts.push(Owed::ReceiptBy(recipient, refusal(chain, n, reason(&error))));
+                            }
+                        }
+                    }
+                    if !taken {
+                        continue;
+                    }
+                    None
+                }
                 Ok(kept) => {
                     // Forwards: from behind, a part of the answer would take what is another message's.
                     kept.by_ref().take(items).fold(None, |failed, put| put.err().map(|error| reason(&error)).or(failed))
                 }
                 Err(_) => Some(Reason::Unavailable),
             };
-            receipts.extend(outcome(chain, n, wanted, refused.or(failed), Rung::Stored));
+            receipts.extend(outcome(chain, n, wanted, refused.or(failed), Rung::Stored).map(Owed::Receipt));
         }
         receipts
     }
@@ -371,6 +389,39 @@ mod tests {
             refusal(CHAIN, 2, Reason::Unknown),
             refusal(CHAIN, 3, Reason::Rewound),
             told(4),
+        ];
+        assert_eq!(receipts, expected.map(Owed::Receipt));
+    }
+
+    #[tokio::test]
+    async fn in_a_group_who_does_not_take_a_message_is_named() {
+        let (keeper, mut orders) = Keeper::new(Clock::system());
+        let wanted = Rungs::NONE.with(Rung::Stored);
+        let mut batch = Batch::default();
+        for n in 0..3 {
+            let to = |recipient| NewItem { kind: ItemKind::GroupEnvelope, ..item(recipient, n) };
+            let header = EnvelopeHeader { chain_id: CHAIN, n, salt: [0; 8] };
+            batch.push(&header, wanted, None, vec![to(2), to(3), to(4)]);
+        }
+        let (stored, full) = (Ok(Put::Stored { seq: 1 }), Err(PutError::QueueFull));
+        let gone = Err(PutError::UnknownRecipient);
+        let outcomes = [&stored, &stored, &stored, &stored, &full, &gone, &full, &full, &full].map(Clone::clone);
+        let store = async {
+            let Some(Work::Keep { answer: Some(answer), .. }) = orders.0.recv().await else { panic!("no batch") };
+            answer.send(Ok(outcomes.to_vec())).unwrap();
+        };
+        let (receipts, ()) = tokio::join!(batch.keep(&keeper), store);
+        let told =
+            |n| Owed::Receipt(Receipt { rung: Rung::Stored, reason: None, chain: CHAIN, from: n, to: n, tag: None });
+        let by = |recipient, n, reason| Owed::ReceiptBy([recipient; 16], refusal(CHAIN, n, reason));
+        let expected = [
+            told(0),
+            by(3, 1, Reason::QueueFull),
+            by(4, 1, Reason::Unknown),
+            told(1),
+            by(2, 2, Reason::QueueFull),
+            by(3, 2, Reason::QueueFull),
+            by(4, 2, Reason::QueueFull),
         ];
         assert_eq!(receipts, expected);
     }

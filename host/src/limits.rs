@@ -14,7 +14,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed, keyed::HashMapStateStore};
-use governor::{Quota, RateLimiter};
+use governor::{NotUntil, Quota, RateLimiter};
 
 use crate::clock::Clock;
 use crate::store::ClientId;
@@ -137,6 +137,25 @@ impl Limits {
         Ok(())
     }
 
+    /// Counts so many records of a client more: a request that costs as much.
+    ///
+    /// # Errors
+    /// The milliseconds to wait.
+    pub fn messages(&self, client: &ClientId, count: u32) -> Result<(), u32> {
+        let Some(count) = NonZeroU32::new(count) else { return Ok(()) };
+        let limiter = self.messages.load();
+        let key = self.key(&limiter, u128::from_be_bytes(*client));
+        let counted = limiter.check_key_n(&key, count).or_else(|most| match NonZeroU32::new(most.0) {
+            // More than may come at once is as much as may.
+            Some(most) => limiter.check_key_n(&key, most),
+            None => Ok(Ok(())),
+        });
+        match counted {
+            Ok(Err(refused)) => Err(self.wait(refused)),
+            _ => Ok(()),
+        }
+    }
+
     /// Counts a full handshake of a source.
     pub fn handshake(&self, source: IpAddr) -> Admission {
         match self.count(&self.handshakes.load(), source_key(source)) {
@@ -164,12 +183,17 @@ impl Limits {
     }
 
     fn count(&self, limiter: &Keyed, key: u128) -> Result<(), u32> {
-        // A flood of keys must not become a flood of memory.
-        let key = if limiter.len() < MAX_KEYS { key } else { u128::from(self.hasher.hash_one(key) % SHARED) };
-        limiter.check_key(&key).map_err(|refused| {
-            let wait = refused.wait_time_from(self.clock.now()).max(Duration::from_millis(1));
-            u32::try_from(wait.as_millis()).unwrap_or(u32::MAX)
-        })
+        limiter.check_key(&self.key(limiter, key)).map_err(|refused| self.wait(refused))
+    }
+
+    /// The bucket of a key: a flood of keys must not become a flood of memory.
+    fn key(&self, limiter: &Keyed, key: u128) -> u128 {
+        if limiter.len() < MAX_KEYS { key } else { u128::from(self.hasher.hash_one(key) % SHARED) }
+    }
+
+    fn wait(&self, refused: NotUntil<Duration>) -> u32 {
+        let wait = refused.wait_time_from(self.clock.now()).max(Duration::from_millis(1));
+        u32::try_from(wait.as_millis()).unwrap_or(u32::MAX)
     }
 }
 
@@ -242,6 +266,18 @@ mod tests {
         // Fewer than are counted at once.
         let limits = self::limits(1, 3);
         assert_eq!((0..9).filter(|_| limits.message_ahead(&[1; 16], &mut one).is_ok()).count(), 3);
+    }
+
+    #[test]
+    fn what_costs_as_much_as_several_counts_as_several() {
+        let limits = limits(1, 10);
+        assert_eq!(limits.messages(&[1; 16], 0), Ok(()));
+        assert_eq!(limits.messages(&[1; 16], 7), Ok(()));
+        assert!(limits.messages(&[1; 16], 4).is_err_and(|wait| (1..=1000).contains(&wait)));
+        assert_eq!(limits.messages(&[1; 16], 3), Ok(()));
+        // More than may ever come at once has to be possible after a rest.
+        assert_eq!(limits.messages(&[2; 16], 63), Ok(()));
+        assert!(limits.messages(&[2; 16], 1).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ossicle_core::{MAX_RECORD_LEN, Message, PeerStatus, RECORD_OVERHEAD, Reason, Receipt, Rung, Rungs};
+use ossicle_core::{MAX_RECORD_LEN, Message, PeerStatus, RECORD_OVERHEAD, Reason, Receipt, Rung, Rungs, ToldBy};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -56,6 +56,8 @@ pub enum Owed {
     Done(u16),
     /// A receipt.
     Receipt(Receipt),
+    /// A receipt in a conversation of several, of this recipient or about it.
+    ReceiptBy(ClientId, Receipt),
     /// A request was refused.
     Refused {
         /// The request; 0 where it could not be read.
@@ -77,15 +79,16 @@ impl Owed {
         Self::Refused { request, reason, retry_after: None }
     }
 
-    /// The message to be sealed.
+    /// The message to be sealed; some need `scratch`.
     ///
     /// # Errors
     /// Those of [`Message::decode`], which no answer that was encoded causes.
-    pub fn message(&self) -> Result<Message<'_>, ossicle_core::Error> {
+    pub fn message<'m>(&'m self, scratch: &'m mut [u8; RECEIPT_LEN]) -> Result<Message<'m>, ossicle_core::Error> {
         Ok(match self {
             Self::Answer(bytes) => Message::decode(bytes)?,
             Self::Done(request) => Message::Done { request: *request },
             Self::Receipt(receipt) => Message::Told(*receipt),
+            Self::ReceiptBy(from, receipt) => ToldBy { from: *from, receipt: *receipt }.encode(scratch)?,
             Self::Refused { request, reason, retry_after } => {
                 Message::Refused { request: *request, reason: *reason, retry_after: *retry_after }
             }
@@ -98,27 +101,31 @@ impl Owed {
     fn room(&self) -> usize {
         match self {
             Self::Answer(bytes) => bytes.len() + RECORD_OVERHEAD,
-            // All others are a handful of integers and at most one tag.
-            _ => 64 + RECORD_OVERHEAD,
+            // All others are a handful of integers, and at most one tag and one id.
+            _ => RECEIPT_LEN + RECORD_OVERHEAD,
         }
     }
 
     /// Takes in a receipt that says the same of the next message, so that receipts are cumulative.
     fn merge(&mut self, next: &Self) -> bool {
-        match (self, next) {
-            (Self::Receipt(held), Self::Receipt(next))
-                if held.tag.is_none()
-                    && next.tag.is_none()
-                    && (held.rung, held.reason, held.chain) == (next.rung, next.reason, next.chain)
-                    && held.to.checked_add(1) == Some(next.from) =>
-            {
-                held.to = next.to;
-                true
-            }
-            _ => false,
+        let (held, next) = match (self, next) {
+            (Self::Receipt(held), Self::Receipt(next)) => (held, next),
+            (Self::ReceiptBy(whose, held), Self::ReceiptBy(of, next)) if whose == of => (held, next),
+            _ => return false,
+        };
+        let follows = held.tag.is_none()
+            && next.tag.is_none()
+            && (held.rung, held.reason, held.chain) == (next.rung, next.reason, next.chain)
+            && held.to.checked_add(1) == Some(next.from);
+        if follows {
+            held.to = next.to;
         }
+        follows
     }
 }
+
+/// Bytes that no receipt is longer than.
+pub const RECEIPT_LEN: usize = 80;
 
 /// A sealed message from one client to another that is in no store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,6 +138,8 @@ pub struct Passing {
     pub n: u32,
     /// The receipts that the sender wants.
     pub wanted: Rungs,
+    /// Whether it is for one of several recipients.
+    pub group: bool,
     /// The envelope.
     pub bytes: Arc<[u8]>,
 }
@@ -138,8 +147,8 @@ pub struct Passing {
 impl Passing {
     /// The same as something that waits for `recipient` from `at` on.
     pub fn into_item(self, recipient: ClientId, at: u64) -> NewItem {
-        let Self { sender, chain, n, wanted, bytes } = self;
-        NewItem { recipient, sender, kind: ItemKind::Envelope, chain, n, wanted: wanted.bits(), bytes, at }
+        let Self { sender, chain, n, wanted, group, bytes } = self;
+        NewItem { recipient, sender, kind: ItemKind::envelope(group), chain, n, wanted: wanted.bits(), bytes, at }
     }
 
     /// Whether its recipient says that it has it, or why not.
@@ -218,20 +227,30 @@ pub const fn refusal(chain: ChainId, n: u32, reason: Reason) -> Receipt {
 /// the messages of its chain are told of.
 pub fn refuse_waiting(reason: Reason, at: u64) -> Refuse {
     Refuse::new(move |recipient, item| {
-        let told = Message::Told(refusal(item.chain, item.n, reason));
-        let mut bytes = [0; 64];
-        let len = told.encode(&mut bytes).ok()?;
-        item.kind.is_envelope().then(|| NewItem {
+        let by = (item.kind == ItemKind::GroupEnvelope).then_some(recipient);
+        let bytes = told(by, &refusal(item.chain, item.n, reason))?;
+        item.kind.is_envelope().then_some(NewItem {
             recipient: item.sender,
             sender: *recipient,
             kind: ItemKind::Receipt,
             chain: item.chain,
             n: item.n,
             wanted: 0,
-            bytes: bytes.get(..len).unwrap_or_default().into(),
+            bytes,
             at,
         })
     })
+}
+
+/// The encoded message that tells a sender of a receipt; in a conversation of several with whose it is.
+pub fn told(by: Option<&ClientId>, receipt: &Receipt) -> Option<Arc<[u8]>> {
+    let (mut scratch, mut bytes) = ([0; RECEIPT_LEN], [0; RECEIPT_LEN]);
+    let message = match by {
+        Some(from) => ToldBy { from: *from, receipt: *receipt }.encode(&mut scratch).ok()?,
+        None => Message::Told(*receipt),
+    };
+    let len = message.encode(&mut bytes).ok()?;
+    bytes.get(..len).map(Arc::from)
 }
 
 /// Why a message did not pass.
@@ -352,6 +371,8 @@ struct Backlog {
     era: u32,
     /// What was put into the mailbox and is not acknowledged, in this order: number and bytes.
     held: VecDeque<(u64, usize)>,
+    /// What of them was acknowledged while the store is asked, which may not know it yet.
+    acknowledged: Vec<u64>,
     /// None of them has a higher number.
     highest: u64,
     held_bytes: usize,
@@ -499,6 +520,25 @@ impl Mailbox {
         self.shared.keeper.keep_for(self.client, kept);
     }
 
+    /// Takes back what of these chains only passes and was not sealed. `chains` are in order.
+    pub fn withdraw(&self, chains: &[ChainId]) -> Vec<Passing> {
+        let mut queue = self.lock();
+        let mut withdrawn = Vec::new();
+        if queue.bytes > 0 {
+            queue.deliveries.retain(|delivery| match delivery {
+                Delivery::Passing(passing) if chains.binary_search(&passing.chain).is_ok() => {
+                    withdrawn.push(passing.clone());
+                    false
+                }
+                _ => true,
+            });
+        }
+        let bytes = withdrawn.iter().map(Passing::len).sum();
+        queue.bytes -= bytes;
+        self.shared.budget.give(bytes);
+        withdrawn
+    }
+
     /// Something came into the store for the client: it is put in at once where the client has everything before it.
     ///
     /// # Errors
@@ -587,6 +627,7 @@ impl Mailbox {
         for item in items {
             let backlog = &mut queue.backlog;
             if (wanted.receipts_only && item.kind != ItemKind::Receipt)
+                || backlog.acknowledged.contains(&item.seq)
                 || (item.seq <= backlog.highest && backlog.held.iter().any(|(seq, _)| *seq == item.seq))
             {
                 continue;
@@ -601,6 +642,10 @@ impl Mailbox {
         let backlog = &mut queue.backlog;
         if exhausted && !backlog.stale {
             backlog.behind = false;
+            backlog.acknowledged = Vec::new();
+        } else {
+            let floor = backlog.floor;
+            backlog.acknowledged.retain(|seq| *seq > floor);
         }
         drop(queue);
         self.changed.notify_one();
@@ -619,6 +664,9 @@ impl Mailbox {
             return if seq <= backlog.newest { Ok(Vec::new()) } else { Err(Reason::Malformed) };
         };
         let acknowledged: Vec<_> = backlog.held.drain(..=place).collect();
+        if backlog.behind {
+            backlog.acknowledged.extend(acknowledged.iter().map(|(seq, _)| *seq));
+        }
         backlog.sealed -= acknowledged.len();
         backlog.held_bytes -= acknowledged.iter().map(|(_, len)| len).sum::<usize>();
         give_back(&mut backlog.held);
@@ -1002,7 +1050,7 @@ mod tests {
     }
 
     fn wanting(n: u32, len: usize, wanted: Rungs) -> Passing {
-        Passing { sender: [9; 16], chain: CHAIN, n, wanted, bytes: vec![7; len].into() }
+        Passing { sender: [9; 16], chain: CHAIN, n, wanted, group: false, bytes: vec![7; len].into() }
     }
 
     fn envelope(n: u32, len: usize) -> Passing {
@@ -1367,6 +1415,27 @@ mod tests {
         assert_eq!((wanted.after, wanted.receipts_only), (0, true));
         assert_eq!(mailbox.answered(wanted, Some(vec![item(1), item_of(2, ItemKind::Receipt)])), []);
         assert_eq!(sealed(&mailbox), [2]);
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_not_given_again_by_a_store_that_does_not_know_it_yet() {
+        let (mailbox, _orders) = mailbox();
+        mailbox.listen(false);
+        for n in 1..=3 {
+            assert_eq!(mailbox.offer(item(n)), Ok(()));
+        }
+        assert_eq!(sealed(&mailbox), [1, 2, 3]);
+        mailbox.greet();
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.acknowledge(2), Ok(vec![1, 2]));
+        assert_eq!(mailbox.answered(wanted, Some(vec![item(1), item(2), item(3), item(4)])), []);
+        assert_eq!(sealed(&mailbox), [4]);
+        assert_eq!(mailbox.acknowledge(4), Ok(vec![3, 4]));
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(wanted.after, 4);
+        assert_eq!(mailbox.answered(wanted, Some(vec![])), []);
+        assert_eq!(mailbox.wanted(), None);
+        assert!(mailbox.lock().backlog.acknowledged.is_empty());
     }
 
     #[test]

@@ -36,27 +36,54 @@ pub struct Router {
     changes: AtomicU64,
 }
 
-/// The route of one chain, with the mailbox of its recipient if it has only one: most messages follow another of the same
-/// chain, and need no map then.
+/// The route of one chain, with the mailboxes of its recipients: most messages follow another of the same chain, and need
+/// no map then, however many they are for.
 #[derive(Debug)]
 pub struct Way {
     chain: ChainId,
     /// It holds as long as nothing has changed since.
     changes: u64,
     route: Arc<ChainRoute>,
+    /// In the order of the recipients.
+    seats: Vec<Seat>,
+    /// One of them has.
+    unnoticed: Cell<bool>,
+}
+
+/// Where one recipient of a [`Way`] sits, if it does.
+#[derive(Debug)]
+struct Seat {
     mailbox: Option<Arc<Mailbox>>,
     /// The mailbox got something that its channel was not told of.
     unnoticed: Cell<bool>,
 }
 
 impl Way {
-    /// Tells the recipient's channel of what went this way.
+    /// Tells the recipients' channels of what went this way.
     pub fn notice(&self) {
-        if self.unnoticed.replace(false)
-            && let Some(mailbox) = &self.mailbox
-        {
-            mailbox.notice();
+        if self.unnoticed.replace(false) {
+            for seat in &self.seats {
+                if seat.unnoticed.replace(false)
+                    && let Some(mailbox) = &seat.mailbox
+                {
+                    mailbox.notice();
+                }
+            }
         }
+    }
+
+    /// Takes a message to the recipient of this place, behind what it got before. `keep`: it has to wait in the store.
+    fn pass(&self, place: usize, passing: Passing, keep: bool) -> Result<(), NotPassed> {
+        let Some((seat, mailbox)) = self.seats.get(place).and_then(|seat| Some((seat, seat.mailbox.as_deref()?)))
+        else {
+            return Err(NotPassed::Keep(passing));
+        };
+        if keep {
+            return not_by(mailbox, passing);
+        }
+        seat.unnoticed.set(true);
+        self.unnoticed.set(true);
+        mailbox.pass_unnoticed(passing)
     }
 }
 
@@ -205,11 +232,10 @@ impl Router {
         let changes = self.changes.load(Ordering::Acquire);
         if last.as_ref().is_none_or(|way| way.chain != *chain || way.changes != changes) {
             *last = self.route(chain).map(|route| {
-                let mailbox = match route.recipients.as_slice() {
-                    [only] => self.mailbox(only),
-                    _ => None,
-                };
-                Way { chain: *chain, changes, route, mailbox, unnoticed: Cell::new(false) }
+                let seats = self.seats();
+                let seat = |recipient| Seat { mailbox: seats.get(recipient).cloned(), unnoticed: Cell::new(false) };
+                let seats = route.recipients.iter().map(seat).collect();
+                Way { chain: *chain, changes, route, seats, unnoticed: Cell::new(false) }
             });
         }
         last.as_ref()
@@ -228,6 +254,21 @@ impl Router {
         self.changes.fetch_add(1, Ordering::AcqRel);
         routes.young.remove(chain);
         routes.old.remove(chain);
+    }
+
+    /// Forgets the routes of a conversation that was closed, and takes back from these members what of it only passed: its
+    /// senders are told.
+    pub fn close<'c>(&self, chains: &[ChainId], members: impl Iterator<Item = &'c ClientId>) {
+        for chain in chains {
+            self.forget_chain(chain);
+        }
+        for member in members {
+            let Some(mailbox) = self.mailbox(member) else { continue };
+            for passing in mailbox.withdraw(chains) {
+                let receipt = refusal(passing.chain, passing.n, Reason::Closed);
+                self.tell_sender(&passing.sender, member, &receipt, true);
+            }
+        }
     }
 
     /// Forgets every route that concerns this client, because the store knows none any more.
@@ -267,7 +308,7 @@ impl Router {
         self.carry(sender, Some(&way.route), Some(way), message, behind_others, at)
     }
 
-    /// `way` may know the mailbox of the only recipient.
+    /// `way` knows the mailboxes of the recipients, if there is one.
     fn carry(
         &self,
         sender: &ClientId,
@@ -284,32 +325,35 @@ impl Router {
         // What another node has stored before this has to come before it.
         let keep_all = behind_others || wanted.contains(Rung::Stored) || !self.alone;
         let bytes: Arc<[u8]> = envelope.into();
+        let group = route.group;
         let mut refused = None;
+        let mut has_passed = false;
         let mut keep = Vec::new();
-        for recipient in &route.recipients {
-            let passing = Passing { sender: *sender, chain, n, wanted, bytes: Arc::clone(&bytes) };
-            let known = way.and_then(|way| Some((way, way.mailbox.as_deref()?)));
-            let passed = match (known, keep_all) {
-                (Some((way, mailbox)), false) => {
-                    way.unnoticed.set(true);
-                    mailbox.pass_unnoticed(passing)
-                }
-                (Some((_, mailbox)), true) => not_by(mailbox, passing),
-                (None, _) => match self.mailbox(recipient) {
+        for (place, recipient) in route.recipients.iter().enumerate() {
+            let passing = Passing { sender: *sender, chain, n, wanted, group, bytes: Arc::clone(&bytes) };
+            let passed = match way {
+                Some(way) => way.pass(place, passing, keep_all),
+                None => match self.mailbox(recipient) {
                     Some(mailbox) if !keep_all => mailbox.pass(passing),
                     Some(mailbox) => not_by(&mailbox, passing),
                     None => Err(NotPassed::Keep(passing)),
                 },
             };
             match passed {
-                Ok(()) => {}
+                Ok(()) => has_passed = true,
+                // The others have it all the same.
+                Err(NotPassed::TooLarge) if group => {
+                    self.tell_sender(sender, recipient, &refusal(chain, n, Reason::TooLarge), true);
+                }
                 Err(NotPassed::TooLarge) => {
                     refused.get_or_insert(Reason::TooLarge);
                 }
                 Err(NotPassed::Keep(passing)) => keep.push(passing.into_item(*recipient, at())),
             }
         }
-        if keep.is_empty() {
+        if keep.is_empty() && group && !has_passed {
+            Sent::Told(None)
+        } else if keep.is_empty() {
             Sent::Told(keeper::outcome(chain, n, wanted, refused, Rung::Accepted))
         } else {
             Sent::Keep(keep, refused)
@@ -356,21 +400,26 @@ impl Router {
         let mut seqs = Vec::new();
         for (seq, kind, sender, chain, n) in items {
             if kind.is_envelope() {
-                self.tell_sender(&sender, recipient, &refusal(chain, n, Reason::TooLarge));
+                let group = kind == ItemKind::GroupEnvelope;
+                self.tell_sender(&sender, recipient, &refusal(chain, n, Reason::TooLarge), group);
             }
             seqs.push(seq);
         }
         self.keeper.forget(*recipient, seqs);
     }
 
-    /// Tells a sender what became of a message for `recipient`, now or when it comes back.
-    pub fn tell_sender(&self, sender: &ClientId, recipient: &ClientId, receipt: &Receipt) {
+    /// Tells a sender what became of a message for `recipient`, now or when it comes back; in a `group` with whose word it
+    /// is.
+    pub fn tell_sender(&self, sender: &ClientId, recipient: &ClientId, receipt: &Receipt, group: bool) {
         // Among several nodes he may have come back at another one, and his connection here not have ended yet.
         match self.mailbox(sender).filter(|_| self.alone) {
             Some(mailbox) => {
-                mailbox.owe(Owed::Receipt(*receipt));
+                mailbox.owe(match group {
+                    true => Owed::ReceiptBy(*recipient, *receipt),
+                    false => Owed::Receipt(*receipt),
+                });
             }
-            None => self.keeper.keep_receipt(*sender, *recipient, receipt),
+            None => self.keeper.keep_receipt(*sender, *recipient, receipt, group),
         }
     }
 
@@ -388,7 +437,7 @@ impl Router {
         }
         match route {
             Some(route) if route.recipients.contains(teller) => {
-                self.tell_sender(&route.sender, teller, receipt);
+                self.tell_sender(&route.sender, teller, receipt, route.group);
                 Told::Done
             }
             _ => Told::Forbidden,
@@ -678,7 +727,7 @@ mod tests {
         let mut last = None;
         let mut seated = |router: &Router, chain: &ChainId| {
             let way = router.way(chain, &mut last)?;
-            Some(way.mailbox.as_ref().map(|mailbox| mailbox.connection()))
+            Some(way.seats[0].mailbox.as_ref().map(|mailbox| mailbox.connection()))
         };
         assert_eq!(seated(&router, &chain), Some(None));
         let bob = seat(&router, BOB, 7);
@@ -712,5 +761,63 @@ mod tests {
         drop(routes);
         router.evict(&BOB, Reason::Unauthorised);
         assert!(router.route(&[0xff; 8]).is_none());
+    }
+
+    #[test]
+    fn a_way_of_several_knows_and_wakes_all_of_them() {
+        let (router, _orders) = router();
+        let alice = seat(&router, ALICE, 1);
+        let recipients: Vec<ClientId> = (10..30).map(|n| [n; 16]).collect();
+        let route = ChainRoute { recipients: recipients.clone(), group: true, ..route() };
+        router.remember(HEADER.chain_id, Arc::new(route));
+        let seats: Vec<_> = (0..).zip(&recipients).map(|(n, id)| seat(&router, *id, 10 + n)).collect();
+        for mailbox in &seats[1..] {
+            mailbox.listen(false);
+        }
+        let wanted = Rungs::NONE.with(Rung::Accepted);
+        let message = Outgoing { header: &HEADER, wanted, envelope: &[0; 37] };
+        let mut last = None;
+        let way = router.way(&HEADER.chain_id, &mut last).unwrap();
+        for _ in 0..3 {
+            let Sent::Keep(items, None) = router.send_by(way, &ALICE, message, false, || 99) else {
+                panic!("one waits")
+            };
+            let waits: Vec<_> = items.iter().map(|item| (item.recipient, item.kind)).collect();
+            assert_eq!(waits, [([10; 16], ItemKind::GroupEnvelope)]);
+        }
+        let woken = |mailbox: &Mailbox| futures_util::FutureExt::now_or_never(mailbox.changed()).is_some();
+        for mailbox in &seats[1..] {
+            // It was woken when it began to listen.
+            assert!(woken(mailbox) && !woken(mailbox));
+        }
+        way.notice();
+        assert!(seats[1..].iter().all(|mailbox| woken(mailbox) && !woken(mailbox)));
+        let passing = |mailbox: &Mailbox| match mailbox.next(4096) {
+            Next::Delivery(Delivery::Passing(passing)) => passing,
+            other => panic!("{other:?}"),
+        };
+        let shared = passing(&seats[1]).bytes;
+        assert!(
+            seats[2..].iter().all(|mailbox| Arc::ptr_eq(&passing(mailbox).bytes, &shared)),
+            "the body is there once"
+        );
+        // Whoever takes it not is named, and the others have it.
+        let long = Outgoing { envelope: &[0; 998], ..message };
+        assert_eq!(router.send_by(way, &ALICE, long, false, || 99), Sent::Told(None));
+        for id in &recipients {
+            let refused = Owed::ReceiptBy(*id, refusal(HEADER.chain_id, 7, Reason::TooLarge));
+            assert_eq!(alice.next(4096), Next::Owed(refused));
+        }
+        // What nobody has had yet is taken back when the conversation is closed.
+        router.close(&[HEADER.chain_id], recipients.iter());
+        for id in &recipients[1..] {
+            for _ in 0..2 {
+                let Next::Owed(Owed::ReceiptBy(by, refused)) = alice.next(4096) else { panic!("one for each") };
+                assert_eq!((by, refused.reason), (*id, Some(Reason::Closed)));
+            }
+        }
+        assert_eq!(alice.next(4096), Next::Empty);
+        assert!(router.way(&HEADER.chain_id, &mut last).is_none());
+        assert!(seats.iter().all(|mailbox| mailbox.next(4096) == Next::Empty));
     }
 }

@@ -23,6 +23,7 @@ use crate::bus::{self, Bus, Local};
 use crate::channel;
 use crate::clock::{Ages, Clock};
 use crate::crypto::{CryptoPool, IdentityKey};
+use crate::directory::groups::announce;
 use crate::gate::{Gate, GateLimits};
 use crate::keeper::{self, Keeper, Orders};
 use crate::limits::{Limits, Rates};
@@ -31,7 +32,10 @@ use crate::metrics::Metrics;
 use crate::presence::{self, Presence};
 use crate::resumption::{ChannelKey, Channels};
 use crate::router::Router;
-use crate::store::{Announce, ChainId, ChainRoute, ChannelId, ClientId, NewKey, RotateError, SharedStore, StoreError};
+use crate::store::{
+    ChainId, ChainRoute, ChannelId, ClientId, CloseError, ConversationId, MemberSignature, NewKey, RotateError,
+    SharedStore, StoreError,
+};
 use crate::transport::{Listener, Stream};
 use crate::world::{Random, World};
 
@@ -82,6 +86,8 @@ pub struct Config {
 
 /// The longest time between two full handshakes of a client.
 pub const MAX_CHANNEL_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// For so long an invitation can be accepted.
+pub const INVITATION_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// So often the server looks for what waited for too long, and takes so much at once.
 const EXPIRE: Duration = Duration::from_secs(60);
 const EXPIRED_AT_ONCE: usize = 1000;
@@ -225,8 +231,7 @@ impl Server {
         tell: impl FnOnce() + Send,
     ) -> Result<bool, StoreError> {
         let at = self.now();
-        let told = self.store.revoke(client, at, refuse_waiting(Reason::Unknown, at), Announce::silently()).await?;
-        self.router.greet(told.iter().flatten());
+        let told = self.store.revoke(client, at, refuse_waiting(Reason::Unknown, at), announce()).await?;
         let revoked = told.is_some();
         tell();
         // Whoever is entering on what the store said before sees this number change, or is seated and evicted here.
@@ -236,8 +241,40 @@ impl Server {
             info!(client = %uuid::Uuid::from_bytes(*client), "revoked while connected");
         }
         self.presence().note(client, false);
+        self.greet(told.as_deref().unwrap_or_default()).await;
         self.channels.end(&*self.store, client).await?;
         Ok(revoked)
+    }
+
+    /// Closes a group for good, on the word of a member: durably; then everybody is told.
+    pub(crate) async fn close(
+        &self,
+        sid: &ConversationId,
+        by: &ClientId,
+        signature: &MemberSignature,
+    ) -> Result<(), CloseError> {
+        // What was acknowledged is not refused.
+        self.keeper.settled().await;
+        let at = self.now();
+        let refuse = refuse_waiting(Reason::Closed, at);
+        let closing = self.store.close(sid, by, signature, at, refuse, announce()).await?;
+        self.router.close(&closing.chains, closing.told.iter().chain([by]));
+        self.greet(&closing.told).await;
+        Ok(())
+    }
+
+    /// Something waits in the store for these clients, which was not offered to anybody. Whoever is here is not given again
+    /// what he has acknowledged.
+    pub(crate) async fn greet(&self, clients: &[ClientId]) {
+        if !clients.is_empty() {
+            self.keeper.settled().await;
+            self.router.greet(clients);
+        }
+    }
+
+    /// Invitations from before this have expired at `now`.
+    pub(crate) const fn oldest_invitation(&self, now: u64) -> u64 {
+        now.saturating_sub(INVITATION_AGE.as_secs())
     }
 
     /// Ends all channels of a client, durably, and returns how many there were: its next connection is a full handshake.
@@ -459,6 +496,7 @@ async fn expire(server: Arc<Server>) {
     let mut due = interval(EXPIRE);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ages = Ages::new(server.clock.clone(), server.now());
+    let mut invitation_ages = Ages::new(server.clock.clone(), server.now());
     loop {
         due.tick().await;
         let (at, queue_age) = (server.now(), server.config().queue_age);
@@ -471,9 +509,25 @@ async fn expire(server: Arc<Server>) {
                 if expired.len() == EXPIRED_AT_ONCE {
                     due.reset_immediately();
                 }
-                server.router.greet(expired.iter().map(|(_, item)| &item.sender));
+                let mut senders: Vec<_> = expired.iter().map(|(_, item)| item.sender).collect();
+                senders.sort_unstable();
+                senders.dedup();
+                server.greet(&senders).await;
             }
             Err(error) => warn!(%error, "could not look for what waited for too long"),
+        }
+        let before = server.oldest_invitation(invitation_ages.date(at, INVITATION_AGE));
+        match server.store.expire_invitations(before, EXPIRED_AT_ONCE, at, announce()).await {
+            Ok((expired, told)) => {
+                if expired > 0 {
+                    info!(invitations = expired, "nobody has answered in time");
+                }
+                if expired == EXPIRED_AT_ONCE {
+                    due.reset_immediately();
+                }
+                server.greet(&told).await;
+            }
+            Err(error) => warn!(%error, "could not look for invitations that nobody has answered"),
         }
     }
 }

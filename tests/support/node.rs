@@ -18,9 +18,9 @@ use ossicle::server::{self, Config, Policy, Server};
 use ossicle::store::{SharedStore, SqliteStore, Token as StoredToken};
 use ossicle::world::World;
 use ossicle_core::{
-    Ask, Bundle, BundleKeys, Channel, ClientConfig, Connection, Credentials, ENVELOPE_OVERHEAD, Error, Event, Member,
-    Message, PeerError, Puzzle, Reason, Receipt, Received, Rungs, Secret, Settings, SignedBundle, Token, WRAP_LEN,
-    token_verifier,
+    Ask, Bundle, BundleKeys, Channel, ClientConfig, Closed, Connection, Credentials, ENVELOPE_OVERHEAD, Error, Event,
+    Invite, Member, MemberChanged, Message, PeerError, Puzzle, Reason, Receipt, Received, Rungs, Secret, Settings,
+    SignedBundle, Token, ToldBy, WRAP_LEN, token_verifier,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -88,6 +88,12 @@ impl Node {
     pub async fn start_by(clock: Clock, config: Config) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let store = SqliteStore::open(directory.path()).expect("a new store");
+        Self::start_all(directory, Arc::new(store), config, clock, Arc::new(Local)).await
+    }
+
+    /// Starts a server on the data of a former one, by this clock.
+    pub async fn start_on_by(directory: TempDir, clock: Clock, config: Config) -> Self {
+        let store = SqliteStore::open(directory.path()).expect("a store");
         Self::start_all(directory, Arc::new(store), config, clock, Arc::new(Local)).await
     }
 
@@ -469,10 +475,12 @@ impl Client {
                         continue;
                     }
                     Ok(message) => {
-                        let is_delivery = matches!(
-                            message,
-                            Message::Deliver { .. } | Message::WrapDelivery { .. } | Message::Told(_)
-                        );
+                        let in_group = [Invite::CODE, MemberChanged::CODE, Closed::CODE, ToldBy::CODE];
+                        let is_delivery = match &message {
+                            Message::Deliver { .. } | Message::WrapDelivery { .. } | Message::Told(_) => true,
+                            Message::Other(body) => in_group.contains(&body.code()),
+                            _ => false,
+                        };
                         assert!(is_delivery || waited.is_none(), "{message:?} cannot have waited");
                     }
                     Err(_) => {}
