@@ -140,6 +140,12 @@ impl Client {
         PublicKey::from_modulus(&self.modulus).unwrap()
     }
 
+    /// Of the method `password`, which is none of the credentials that devices have.
+    fn login<'c>(&'c self, given: &'c Value) -> Option<Login<'c>> {
+        let password = Password::new(given["password"].as_str()?.as_bytes()).unwrap();
+        Some(Login { id: array(given, "client_id"), name: text(given, "client_name"), key: self.key(), password })
+    }
+
     fn credentials<'c>(&'c self, given: &'c Value) -> Credentials<'c> {
         let id = array(given, "client_id");
         match text(given, "method") {
@@ -268,13 +274,19 @@ fn claim(case: &Value) -> (Connection, Connection) {
     assert_eq!(claim.key, flag(given, "ask_for_key").then_some(server_key));
 
     let who = Client::of(given);
-    let credentials = who.credentials(given);
-    client.verified(&credentials).unwrap();
+    let login = who.login(given);
+    match &login {
+        Some(login) => client.verified_for_login(login).unwrap(),
+        None => client.verified(&who.credentials(given)).unwrap(),
+    }
     let Some(Ask::Sign(statement)) = client.ask() else { panic!("the client must sign") };
     gives(expected, "statement_C", statement.message(&mut [0; Statement::MAX_LEN]));
     let signature = bytes(expected, "sig_C");
     assert!(verify(&who.modulus, &statement, &signature));
-    let len = client.sign_client(&credentials, &signature, &mut out).unwrap();
+    let len = match &login {
+        Some(login) => client.sign_login(login, &signature, &mut out).unwrap(),
+        None => client.sign_client(&who.credentials(given), &signature, &mut out).unwrap(),
+    };
     gives(expected, "ClientAuth", &out[..len]);
     let Ok(Received::Record { event: Event::CheckClient(claim), .. }) = server.receive(&mut out[..len]) else {
         panic!("a claim of the client")

@@ -20,7 +20,7 @@ use crate::handshake::server::{
 };
 use crate::record::{MAX_RECORDS, Traffic};
 use crate::wire::{
-    HEADER_LEN, HELLO_RETRY_LEN, Header, ID_LEN, MAX_CLIENT_AUTH_LEN, MAX_CLIENT_HELLO_LEN, MAX_SERVER_AUTH_LEN,
+    HEADER_LEN, HELLO_RETRY_LEN, Header, ID_LEN, Login, MAX_CLIENT_AUTH_LEN, MAX_CLIENT_HELLO_LEN, MAX_SERVER_AUTH_LEN,
     MIN_RECORD_LIMIT, Message, RECORD_OVERHEAD, RecordType, Rungs, SEND_HEAD_LEN, Settings,
 };
 
@@ -351,6 +351,38 @@ impl<A: Aead> Connection<A> {
             return Err(ApiMisuse::NotAsked.into());
         };
         let (next, len) = state.auth(credentials, signature, out)?;
+        self.state = State::ExpectSettings(next);
+        Ok(len)
+    }
+
+    /// Client: as [`verified`](Self::verified), to enter an account by its password. Nothing of a password is said to a
+    /// server that was not known beforehand.
+    ///
+    /// # Errors
+    /// [`ApiMisuse::InvalidArgument`] if the server's key was not pinned (see [`ClientConfig::server`]) or the name has not
+    /// 1 to 64 bytes; [`ApiMisuse::NotAsked`] if no claim is open: nothing has changed.
+    pub fn verified_for_login(&mut self, login: &Login<'_>) -> Result<(), Error> {
+        self.check()?;
+        let State::VerifyServer(state) = &self.state else {
+            return Err(ApiMisuse::NotAsked.into());
+        };
+        self.state = State::SignClient(state.verified_for_login(login)?);
+        Ok(())
+    }
+
+    /// Client: answers [`Ask::Sign`] of a login, which is the one that was given to
+    /// [`verified_for_login`](Self::verified_for_login), by a signature of its key. The connection that comes of it has no
+    /// channel: ask the server for the id of the account's client, and connect with the key.
+    ///
+    /// # Errors
+    /// [`BufferError::TxFull`] if `out` has no room, [`ApiMisuse`] if nothing was asked or the login is another: nothing has
+    /// changed, and nothing of the password is in `out`.
+    pub fn sign_login(&mut self, login: &Login<'_>, signature: &[u8], out: &mut [u8]) -> Result<usize, Error> {
+        self.check()?;
+        let State::SignClient(state) = &self.state else {
+            return Err(ApiMisuse::NotAsked.into());
+        };
+        let (next, len) = state.log_in(login, signature, out)?;
         self.state = State::ExpectSettings(next);
         Ok(len)
     }

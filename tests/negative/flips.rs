@@ -10,7 +10,8 @@ use ossicle_tests::{public, seed};
 
 use crate::rules::KNOWN;
 use crate::session::{
-    ALICE, Clear, Kind, LIMIT, NAME, Name, Real, SERVER, Said, Session, Stage, Verdict, assert_dead, receive, refused,
+    ALICE, Clear, Kind, LIMIT, NAME, Name, PASSWORD, Real, SERVER, Said, Session, Stage, Verdict, assert_dead, receive,
+    refused,
 };
 
 const DECODE: Verdict = Verdict::Fails(Error::Decode);
@@ -172,6 +173,11 @@ fn every_flipped_bit_of_a_first_contact_ends_in_its_error() {
 }
 
 #[test]
+fn every_flipped_bit_of_a_login_ends_in_its_error() {
+    flip_under_the_seal(Kind::Password);
+}
+
+#[test]
 fn every_flipped_bit_of_a_resumption_ends_in_its_error() {
     flip_under_the_seal(Kind::Resumed);
 }
@@ -197,6 +203,21 @@ fn behind_the_seal(kind: Kind, name: Name, record: &[u8], bit: usize) -> Verdict
                 at if (26..key).contains(&at) && !flipped.is_ascii() => DECODE,
                 at if at >= key => of_key(bit - key * 8).unwrap_or(CRYPTO),
                 _ => CRYPTO, // the Finished is over all of it, and judged at once
+            }
+        }
+        (Name::ClientAuth, Kind::Password) => {
+            let key = 8 + 1 + 16 + 1 + NAME.len();
+            let password = key + 294 + 2;
+            match bit / 8 {
+                8 if flipped == 1 => Verdict::Taken(Said::CheckClient), // method key, to be looked up
+                8 if flipped == 2 => CRYPTO,                            // method enroll, all of it
+                8 | 25 => DECODE,                                       // no kind, length of the name
+                at if (26..key).contains(&at) && !flipped.is_ascii() => DECODE,
+                at if (key..key + 294).contains(&at) => of_key(bit - key * 8).unwrap_or(CRYPTO),
+                // A longer one may end in zeros; padding is nothing else.
+                at if at == password && !(PASSWORD.len()..=128).contains(&usize::from(flipped)) => DECODE,
+                at if (password + 1 + PASSWORD.len()..password + 129).contains(&at) => DECODE,
+                _ => CRYPTO,
             }
         }
         (Name::ClientAuth, _) if bit / 8 == 8 => DECODE, // kind
@@ -334,7 +355,7 @@ fn every_bit_that_a_peer_with_the_keys_flips_ends_in_its_error() {
 #[test]
 fn every_flipped_bit_of_a_signature_is_found_by_its_verification() {
     let mut cases = 0;
-    for kind in [Kind::Key, Kind::Asked, Kind::Enroll, Kind::Unauthorised] {
+    for kind in [Kind::Key, Kind::Asked, Kind::Enroll, Kind::Password, Kind::Unauthorised] {
         let session = Real::new(kind, (1, 2));
         let by_server = SERVER.sign(&asked(&session.at(Stage::SignServer))).unwrap();
         let by_client = ALICE.sign(&asked(&session.at(Stage::SignClient))).unwrap();
@@ -353,7 +374,7 @@ fn every_flipped_bit_of_a_signature_is_found_by_its_verification() {
         }
     }
     println!("{cases} signatures, with each bit flipped and with none");
-    assert!(cases >= 2 * (2_049 + 3 * (2_048 / 67 + 1)), "{cases}");
+    assert!(cases >= 2 * (2_049 + 4 * (2_048 / 67 + 1)), "{cases}");
 }
 
 fn asked(connection: &Connection) -> Statement {
@@ -386,7 +407,7 @@ fn server_signs(session: &Real, signature: &[u8], bit: Option<usize>) {
 fn client_signs(session: &Real, signature: &[u8], bit: Option<usize>) {
     let mut out = [0; 2048];
     let mut client = session.at(Stage::SignClient);
-    let len = client.sign_client(&session.credentials(), signature, &mut out).unwrap();
+    let len = session.sign(&mut client, signature, &mut out).unwrap();
     let mut server = session.at(Stage::AwaitClientAuth);
     let Ok(Received::Record { event: Event::CheckClient(claim), .. }) = server.receive(&mut out[..len]) else {
         panic!("a claim")

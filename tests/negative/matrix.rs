@@ -26,7 +26,7 @@ fn goes_on<A: Aead>(session: &Session<A>, stage: Stage, mut connection: Connecti
     });
     match stage {
         Stage::Start => assert_eq!(connection.transmit(&mut out), Ok(session.record(Name::ClientHello).len())),
-        Stage::VerifyServer => assert_eq!(connection.verified(&session.credentials()), Ok(()), "{case:?}"),
+        Stage::VerifyServer => assert_eq!(session.verified(&mut connection), Ok(()), "{case:?}"),
         Stage::SignClient => assert!(connection.ask().is_some(), "{case:?}"),
         Stage::OweFinished => assert_eq!(connection.transmit(&mut out), Ok(58), "{case:?}"),
         Stage::CheckChannel => assert!(connection.answer_offer(None, &mut out).is_ok(), "{case:?}"),
@@ -392,8 +392,8 @@ fn call(session: &Real, connection: &mut Connection, call: Call, out: &mut [u8])
     let mut bytes = session.record(Name::ClientAuth).to_vec();
     match call {
         Call::Transmit => connection.transmit(out).map(|_| ()),
-        Call::Verified => connection.verified(&session.credentials()),
-        Call::SignClient => connection.sign_client(&session.credentials(), &[1; 256], out).map(|_| ()),
+        Call::Verified => session.verified(connection),
+        Call::SignClient => session.sign(connection, &[1; 256], out).map(|_| ()),
         Call::SignServer => connection.sign_server(public(&SERVER), &[1; 256], out).map(|_| ()),
         Call::Bind => {
             let mut other;

@@ -9,8 +9,9 @@ use std::sync::LazyLock;
 
 use ossicle::crypto::IdentityKey;
 use ossicle_core::{
-    Aead, Ask, Channel, ClientConfig, Connection, Credentials, Error, Event, Message, NONCE_LEN, PeerError, PublicKey,
-    Reason, Received, RustCrypto, Secret, ServerConfig, Settings, Statement, TAG_LEN, Token, generator_seed,
+    Aead, Ask, Channel, ClientConfig, Connection, Credentials, Error, Event, Login, Message, NONCE_LEN, Password,
+    PeerError, PublicKey, Reason, Received, RustCrypto, Secret, ServerConfig, Settings, Statement, TAG_LEN, Token,
+    generator_seed,
 };
 use ossicle_tests::{CLIENT_ID, SERVER_ID, keys, public, seed, settings};
 
@@ -37,6 +38,7 @@ pub(crate) static ALICE: LazyLock<IdentityKey> = LazyLock::new(keys::alice);
 
 pub(crate) static TOKEN: Token = Token { id: [7; 8], secret: Secret::new([9; 16]) };
 pub(crate) const NAME: &str = "sensor-00001";
+pub(crate) const PASSWORD: &[u8] = b"correct horse";
 pub(crate) const LIMIT: u16 = 16_408;
 /// The channel that the sessions offer, and the one that their settings issue.
 pub(crate) const OFFERED: [u8; 16] = [0xa5; 16];
@@ -72,6 +74,8 @@ pub(crate) enum Kind {
     Asked,
     /// First contact: with the server's key, a new client key and a token.
     Enroll,
+    /// An account that is entered by its password.
+    Password,
     /// A channel that both still have.
     Resumed,
     /// A channel that the server has no more: the full handshake, mode 2.
@@ -79,7 +83,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] = [Self::Key, Self::Asked, Self::Enroll, Self::Resumed, Self::Unauthorised];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Key, Self::Asked, Self::Enroll, Self::Password, Self::Resumed, Self::Unauthorised];
 
     pub(crate) const fn offers(self) -> bool {
         matches!(self, Self::Resumed | Self::Unauthorised)
@@ -100,6 +105,7 @@ impl Kind {
             Self::Key | Self::Unauthorised => (328, 335),
             Self::Asked => (622, 335),
             Self::Enroll => (622, 24 + 1 + 16 + 1 + NAME.len() + 294 + 8 + 2 + 32 + 256 + 32),
+            Self::Password => (328, 24 + 1 + 16 + 1 + NAME.len() + 294 + 2 + 1 + 128 + 256 + 32),
             Self::Resumed => (56, 58),
         };
         [hello, 79, server, client, 24 + 2 + 16 + 3 + 1 + 1 + 5 + 1 + 8, 29]
@@ -446,6 +452,27 @@ impl<A: Aead> Session<A> {
         }
     }
 
+    fn login() -> Login<'static> {
+        let password = Password::new(PASSWORD).unwrap();
+        Login { id: CLIENT_ID, name: NAME, key: public(&ALICE), password }
+    }
+
+    /// The server's claim was verified.
+    pub(crate) fn verified(&self, client: &mut Connection<A>) -> Result<(), Error> {
+        match self.kind {
+            Kind::Password => client.verified_for_login(&Self::login()),
+            _ => client.verified(&self.credentials()),
+        }
+    }
+
+    /// The client's signature is there.
+    pub(crate) fn sign(&self, client: &mut Connection<A>, signature: &[u8], out: &mut [u8]) -> Result<usize, Error> {
+        match self.kind {
+            Kind::Password => client.sign_login(&Self::login(), signature, out),
+            _ => client.sign_client(&self.credentials(), signature, out),
+        }
+    }
+
     fn client(&self) -> Connection<A> {
         let server = Some(public(&SERVER).fingerprint());
         let config = ClientConfig { server, ask_for_key: self.kind.asks(), record_limit: LIMIT };
@@ -481,7 +508,7 @@ impl<A: Aead> Session<A> {
     /// The answer of an honest user of the client to the server's proof.
     fn answer_auth(&self, client: &mut Connection<A>, out: &mut [u8]) -> usize {
         match client.ask() {
-            Some(Ask::Sign(statement)) => client.sign_client(&self.credentials(), &stand_in(&statement), out).unwrap(),
+            Some(Ask::Sign(statement)) => self.sign(client, &stand_in(&statement), out).unwrap(),
             _ => client.transmit(out).unwrap(),
         }
     }
@@ -495,7 +522,7 @@ impl<A: Aead> Session<A> {
         };
         assert_eq!(used, self.record(name).len());
         match event {
-            Event::CheckServer(_) => connection.verified(&self.credentials()).unwrap(),
+            Event::CheckServer(_) => self.verified(connection).unwrap(),
             Event::CheckClient(claim) => {
                 connection.bind(&claim, &public(&ALICE).fingerprint()).unwrap();
                 connection.accept(&Self::settings(), &mut out).unwrap();
@@ -563,7 +590,7 @@ impl<A: Aead> Session<A> {
             if stage == Stage::VerifyServer {
                 return client;
             }
-            client.verified(&self.credentials()).unwrap();
+            self.verified(&mut client).unwrap();
         } else {
             self.take(&mut client, Name::ServerAuth, Said::Progress);
         }

@@ -83,6 +83,7 @@ fn every_truncation_behind_the_seal_ends_in_its_error() {
                 }
                 (Name::ServerAuth, _) => (16 + 32, Verdict::Fails(PeerError::ServerKey.into())),
                 (Name::ClientAuth, Kind::Enroll) => (1 + 16 + 1 + NAME.len() + 294 + 8 + 2 + 32 + 32, CRYPTO),
+                (Name::ClientAuth, Kind::Password) => (1 + 16 + 1 + NAME.len() + 294 + 2 + 129 + 32, CRYPTO),
                 (Name::ClientAuth, _) => (1 + 16 + 4 + 2 + 32, Verdict::Taken(Said::CheckClient)),
                 _ => (payload, DECODE),
             };

@@ -4,14 +4,16 @@ use super::resume::{ExpectFinished, binder};
 use super::retry::{Puzzle, Working};
 use super::{
     CLIENT_CAPABILITIES, Ends, Finished, Schedule, Transcript, beginning, client_finished, client_identified,
-    client_signed, client_statement, ephemeral, server_identified, server_statement, token_proof, token_verifier,
+    client_signed, client_statement, ephemeral, login_identified, server_identified, server_statement, token_proof,
+    token_verifier,
 };
 use crate::config::{Channel, ClientConfig, Credentials};
 use crate::crypto::{Aead, ExchangeKey, HASH_LEN, PublicKey, Secret, Statement, equal, hash, mac};
 use crate::error::{ApiMisuse, BufferError, Error, PeerError, Reason};
 use crate::wire::{
-    ClientHello, HEADER_LEN, Header, HelloRetry, ID_LEN, KIND_ENROLL, KIND_KEY, MIN_RECORD_LIMIT, Method, Mode, Offer,
-    RECORD_OVERHEAD, RecordType, Role, ServerAuth, ServerHello, Writer,
+    ClientHello, HEADER_LEN, Header, HelloRetry, ID_LEN, KIND_ENROLL, KIND_KEY, KIND_PASSWORD, Login, MAX_NAME_LEN,
+    MAX_PASSWORD_LEN, MIN_RECORD_LIMIT, Method, Mode, Offer, RECORD_OVERHEAD, RecordType, Role, ServerAuth,
+    ServerHello, Writer,
 };
 
 /// What the server claims; verify `statement` and `signature` with the key of `fingerprint`.
@@ -193,6 +195,7 @@ impl ExpectServerAuth {
             t4,
             record_limit: self.record_limit,
             server: (auth.server, fingerprint),
+            pinned: self.config.server.is_some(),
         };
         Ok((next, claim))
     }
@@ -206,6 +209,8 @@ pub(crate) struct VerifyServer {
     record_limit: u16,
     /// Id and fingerprint.
     server: ([u8; ID_LEN], [u8; HASH_LEN]),
+    /// Whether the fingerprint was known beforehand.
+    pinned: bool,
 }
 
 impl VerifyServer {
@@ -220,6 +225,22 @@ impl VerifyServer {
             record_limit: self.record_limit,
             ends: ends(credentials, self.server),
         }
+    }
+
+    /// The same for a login. Whoever knows the password is that person to the server, so nobody gets it who was not expected.
+    pub(crate) fn verified_for_login(&self, login: &Login<'_>) -> Result<SignClient, Error> {
+        if !self.pinned || login.name.is_empty() || login.name.len() > MAX_NAME_LEN {
+            return Err(ApiMisuse::InvalidArgument.into());
+        }
+        let (server, server_key) = self.server;
+        Ok(SignClient {
+            schedule: self.schedule.clone(),
+            t2: self.t2,
+            t4: self.t4,
+            t5: login_identified(&self.t4, login, CLIENT_CAPABILITIES),
+            record_limit: self.record_limit,
+            ends: Ends { client: login.id, client_key: login.key.fingerprint(), key_epoch: 0, server, server_key },
+        })
     }
 }
 
@@ -292,6 +313,39 @@ impl SignClient {
         let len = writer.finish().ok_or(BufferError::TxFull)?;
         let len = sealing.seal(RecordType::ClientAuth, out, len)?;
         let t6 = client_finished(&t5, &method, signature, &finished);
+        let finished = self.schedule.finish(&t6, self.ends);
+        Ok((ExpectSettings::new(finished, self.schedule.clone(), self.t2, self.record_limit), len))
+    }
+
+    /// -> {ClientAuth}, of a login
+    pub(crate) fn log_in<A: Aead>(
+        &self,
+        login: &Login<'_>,
+        signature: &[u8],
+        out: &mut [u8],
+    ) -> Result<(ExpectSettings<A>, usize), Error> {
+        if login_identified(&self.t4, login, CLIENT_CAPABILITIES) != self.t5 {
+            return Err(ApiMisuse::InvalidArgument.into());
+        }
+        let mut buffer = [0; crate::crypto::MAX_SPKI_LEN];
+        let spki = login.key.spki(&mut buffer);
+        let (password_len, password, padding) = login.password.padded();
+        // Half a record would leave the password where nobody erases it.
+        let fixed = RECORD_OVERHEAD + 1 + ID_LEN + 1 + 2 + 1 + MAX_PASSWORD_LEN + HASH_LEN;
+        let parts = [login.name.len(), spki.len(), signature.len()];
+        if out.len() < parts.into_iter().fold(fixed, usize::saturating_add) {
+            return Err(BufferError::TxFull.into());
+        }
+        let (mut sealing, finished_key) = self.schedule.client::<A>(&self.t2);
+        let finished = mac(finished_key.expose(), &[&hash(&[&self.t5, signature])]);
+        let mut writer = Writer::new(out.get_mut(HEADER_LEN..).ok_or(BufferError::TxFull)?);
+        writer.u8(KIND_PASSWORD).bytes(&login.id).short(login.name.as_bytes());
+        writer.bytes(spki).u16(CLIENT_CAPABILITIES);
+        writer.u8(password_len).bytes(password).bytes(padding);
+        writer.bytes(signature).bytes(&finished);
+        let len = writer.finish().ok_or(BufferError::TxFull)?;
+        let len = sealing.seal(RecordType::ClientAuth, out, len)?;
+        let t6 = hash(&[&self.t5, signature, &finished]);
         let finished = self.schedule.finish(&t6, self.ends);
         Ok((ExpectSettings::new(finished, self.schedule.clone(), self.t2, self.record_limit), len))
     }

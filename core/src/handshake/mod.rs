@@ -23,7 +23,7 @@ use crate::config::Channel;
 use crate::crypto::{Aead, ExchangeKey, HASH_LEN, NONCE_LEN, PublicKey, Secret, Statement, expand, extract, hash, mac};
 use crate::error::Error;
 use crate::record::{RecordKey, Traffic};
-use crate::wire::{CAPABILITIES, ID_LEN, KIND_ENROLL, KIND_KEY, Method, Settings};
+use crate::wire::{CAPABILITIES, ID_LEN, KIND_ENROLL, KIND_KEY, KIND_PASSWORD, Login, Method, Settings};
 
 const SERVER_CONTEXT: &str = "ossicle HS1 server auth";
 const CLIENT_CONTEXT: &str = "ossicle HS1 client auth";
@@ -167,6 +167,26 @@ fn client_identified(t4: &Transcript, method: &Method<'_>, fingerprint: &[u8; HA
             hash(&[t4, &[KIND_ENROLL], id, &name_len, name.as_bytes(), spki, token, &caps])
         }
     }
+}
+
+/// `T5` of the method `password`, apart from the others: devices do not carry it.
+fn login_identified(t4: &Transcript, login: &Login<'_>, caps: u16) -> Transcript {
+    let Login { id, name, key, password } = login;
+    let name_len = [u8::try_from(name.len()).unwrap_or(u8::MAX)];
+    let mut buffer = [0; crate::crypto::MAX_SPKI_LEN];
+    let (len, password, padding) = password.padded();
+    hash(&[
+        t4,
+        &[KIND_PASSWORD],
+        id,
+        &name_len,
+        name.as_bytes(),
+        key.spki(&mut buffer),
+        &caps.to_be_bytes(),
+        &[len],
+        password,
+        padding,
+    ])
 }
 
 /// What the client's Finished covers behind `T5`: the token's proof, where there is one, and the signature.

@@ -6,14 +6,14 @@ use super::resume::CheckChannel;
 use super::retry::Presented;
 use super::{
     Ends, Finished, Schedule, Transcript, beginning, client_finished, client_identified, client_signed,
-    client_statement, ephemeral, server_identified, server_statement, token_proof,
+    client_statement, ephemeral, login_identified, server_identified, server_statement, token_proof,
 };
 use crate::config::ServerConfig;
 use crate::crypto::{Aead, ExchangeKey, HASH_LEN, PublicKey, Secret, Statement, equal, hash, mac};
 use crate::error::{ApiMisuse, BufferError, Error, PeerError, Reason};
 use crate::wire::{
-    ClientAuth, ClientHello, HEADER_LEN, HelloRetry, ID_LEN, MIN_RECORD_LIMIT, Method, Mode, RecordType, Role,
-    ServerHello, Writer,
+    Claimed, ClientAuth, ClientHello, HEADER_LEN, HelloRetry, ID_LEN, Login, MIN_RECORD_LIMIT, Method, Mode, Password,
+    RecordType, Role, ServerHello, Writer,
 };
 
 pub(super) const SERVER_HELLO_LEN: usize = HEADER_LEN + 71;
@@ -45,6 +45,15 @@ pub enum ClaimKind<'d> {
         /// The token that admits it, if it has one.
         token: Option<[u8; 8]>,
     },
+    /// As the holder of an account, with a new key.
+    Password {
+        /// The account's name; any UTF-8 of 1 to 64 bytes.
+        name: &'d str,
+        /// The new key.
+        key: PublicKey<'d>,
+        /// What the holder knows.
+        password: Password<'d>,
+    },
 }
 
 impl<'d> ClientClaim<'d> {
@@ -64,18 +73,21 @@ impl<'d> ClientClaim<'d> {
 
     /// The id that is claimed.
     pub const fn id(&self) -> [u8; ID_LEN] {
-        match self.auth.method {
-            Method::Key { id, .. } | Method::Enroll { id, .. } => id,
+        match self.auth.claimed {
+            Claimed::Method(Method::Key { id, .. } | Method::Enroll { id, .. }) | Claimed::Login(Login { id, .. }) => {
+                id
+            }
         }
     }
 
     /// How the client wants to enter.
     pub fn kind(&self) -> ClaimKind<'d> {
-        match self.auth.method {
-            Method::Key { key_epoch, .. } => ClaimKind::Key { key_epoch },
-            Method::Enroll { name, key, token, .. } => {
+        match self.auth.claimed {
+            Claimed::Method(Method::Key { key_epoch, .. }) => ClaimKind::Key { key_epoch },
+            Claimed::Method(Method::Enroll { name, key, token, .. }) => {
                 ClaimKind::Enroll { name, key, token: (token != [0; 8]).then_some(token) }
             }
+            Claimed::Login(Login { name, key, password, .. }) => ClaimKind::Password { name, key, password },
         }
     }
 
@@ -278,7 +290,7 @@ impl ExpectClientAuth {
         };
         // A claim that holds its own key shows at once whether its Finished is right. The others show it when their key
         // was looked up, and a wrong one must then look like an unknown id.
-        if let Method::Enroll { .. } = claim.auth.method {
+        if let Claimed::Method(Method::Enroll { .. }) | Claimed::Login(_) = claim.auth.claimed {
             let (_, _, right) = next.transcripts(&claim, &[0; HASH_LEN]);
             if !right {
                 return Err(Error::Crypto);
@@ -303,20 +315,29 @@ pub(crate) struct CheckClient {
 impl CheckClient {
     /// `T5`, `T6`, and whether the claim's Finished is that of this key. The time does not depend on whether it is.
     fn transcripts(&self, claim: &ClientClaim<'_>, fingerprint: &[u8; HASH_LEN]) -> (Transcript, Transcript, bool) {
-        let method = &claim.auth.method;
-        let t5 = client_identified(&self.t4, method, fingerprint, claim.caps);
-        let finished = mac(self.finished_key.expose(), &[&client_signed(&t5, method, claim.auth.signature)]);
-        let t6 = client_finished(&t5, method, claim.auth.signature, &claim.auth.finished);
-        (t5, t6, equal(&finished, &claim.auth.finished))
+        let ClientAuth { signature, finished: claimed, .. } = &claim.auth;
+        let (t5, signed, t6) = match &claim.auth.claimed {
+            Claimed::Method(method) => {
+                let t5 = client_identified(&self.t4, method, fingerprint, claim.caps);
+                (t5, client_signed(&t5, method, signature), client_finished(&t5, method, signature, claimed))
+            }
+            Claimed::Login(login) => {
+                let t5 = login_identified(&self.t4, login, claim.caps);
+                (t5, hash(&[&t5, signature]), hash(&[&t5, signature, claimed]))
+            }
+        };
+        let finished = mac(self.finished_key.expose(), &[&signed]);
+        (t5, t6, equal(&finished, claimed))
     }
 
     /// Binds the claim to the key with this fingerprint: from here on its signature decides.
     pub(crate) fn bind(&mut self, claim: &ClientClaim<'_>, fingerprint: &[u8; HASH_LEN]) -> Result<Statement, Error> {
         let (t5, t6, right) = self.transcripts(claim, fingerprint);
         let statement = client_statement(t5);
-        let key_epoch = match claim.auth.method {
-            Method::Key { key_epoch, .. } => key_epoch,
-            Method::Enroll { .. } => 0,
+        let key_epoch = match claim.auth.claimed {
+            Claimed::Method(Method::Key { key_epoch, .. }) => key_epoch,
+            // What it is after a login only the store knows: such a connection issues no channel.
+            Claimed::Method(Method::Enroll { .. }) | Claimed::Login(_) => 0,
         };
         let ends = Ends {
             client: claim.id(),
@@ -334,8 +355,8 @@ impl CheckClient {
 
     /// Whether the claim proves the token with this verifier.
     pub(crate) fn proves(&self, claim: &ClientClaim<'_>, verifier: &[u8; HASH_LEN]) -> bool {
-        match (&claim.auth.method, &self.bound) {
-            (Method::Enroll { proof, .. }, Some((t5, ..))) => equal(&token_proof(verifier, t5), proof),
+        match (&claim.auth.claimed, &self.bound) {
+            (Claimed::Method(Method::Enroll { proof, .. }), Some((t5, ..))) => equal(&token_proof(verifier, t5), proof),
             _ => false,
         }
     }

@@ -11,7 +11,7 @@ use crate::connection::{Ask, Connection, Event, Received};
 use crate::crypto::RustCrypto;
 use crate::error::{ApiMisuse, BufferError, PeerError, Reason};
 use crate::wire::testing::printed;
-use crate::wire::{HEADER_LEN, Header, MIN_RECORD_LIMIT, Message, RecordType};
+use crate::wire::{HEADER_LEN, Header, MIN_RECORD_LIMIT, Message, Password, RecordType};
 
 const SERVER: [u8; ID_LEN] = [0x5e; ID_LEN];
 const CLIENT: [u8; ID_LEN] = [0xc1; ID_LEN];
@@ -245,6 +245,78 @@ fn the_ends_of_an_enrolment_are_those_that_were_claimed() {
             assert_eq!((channel.client, channel.client_key), (CLIENT, key.fingerprint()));
             assert_eq!((channel.key_epoch, channel.server), (0, SERVER));
         }
+    }
+}
+
+/// What the owner of an account says, with the key and the transcript of PROTOCOL 15.1.
+fn login<'c>(modulus: &'c [u8], password: &'c [u8]) -> Login<'c> {
+    let (key, password) = (PublicKey::from_modulus(modulus).unwrap(), Password::new(password).unwrap());
+    Login { id: CLIENT, name: "alice", key, password }
+}
+
+#[test]
+fn a_login_is_what_is_printed() {
+    let modulus = client_key();
+    let login = login(&modulus, b"correct horse");
+    let t4 = printed("15.1", "T4").try_into().unwrap();
+    let t5 = login_identified(&t4, &login, CAPABILITIES);
+    assert_eq!(t5, *printed("15.7", "T5"));
+    assert_eq!(t5, hash(&[&t4, &printed("15.7", "fields")]));
+    let claim = [&printed("15.7", "fields")[..], &[0xc5; 256], &[7; 32]].concat();
+    let claim = ClientClaim::decode(&claim).unwrap();
+    let Login { name, key, password, .. } = login;
+    assert_eq!((claim.id(), claim.kind()), (CLIENT, ClaimKind::Password { name, key, password }));
+    assert_eq!(password.expose(), b"correct horse");
+    assert_eq!(std::format!("{:?}", claim.kind()).matches("Password(..)").count(), 1, "nobody is shown it");
+    assert_ne!(password, Password::new(b"correct horsf").unwrap());
+    for wrong in [&[][..], &[b'x'; 129]] {
+        assert_eq!(Password::new(wrong), Err(Error::Decode));
+    }
+}
+
+#[test]
+fn a_login_goes_to_a_pinned_server_only_and_leaves_no_channel() {
+    let modulus = client_key();
+    let (right, other) = (login(&modulus, b"correct horse"), login(&modulus, &[b'x'; 128]));
+    let unpinned = ClientConfig { server: None, ask_for_key: true, ..pinned() };
+    for (config, is_pinned) in
+        [(pinned(), true), (ClientConfig { ask_for_key: true, ..pinned() }, true), (unpinned, false)]
+    {
+        let mut pair = Pair::new(config, None);
+        let mut hello = pair.hello();
+        let answer = pair.answer(&mut hello);
+        pair.judge(answer, |_| ());
+        assert_eq!(pair.client.sign_login(&right, &[0xc5; 256], &mut [0; 1536]), Err(ApiMisuse::NotAsked.into()));
+        for name in ["", &"x".repeat(65)] {
+            let refused = pair.client.verified_for_login(&Login { name, ..right });
+            assert_eq!(refused, Err(ApiMisuse::InvalidArgument.into()));
+        }
+        let verified = pair.client.verified_for_login(&right);
+        if !is_pinned {
+            assert_eq!(verified, Err(ApiMisuse::InvalidArgument.into()), "nobody is told who was not expected");
+            // Who is not told a password may still be told a name.
+            assert_eq!(pair.client.verified(&by_key()), Ok(()));
+            continue;
+        }
+        assert_eq!(verified, Ok(()));
+        let mut out = [0; 1536];
+        let len = 24 + 1 + 16 + 1 + 5 + 294 + 2 + 129 + 256 + 32;
+        assert_eq!(pair.client.sign_login(&right, &[0xc5; 256], &mut out[..len - 1]), Err(BufferError::TxFull.into()));
+        assert_eq!(out, [0; 1536], "not a byte of it");
+        for wrong in [&other, &Login { name: "alicf", ..right }, &Login { id: SERVER, ..right }] {
+            let refused = pair.client.sign_login(wrong, &[0xc5; 256], &mut out);
+            assert_eq!(refused, Err(ApiMisuse::InvalidArgument.into()));
+        }
+        let by_key = pair.client.sign_client(&by_key(), &[0xc5; 256], &mut out);
+        assert_eq!(by_key, Err(ApiMisuse::InvalidArgument.into()));
+        assert_eq!(pair.client.sign_login(&right, &[0xc5; 256], &mut out[..len]), Ok(len));
+        let Ok(Event::CheckClient(claim)) = event(&mut pair.server, &mut out[..len]) else { panic!("a claim") };
+        let ClaimKind::Password { name, key, password } = claim.kind() else { panic!("{:?}", claim.kind()) };
+        assert_eq!((name, key, password), ("alice", right.key, right.password));
+        assert!(!pair.server.proves(&claim, &[0; HASH_LEN]), "it has no token");
+        pair.server.bind(&claim, &key.fingerprint()).unwrap();
+        pair.enter(&Settings { valid_for: 0, ..ISSUING });
+        assert!(pair.client.take_channel().is_none() && pair.server.take_channel().is_none());
     }
 }
 

@@ -3,7 +3,7 @@
 //! Only layout is decided here; which fields enter the transcript is the handshake's business.
 
 use super::{ID_LEN, MAX_NAME_LEN, Reader, SUITE, VERSION, Writer};
-use crate::crypto::{HASH_LEN, PublicKey};
+use crate::crypto::{HASH_LEN, PublicKey, equal};
 use crate::error::Error;
 
 /// Bytes of the longest cookie.
@@ -238,10 +238,84 @@ pub(crate) enum Method<'d> {
     Enroll { id: [u8; ID_LEN], name: &'d str, key: PublicKey<'d>, token: [u8; 8], proof: [u8; HASH_LEN] },
 }
 
+/// Bytes of the longest password.
+pub const MAX_PASSWORD_LEN: usize = 128;
+const PADDING: [u8; MAX_PASSWORD_LEN] = [0; MAX_PASSWORD_LEN];
+
+/// A password, as the person typed it after normalisation (PROTOCOL 4.12): 1 to [`MAX_PASSWORD_LEN`] bytes. It is borrowed
+/// from whoever erases it, compared in constant time, and shown to nobody.
+#[derive(Clone, Copy)]
+pub struct Password<'p>(&'p [u8]);
+
+impl<'p> Password<'p> {
+    /// The password with these bytes.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] if they are none, or too many.
+    pub const fn new(bytes: &'p [u8]) -> Result<Self, Error> {
+        if bytes.is_empty() || bytes.len() > MAX_PASSWORD_LEN { Err(Error::Decode) } else { Ok(Self(bytes)) }
+    }
+
+    /// The bytes, to be verified and not to be kept.
+    pub const fn expose(&self) -> &'p [u8] {
+        self.0
+    }
+
+    /// Its length, and what makes it [`MAX_PASSWORD_LEN`] bytes, so that a record does not tell how long it is.
+    pub(crate) fn padded(&self) -> (u8, &'p [u8], &'static [u8]) {
+        let len = u8::try_from(self.0.len()).unwrap_or(u8::MAX);
+        (len, self.0, PADDING.get(self.0.len()..).unwrap_or_default())
+    }
+
+    fn decode(reader: &mut Reader<'p>) -> Result<Self, Error> {
+        let len = usize::from(reader.u8()?);
+        let (password, padding) = reader.bytes(MAX_PASSWORD_LEN)?.split_at_checked(len).ok_or(Error::Decode)?;
+        if padding.iter().any(|byte| *byte != 0) {
+            return Err(Error::Decode);
+        }
+        Self::new(password)
+    }
+}
+
+impl PartialEq for Password<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        equal(self.0, other.0)
+    }
+}
+
+impl Eq for Password<'_> {}
+
+impl core::fmt::Debug for Password<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+/// How a person enters who has an account: with a new key, which the account's password binds to its name (PROTOCOL 4.12).
+/// `kind 3 | client_id [16] | n:u8 name [n] | SPKI_C | caps u16 | p:u8 password [128], zeros behind p`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Login<'c> {
+    /// A fresh UUIDv4, which an account without a client gets. Any other keeps the id that it has.
+    pub id: [u8; ID_LEN],
+    /// The account's name.
+    pub name: &'c str,
+    /// The new key.
+    pub key: PublicKey<'c>,
+    /// The account's password.
+    pub password: Password<'c>,
+}
+
+/// What a client claims: only a server reads both, and only hosts write the second.
+#[derive(Clone, Copy)]
+pub(crate) enum Claimed<'d> {
+    Method(Method<'d>),
+    Login(Login<'d>),
+}
+
 /// Inside ClientAuth, full handshake: the method's fields, then `sig_C | fin_C [32]`.
 #[derive(Clone, Copy)]
 pub(crate) struct ClientAuth<'d> {
-    pub(crate) method: Method<'d>,
+    pub(crate) claimed: Claimed<'d>,
     pub(crate) signature: &'d [u8],
     pub(crate) finished: [u8; HASH_LEN],
 }
@@ -250,6 +324,7 @@ pub(crate) struct ClientAuth<'d> {
 pub(crate) const CAPABILITIES: u16 = 0;
 pub(crate) const KIND_KEY: u8 = 1;
 pub(crate) const KIND_ENROLL: u8 = 2;
+pub(crate) const KIND_PASSWORD: u8 = 3;
 
 impl<'d> ClientAuth<'d> {
     /// Returns the record's fields and its capabilities.
@@ -257,27 +332,33 @@ impl<'d> ClientAuth<'d> {
         let mut reader = Reader::new(body);
         let kind = reader.u8()?;
         let id = reader.array()?;
-        let (method, caps) = match kind {
+        let (claimed, caps) = match kind {
             KIND_KEY => {
                 let method = Method::Key { id, key_epoch: reader.u32()? };
-                (method, reader.u16()?)
+                (Claimed::Method(method), reader.u16()?)
             }
             KIND_ENROLL => {
-                let name = reader.short()?;
-                let name = core::str::from_utf8(name).map_err(|_| Error::Decode)?;
-                if name.is_empty() || name.len() > MAX_NAME_LEN {
-                    return Err(Error::Decode);
-                }
-                let key = spki(&mut reader)?;
+                let (name, key) = (name(&mut reader)?, spki(&mut reader)?);
                 let token = reader.array()?;
                 let caps = reader.u16()?;
-                (Method::Enroll { id, name, key, token, proof: reader.array()? }, caps)
+                (Claimed::Method(Method::Enroll { id, name, key, token, proof: reader.array()? }), caps)
+            }
+            KIND_PASSWORD => {
+                let (name, key) = (name(&mut reader)?, spki(&mut reader)?);
+                let caps = reader.u16()?;
+                (Claimed::Login(Login { id, name, key, password: Password::decode(&mut reader)? }), caps)
             }
             _ => return Err(Error::Decode),
         };
         let signature = reader.rest(HASH_LEN)?;
         let finished = reader.array()?;
         reader.end()?;
-        Ok((Self { method, signature, finished }, caps))
+        Ok((Self { claimed, signature, finished }, caps))
     }
+}
+
+/// The name that a newcomer wants, or that of an account.
+fn name<'d>(reader: &mut Reader<'d>) -> Result<&'d str, Error> {
+    let name = core::str::from_utf8(reader.short()?).map_err(|_| Error::Decode)?;
+    if name.is_empty() || name.len() > MAX_NAME_LEN { Err(Error::Decode) } else { Ok(name) }
 }

@@ -18,9 +18,10 @@ pub use groups::{
 };
 pub(crate) use hello::Role;
 pub(crate) use hello::{
-    CAPABILITIES, ClientAuth, ClientHello, HelloRetry, KIND_ENROLL, KIND_KEY, MAX_COOKIE_LEN, Method, Mode, Offer,
-    ServerAuth, ServerHello, Work,
+    CAPABILITIES, Claimed, ClientAuth, ClientHello, HelloRetry, KIND_ENROLL, KIND_KEY, KIND_PASSWORD, MAX_COOKIE_LEN,
+    Method, Mode, Offer, ServerAuth, ServerHello, Work,
 };
+pub use hello::{Login, MAX_PASSWORD_LEN, Password};
 pub use hosts::{
     Change, Changed, ChannelInfo, Channels, ChannelsResponse, Enrol, ExpireChannels, MAX_ENROL_BATCH, MAX_WATCHED,
     Rotate, Successor, SuccessorQuery, Unwatch, Watch, WatchResponse,

@@ -1,5 +1,5 @@
 //! The handshake as a client, and what follows it: `connections` says what an input is. Bit 3: the client enrols. Bit 4: it
-//! asks for the server's key. Bit 5: it trusts any. Bit 6: it was asked for work, and has done it.
+//! asks for the server's key. Bit 5: it trusts any. Bit 6: it was asked for work, and has done it. Bit 7: it enters an account.
 
 use crate::connections::{self, CHUNKED, COMMON, FRAMED, STUB, honest};
 use crate::peers::{Options, Peer, asked};
@@ -13,6 +13,7 @@ const ENROL: u8 = 1 << 3;
 const ASK: u8 = 1 << 4;
 const TRUST: u8 = 1 << 5;
 const WORKED: u8 = 1 << 6;
+const LOGIN: u8 = 1 << 7;
 
 fn states() -> Vec<&'static str> {
     let own = [
@@ -21,6 +22,7 @@ fn states() -> Vec<&'static str> {
         "asked for too much work",
         "asked for work",
         "handshake finished",
+        "logged in",
         "nothing in common",
         "out of order",
         "refused by the server",
@@ -34,6 +36,7 @@ fn states() -> Vec<&'static str> {
 fn options(bits: u8) -> Options {
     Options {
         other_way: bits & ENROL != 0,
+        login: bits & LOGIN != 0,
         ask_for_key: bits & ASK != 0,
         trust: bits & TRUST != 0,
         work: bits & WORKED != 0,
@@ -69,6 +72,9 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("key-chunked", seed(CHUNKED, false)),
         ("refused", seed(0, true)),
         ("enrolment", seed(ENROL, false)),
+        ("password", seed(LOGIN, false)),
+        ("password-asked-for-key", seed(LOGIN | ASK, false)),
+        ("framed-password", seed(framed | LOGIN, false)),
         ("asked-for-key", seed(ASK, false)),
         ("trusted", seed(ENROL | TRUST, false)),
         ("stub-key", seed(STUB, false)),

@@ -2,9 +2,9 @@
 //! they are told, and check what must always hold.
 
 use ossicle_core::{
-    Ask, Channel, ClaimKind, ClientClaim, ClientConfig, Connection, Credentials, Error, Event, HEADER_LEN,
-    MAX_RECORD_LEN, Message, PeerError, PublicKey, Puzzle, Reason, Received, Secret, ServerConfig, Settings, Statement,
-    Token, token_verifier,
+    Ask, Channel, ClaimKind, ClientClaim, ClientConfig, Connection, Credentials, Error, Event, HEADER_LEN, Login,
+    MAX_RECORD_LEN, Message, Password, PeerError, PublicKey, Puzzle, Reason, Received, Secret, ServerConfig, Settings,
+    Statement, Token, token_verifier,
 };
 
 use crate::script::seed;
@@ -18,6 +18,8 @@ pub const CLIENT_ID: [u8; 16] = [0xc1; 16];
 const TOKEN: Token = Token { id: [7; 8], secret: Secret::new([9; 16]) };
 /// A name that a new client wants.
 const NAME: &str = "sensor-01";
+/// The password of an account.
+const PASSWORD: &[u8] = b"correct horse";
 /// Room for whatever one call appends.
 const ROOM: usize = 4096;
 
@@ -71,6 +73,8 @@ pub struct Options {
     pub chunked: bool,
     /// Client: enrol, with a token. Server: refuse whoever comes.
     pub other_way: bool,
+    /// Client: enter an account by its password.
+    pub login: bool,
     /// Client: ask for the server's key.
     pub ask_for_key: bool,
     /// Client: trust any key.
@@ -215,6 +219,23 @@ impl Peer {
                 assert!(self.options.stub || claim.server == SERVER_ID);
                 let key = keys::alice().public();
                 let fingerprint = key.fingerprint();
+                if self.options.login {
+                    let password = Password::new(PASSWORD).expect("a password");
+                    let login = Login { id: CLIENT_ID, name: NAME, key, password };
+                    if self.options.trust {
+                        assert!(
+                            self.connection.verified_for_login(&login).is_err(),
+                            "nobody is told who was not pinned"
+                        );
+                        return Err(Error::Crypto);
+                    }
+                    self.connection.verified_for_login(&login)?;
+                    let Some(Ask::Sign(statement)) = self.connection.ask() else { panic!("a signature is due") };
+                    let signature = sign(key, &statement, self.options.stub);
+                    self.append(|connection, out| connection.sign_login(&login, &signature, out));
+                    reached("logged in");
+                    return Ok(());
+                }
                 let credentials = if self.options.other_way {
                     Credentials::Enroll { id: CLIENT_ID, name: NAME, key, token: Some(&TOKEN) }
                 } else {
@@ -293,6 +314,15 @@ impl Peer {
                 if token == Some(TOKEN.id) && self.connection.proves(&claim, token_verifier(&TOKEN.secret).expose()) {
                     reached("token proved");
                 }
+                bound
+            }
+            ClaimKind::Password { name, key, password } => {
+                reached("claim by password");
+                assert!(!name.is_empty() && name.len() <= 64);
+                assert!((1..=128).contains(&password.expose().len()));
+                let bound = self.connection.bind(&claim, &key.fingerprint());
+                assert!(bound.is_ok(), "a claim with its own key was checked when it came");
+                assert!(!self.connection.proves(&claim, token_verifier(&TOKEN.secret).expose()), "it has no token");
                 bound
             }
             _ => panic!("a claim that nobody told the targets of"),

@@ -16,6 +16,7 @@ fn states() -> Vec<&'static str> {
     let own = [
         "claim by enrolment",
         "claim by key",
+        "claim by password",
         "claim not proved",
         "handshake finished",
         "nothing in common",
@@ -47,6 +48,11 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         let ends = || (Peer::client(options, channel(), 1), Peer::server(server, None, 2));
         honest(bits & STUB != 0, ends).0
     };
+    let login = |bits: u8| {
+        let options = Options { login: true, ..connections::options(bits) };
+        let ends = || (Peer::client(options, None, 1), Peer::server(connections::options(bits), None, 2));
+        connections::seed(bits, &honest(bits & STUB != 0, ends).0)
+    };
     let seed = |bits, enrol, offer| connections::seed(bits, &up(bits, enrol, offer));
     let with = |bits: u8, change: &dyn Fn(&mut Vec<u8>)| {
         let mut stream = up(bits, false, false);
@@ -59,6 +65,9 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("key-chunked", seed(CHUNKED, false, false)),
         ("key-refused", seed(REFUSE, false, false)),
         ("enrolment", seed(0, true, false)),
+        ("password", login(0)),
+        ("stub-password", login(STUB)),
+        ("framed-password", login(framed)),
         ("channel-unknown", seed(0, false, true)),
         ("stub-key", seed(STUB, false, false)),
         ("stub-enrolment", seed(STUB, true, false)),

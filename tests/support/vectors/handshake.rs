@@ -129,6 +129,7 @@ fn refusal(reason: u8, retry_after: u32) -> Vec<u8> {
 enum Method<'a> {
     Key { key_epoch: u32 },
     Enroll { name: &'a str, token: Option<([u8; 8], [u8; 16])> },
+    Password { name: &'a str, password: &'a str },
 }
 
 /// What both sides keep.
@@ -332,6 +333,11 @@ impl Handshake<'_> {
                 let token = token.map(|(id, secret)| Fields::new().hex("id", id).hex("secret", secret));
                 given.put("token", token);
             }
+            Method::Password { name, password } => {
+                given.put("method", "password");
+                given.put("client_name", name);
+                given.put("password", password);
+            }
         }
         let (seed_c, seed_s) = randomness(&mut given, self.seeds, self.limits);
         let salt = |side: &str, printed: Option<&str>| match printed {
@@ -434,6 +440,16 @@ impl Handshake<'_> {
                     fields.put_hex("verifier", verifier);
                 }
                 (said, t5, proof.to_vec())
+            }
+            Method::Password { name, password } => {
+                let len = |text: &str| [u8::try_from(text.len()).expect("a short text")];
+                let mut padded = password.as_bytes().to_vec();
+                padded.resize(128, 0);
+                let (spki, name_len, password_len) = (self.client.spki(), len(name), len(password));
+                let said =
+                    join(&[&[3], &self.client_id, &name_len, name.as_bytes(), &spki, &caps, &password_len, &padded]);
+                let t5 = hash(&[&t4, &said]);
+                (said, t5, Vec::new())
             }
         };
         let signed = self.client.sign("ossicle HS1 client auth", &t5, &salt_c);
@@ -613,6 +629,30 @@ pub(super) fn files(keys: &Keys) -> Vec<(&'static str, Fields)> {
         .run()
         .fields,
         Handshake {
+            name: "password",
+            about: "method password, the server's key asked for: let in, without a channel; PROTOCOL 4.12",
+            method: Method::Password { name: "alice", password: "correct horse" },
+            seeds: (41, 42),
+            salts: None,
+            ..enroll(keys)
+        }
+        .with_end(NO_CHANNEL)
+        .run()
+        .fields,
+        Handshake {
+            name: "password, refused",
+            about: "the longest name and password, with a client of 4096 bits: the longest ClientAuth; refused with unauthorised",
+            client: &keys.server4096,
+            method: Method::Password { name: &"é".repeat(32), password: &"0123456789abcdef".repeat(8) },
+            ask_for_key: false,
+            seeds: (43, 44),
+            salts: None,
+            end: End::Refusal(3, 0),
+            ..enroll(keys)
+        }
+        .run()
+        .fields,
+        Handshake {
             name: "key, refused",
             about: "refused with rate: come again in 1,500 ms",
             seeds: (13, 14),
@@ -640,7 +680,7 @@ pub(super) fn files(keys: &Keys) -> Vec<(&'static str, Fields)> {
     vec![
         (
             "handshake.json",
-            head("Full handshakes: every record and every value between", &["3", "4.3", "4.6", "4.9"])
+            head("Full handshakes: every record and every value between", &["3", "4.3", "4.6", "4.9", "4.12"])
                 .with("cases", handshakes.to_vec())
                 .with("of_later_clients", vec![later.fields]),
         ),
