@@ -169,6 +169,7 @@ fn foreign_crates_of_the_host_stay_in_their_rooms() {
     only("host/src", &["rusqlite"], &["host/src/store/"]);
     only("host/src", &["aws_lc_rs"], &["host/src/crypto"]);
     only("host/src", &["rsa"], &["host/src/crypto"]);
+    only("host/src", &["argon2"], &["host/src/accounts.rs"]);
     only("host/src", &["firmware_example"], &["host/src/device.rs"]);
     only("host/src", &["smoltcp"], &["host/src/ethernet/"]);
     only("host/src", &["toml"], &["host/src/settings.rs"]);

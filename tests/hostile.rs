@@ -14,10 +14,12 @@ use std::panic::catch_unwind;
 use std::sync::Once;
 use std::time::Instant;
 
+use ossicle::accounts::Password;
 use ossicle::crypto::IdentityKey;
 use ossicle::device::Device;
 use ossicle::ethernet::Network;
 use ossicle::limits::{Rate, Rates};
+use ossicle::name::Name;
 use ossicle::server::Config;
 use ossicle_core::{Channel, Message, Reason, Rungs};
 use ossicle_tests::keys;
@@ -87,6 +89,9 @@ pub(crate) struct Ground {
 pub(crate) const ALICE: u8 = 1;
 pub(crate) const BOB: u8 = 2;
 pub(crate) const MALLORY: u8 = 3;
+/// An account that nobody has entered, and its password.
+pub(crate) const ACCOUNT: &str = "walter";
+pub(crate) const PASSWORD: &str = "correct horse";
 /// The chain from Alice to Bob.
 pub(crate) const CHAIN: u8 = 5;
 
@@ -140,6 +145,8 @@ impl Ground {
             bob.message().await;
             alice.message().await;
             node.enrol(MALLORY, "mallory", keys::carol()).await.close().await;
+            let verifier = Password::prepare(PASSWORD).unwrap().verifier().unwrap();
+            node.store.add_account(Name::parse(ACCOUNT).unwrap(), verifier, 1).await.unwrap();
             (node, (alice, bob))
         });
         let (server, mallory) = (keys::server(), keys::carol());

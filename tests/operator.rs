@@ -84,6 +84,82 @@ fn settings_are_shown_and_changed_on_a_server_that_runs() {
     assert_eq!(mode & 0o777, 0o600);
 }
 
+#[test]
+fn tokens_are_made_listed_and_ended_whether_the_server_runs_or_not() {
+    let mut world = World::with(&["--enroll", "token"]);
+    let data = world.path("server").to_str().unwrap().to_owned();
+    let run =
+        |world: &World, arguments: &[&str]| world.run("nobody", &[&["token"], arguments, &["--data", &data]].concat());
+    let list = |world: &World| -> Vec<Value> {
+        let lines = run(world, &["list", "--json"]).ok();
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let init = |world: &World, home: &str, name: &str, url: &str| {
+        world.run(home, &["init", "--name", name, "--rsa", "2048", url])
+    };
+    let printed = list(&world);
+    assert_eq!((printed.len(), &printed[0]["printed"], &printed[0]["uses"]), (1, &true.into(), &Value::Null));
+
+    // One client, within a day, unless the operator says otherwise.
+    let made = run(&world, &["new"]);
+    assert!(made.err.contains("admits 1 client until "), "{made:?}");
+    let url = made.ok().trim().to_owned();
+    assert_eq!(url.rsplit_once('.').unwrap().0, world.url.rsplit_once('.').unwrap().0, "the same server");
+    init(&world, "a", "alice", &url).ok();
+    init(&world, "b", "bob", &url).failed(1, "does not take this token");
+    assert_eq!(list(&world).len(), 1, "it is used up");
+    let made: Value = serde_json::from_str(
+        &run(&world, &["new", "--uses", "2", "--ttl", "1h", "--name", "Sensor-[0-9]*", "--json"]).ok(),
+    )
+    .unwrap();
+    let (url, id) = (made["url"].as_str().unwrap(), made["id"].as_str().unwrap());
+    assert_eq!((&made["uses"], &made["name"]), (&2.into(), &"Sensor-[0-9]*".into()));
+    init(&world, "b", "bob", url).failed(1, "does not take this token");
+    init(&world, "s", "sensor-1", url).ok();
+    let text = run(&world, &["list"]);
+    let secret = url.rsplit_once('.').unwrap().1;
+    assert!(!text.out.contains(secret) && !world.server_log().concat().contains(secret), "{text:?}");
+    assert!(text.ok().contains(&format!("{id}  1 client named Sensor-[0-9]* until ")));
+
+    // On the store, and whoever is admitted by it then.
+    world.end_server();
+    let refused = run(&world, &["revoke", id]);
+    assert_eq!(refused.ok(), format!("{id} admits nobody any more\n"));
+    run(&world, &["revoke", id]).failed(1, "no token");
+    let made: Value = serde_json::from_str(
+        &world
+            .command("nobody", &["token", "new", "--json", "--data", &data])
+            .env("OSSICLE_PORT", world.port())
+            .output()
+            .map(|output| String::from_utf8(output.stdout).unwrap())
+            .unwrap(),
+    )
+    .unwrap();
+    let unknown =
+        world.command("nobody", &["token", "new", "--data", &data]).env("OSSICLE_PORT", "0").output().unwrap();
+    assert!(String::from_utf8(unknown.stderr).unwrap().contains("start it, and make the token then"));
+    world.restart_server_with(&["--enroll", "token"]);
+    init(&world, "c", "carol", url).failed(1, "does not take this token");
+    // What stands before `#` is what the settings say of a server that does not run.
+    let fragment = made["url"].as_str().unwrap().split_once('#').unwrap().1;
+    init(&world, "c", "carol", &format!("ossicle://127.0.0.1:{}#{fragment}", world.port())).ok();
+    run(&world, &["revoke", "0011223344556677"]).failed(1, "see those that do with `ossicle token list`");
+
+    for (arguments, sentence) in [
+        (&["new", "--uses", "0"][..], "1..=1000000"),
+        (&["new", "--ttl", "366d"], "1s to 365d"),
+        (&["new", "--ttl", "0s"], "1s to 365d"),
+        (&["new", "--name", "[a"], "needs its ']'"),
+        (&["revoke", "0011"], "16 hex digits"),
+    ] {
+        let wrong = run(&world, arguments);
+        assert!(wrong.code == Some(2) && wrong.err.contains(sentence), "{wrong:?}");
+    }
+    world.run("nobody", &["settings", "--data", &data, "enroll=closed"]).ok();
+    assert!(run(&world, &["new"]).err.contains("policy is closed"));
+    world.run("nobody", &["token", "list", "--data", "/nonexistent"]).failed(1, "holds no server's data");
+}
+
 #[tokio::test]
 async fn whoever_is_connected_is_told_and_given_up_by_the_new_times() {
     let node = Node::start(Config { heartbeat: 3600, timeout: 7200, ..open() }).await;

@@ -22,8 +22,9 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
+use crate::accounts::Crowded;
 use crate::crypto::{HostAead, PoolError, dummy_key, has_small_factor};
 use crate::directory::{Asker, REQUESTS, Unfinished, answer, enrol_reason, fingerprint, told_reason, unavailable};
 use crate::gate::{Ticket, Verdict};
@@ -34,7 +35,7 @@ use crate::name::Name;
 use crate::resumption::Held;
 use crate::router::{Outgoing, Sent, Told, Way};
 use crate::server::{MAX_CHANNEL_AGE, Policy, Server};
-use crate::store::{ChannelId, ClientId, ClientRecord, Enrolment, Item, StoreError};
+use crate::store::{ChannelId, ClientId, ClientRecord, Enrolment, Item, LoginEntry, LoginError, StoreError};
 use crate::transport::Stream;
 
 /// Bytes read at once: some records, and always room for the longest.
@@ -182,21 +183,27 @@ async fn enter<S: Stream>(server: &Arc<Server>, stream: S, address: SocketAddr) 
         Heard::Offer(id) => resume(server, &stream, &mut connection, &mut buffer, id, &mut out).await?,
         _ => None,
     };
-    let (client, used) = match resumed {
-        Some((client, held)) => (client, Some(held)),
-        None => (authenticate(server, &stream, address, &mut connection, &mut buffer, &mut out).await?, None),
+    let (client, used, by_password) = match resumed {
+        Some((client, held)) => (client, Some(held), false),
+        None => {
+            let entered = authenticate(server, &stream, address, &mut connection, &mut buffer, &mut out).await?;
+            (entered.client, None, entered.by_password)
+        }
     };
 
     // <- {Settings}
     let meta = server.store.meta();
     let now = server.now();
     let config = server.config();
-    let full = config.channel_age.min(MAX_CHANNEL_AGE).as_secs();
+    // What a login proves is worth no channel: its client does not know its own id yet.
+    let full = if by_password { 0 } else { config.channel_age.min(MAX_CHANNEL_AGE).as_secs() };
     let expires = used.as_ref().map_or_else(|| now.saturating_add(full), |used| used.expires);
     // It is only said: a store that cannot tell says so when it is asked for them.
     let waiting = server.store.waiting(&client.id).await.unwrap_or_default();
     let mut channel = [0; ID_LEN];
-    server.random.fill(&mut channel).map_err(|_| Error::Crypto)?;
+    if !by_password {
+        server.random.fill(&mut channel).map_err(|_| Error::Crypto)?;
+    }
     let settings = Settings {
         channel,
         valid_for: u32::try_from(expires.saturating_sub(now)).unwrap_or(u32::MAX),
@@ -333,7 +340,7 @@ async fn authenticate(
     connection: &mut Connection<HostAead>,
     buffer: &mut Vec<u8>,
     out: &mut [u8],
-) -> Result<ClientRecord, Exit> {
+) -> Result<Entered, Exit> {
     if let Some(presented) = connection.presented() {
         if server.gate.is_busy(server.pool.waiting())
             && let Verdict::Retry { cookie, bits } = server.gate.judge(address.ip(), presented)
@@ -369,10 +376,10 @@ async fn authenticate(
     let claim = ClientClaim::decode(&claim)?;
     let checked = match admission {
         Admission::Refuse { retry_after } => Err((Reason::Rate, retry_after)),
-        _ => check(server, connection, &claim, statement).await,
+        _ => check(server, address, connection, &claim, statement).await,
     };
     match checked {
-        Ok(client) => Ok(client),
+        Ok(client) => Ok(Entered { client, by_password: matches!(claim.kind(), ClaimKind::Password { .. }) }),
         Err((reason, retry_after)) => {
             // <- {Refusal}
             let len = connection.refuse(reason, retry_after, out)?;
@@ -382,12 +389,19 @@ async fn authenticate(
     }
 }
 
+/// Who has authenticated, by a signature and perhaps a password.
+struct Entered {
+    client: ClientRecord,
+    by_password: bool,
+}
+
 /// Whether the claim holds, and whose it is; otherwise what the client is told, with the milliseconds to wait.
 ///
 /// An unknown id, a revoked client, another key and a wrong signature take one path and cost the same. `dummy` is any
 /// statement, to be verified where there is none to verify.
 async fn check(
     server: &Server,
+    address: SocketAddr,
     connection: &mut Connection<HostAead>,
     claim: &ClientClaim<'_>,
     dummy: Statement,
@@ -456,6 +470,47 @@ async fn check(
             server.presence().note(&claim.id(), false);
             server.store.client(&claim.id()).await.map_err(failed)?.ok_or(unauthorised)
         }
+        // Whatever the policy is: an account is there because the operator wants it.
+        ClaimKind::Password { name, key, password } => {
+            let statement = connection.bind(claim, &key.fingerprint()).map_err(|_| unauthorised)?;
+            if !server.pool.verify_here(key.modulus(), &statement, claim.signature()) {
+                return Err(unauthorised);
+            }
+            let name = Name::parse(name).map_err(|_| (Reason::Malformed, 0))?;
+            if has_small_factor(key.modulus()) {
+                return Err((Reason::Malformed, 0));
+            }
+            server.limits.login(&name, address.ip()).map_err(|wait| (Reason::Rate, wait))?;
+            // A name without account and a locked one go the same way to the same answer.
+            let account = server.store.account(&name).await.map_err(failed)?;
+            let verifier = account.as_ref().map(|account| account.verifier.clone());
+            let password = Zeroizing::new(password.expose().to_vec());
+            let right = server.passwords.verify(verifier, password).await.map_err(|Crowded| (Reason::Rate, 1000))?;
+            let account = account.filter(|account| right && !account.locked).ok_or(unauthorised)?;
+            let login = LoginEntry {
+                name,
+                verifier: account.verifier,
+                id: claim.id(),
+                modulus: key.modulus().to_vec(),
+                record_limit: u16::try_from(MIN_RECORD_LIMIT).unwrap_or(u16::MAX),
+                now: server.now(),
+            };
+            let client = match server.log_in(login).await {
+                Ok(done) => {
+                    info!(client = %Uuid::from_bytes(done.client()), name = account.name, "entered by password");
+                    done.client()
+                }
+                Err(error) => {
+                    info!(name = account.name, %error, "the password is right, but did not let in");
+                    return Err(match error {
+                        LoginError::IdInUse | LoginError::KeyInUse => (Reason::NameInUse, 0),
+                        LoginError::Store(error) => failed(error),
+                        _ => unauthorised,
+                    });
+                }
+            };
+            server.store.client(&client).await.map_err(failed)?.ok_or(unauthorised)
+        }
         _ => Err((Reason::Unsupported, 0)),
     }
 }
@@ -467,7 +522,7 @@ enum Heard {
     /// A hello that offers this channel.
     Offer(ChannelId),
     /// The bytes of a claim.
-    Claim(Vec<u8>),
+    Claim(Zeroizing<Vec<u8>>),
     /// That the client holds the channel.
     Resumed,
 }
@@ -486,10 +541,12 @@ async fn read_record(
                 let heard = match event {
                     Event::Progress => Heard::Hello,
                     Event::CheckChannel(id) => Heard::Offer(id),
-                    Event::CheckClient(claim) => Heard::Claim(claim.bytes().to_vec()),
+                    Event::CheckClient(claim) => Heard::Claim(Zeroizing::new(claim.bytes().to_vec())),
                     Event::Resumed => Heard::Resumed,
                     _ => return Err(Error::Decode.into()),
                 };
+                // A claim may hold a password, and was opened in place.
+                buffer.zeroize();
                 *buffer = Vec::new();
                 return Ok(heard);
             }

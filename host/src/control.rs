@@ -27,7 +27,14 @@ use crate::mailbox::refuse_waiting;
 use crate::name::Name;
 use crate::server::{Policy, Server};
 use crate::settings::{Effective, Mistakes, Settings};
-use crate::store::{ChannelId, ClientId, ClientRecord, SharedStore, SqliteStore, StoreError};
+use crate::store::{ChannelId, ClientId, ClientRecord, SharedStore, SqliteStore, StoreError, TokenId};
+
+mod account;
+mod token;
+
+pub use account::{AccountAction, AccountLine, account, accounts};
+pub(crate) use token::{Fresh, dialled, url};
+pub use token::{Issued, TokenLine, Wanted, end_token, new_token, tokens};
 
 const MAX_LINE: u64 = 16 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,6 +59,27 @@ enum Command {
     },
     /// End the client with this name for good.
     Revoke(String),
+    /// Make or change an account.
+    Account {
+        /// Its name.
+        name: String,
+        /// What to do.
+        action: AccountAction,
+    },
+    /// List a page of the accounts.
+    Accounts {
+        /// Only those behind this name.
+        after: Option<String>,
+    },
+    /// Make a token.
+    NewToken(Wanted),
+    /// List a page of the tokens that admit somebody.
+    Tokens {
+        /// Only those behind this id.
+        after: Option<TokenId>,
+    },
+    /// End this token.
+    EndToken(TokenId),
     /// Change these settings, and tell them all.
     Settings(BTreeMap<String, String>),
     /// Tell how the server is.
@@ -61,14 +89,17 @@ enum Command {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Answer {
+    Accounts(Page<Vec<AccountLine>>),
     Channels(Page<Vec<ChannelLine>>),
     Expired(Page<u64>),
     Done(bool),
     Error(String),
     /// What is wrong with changes, of which none was made.
     Mistakes(Vec<String>),
+    Issued(Issued),
     Settings(Effective),
     Status(Box<ServerStatus>),
+    Tokens(Page<Vec<TokenLine>, TokenId>),
 }
 
 /// How a server is.
@@ -136,11 +167,6 @@ impl Operated {
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some("the store does not answer".to_owned()),
         };
-        let enroll = match server.config().enrol {
-            Policy::Open => "open",
-            Policy::Token => "token",
-            Policy::Closed => "closed",
-        };
         ServerStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             address: self.address,
@@ -148,7 +174,7 @@ impl Operated {
             fingerprint: server.fingerprint(),
             started: server.started(),
             now: server.now(),
-            enroll: enroll.to_owned(),
+            enroll: policy(server.config().enrol).to_owned(),
             listening: server.is_listening(),
             connected,
             online,
@@ -160,6 +186,11 @@ impl Operated {
             store_bytes: store.bytes,
             refusing,
         }
+    }
+
+    /// The settings as they are now.
+    fn settings(&self) -> Settings {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Changes all of these settings, or none.
@@ -177,12 +208,21 @@ impl Operated {
     }
 }
 
-/// A part of an answer that goes over all clients.
+/// A policy as it is written.
+const fn policy(policy: Policy) -> &'static str {
+    match policy {
+        Policy::Open => "open",
+        Policy::Token => "token",
+        Policy::Closed => "closed",
+    }
+}
+
+/// A part of an answer that goes over all there is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Page<T> {
+struct Page<T, K = String> {
     part: T,
     /// The last name of this page, where there are further ones.
-    more: Option<String>,
+    more: Option<K>,
 }
 
 /// A channel that its client could resume.
@@ -382,6 +422,26 @@ async fn attend(stream: UnixStream, operated: &Operated) -> anyhow::Result<()> {
                 }
             }
             Ok(Command::Revoke(name)) => match revoke_here(server, &name).await {
+                Ok(()) => Answer::Done(true),
+                Err(error) => Answer::Error(format!("{error:#}")),
+            },
+            Ok(Command::Account { name, action }) => match account::change_here(server, &name, action).await {
+                Ok(()) => Answer::Done(true),
+                Err(error) => Answer::Error(format!("{error:#}")),
+            },
+            Ok(Command::Accounts { after }) => match account::list(&server.store, after.as_deref()).await {
+                Ok(page) => Answer::Accounts(page),
+                Err(error) => Answer::Error(format!("{error:#}")),
+            },
+            Ok(Command::NewToken(wanted)) => match token::issue_here(operated, &wanted).await {
+                Ok(issued) => Answer::Issued(issued),
+                Err(error) => Answer::Error(format!("{error:#}")),
+            },
+            Ok(Command::Tokens { after }) => match token::list(&server.store, after).await {
+                Ok(page) => Answer::Tokens(page),
+                Err(error) => Answer::Error(format!("{error:#}")),
+            },
+            Ok(Command::EndToken(id)) => match token::end(&server.store, &id).await {
                 Ok(()) => Answer::Done(true),
                 Err(error) => Answer::Error(format!("{error:#}")),
             },

@@ -13,6 +13,7 @@
 //!        |  operator's door |   |                  |                       +-------------+
 //!        |  directory,limits|   |                  |
 //!        |  presence, bus,  |   |                  |
+//!        |  accounts,       |   |                  |
 //!        |  metrics         |   |                  |
 //!        +---+---------+----+   +----+--------+----+
 //!            |         |             |        |
@@ -22,10 +23,11 @@
 //! ```
 //!
 //! The protocol itself is `ossicle-core`; nothing here knows what a record looks like inside. rusqlite is named under
-//! `store` only, aws-lc-rs and rsa in `crypto` only, the firmware in `device` only, smoltcp under `ethernet` only:
+//! `store` only, aws-lc-rs and rsa in `crypto` only, argon2 in `accounts` only, the firmware in `device` only, smoltcp under `ethernet` only:
 //! `tests/doors.rs` holds that. `settings` (flags, environment, file, defaults) knows what a server can be told, and no
 //! command line; toml is named there only.
 
+pub mod accounts;
 pub mod backup;
 pub mod bus;
 mod channel;

@@ -17,6 +17,7 @@ use governor::state::{InMemoryState, NotKeyed, keyed::HashMapStateStore};
 use governor::{NotUntil, Quota, RateLimiter};
 
 use crate::clock::Clock;
+use crate::name::Name;
 use crate::store::ClientId;
 
 /// So many a second, and so many at once.
@@ -55,6 +56,13 @@ const LINES: Rate = Rate { per_second: 10, burst: 100 };
 const AHEAD: NonZeroU32 = NonZeroU32::new(16).unwrap();
 
 type Keyed = RateLimiter<u128, HashMapStateStore<u128>, Clock, NoOpMiddleware<Duration>>;
+/// Tries of the passwords of one account: so many at once, and one more in each of these times.
+const TRIES: NonZeroU32 = NonZeroU32::new(5).unwrap();
+const TRY_AGAIN: Duration = Duration::from_secs(10 * 60);
+/// Tries of passwords from one source, whatever the accounts.
+const SOURCE_TRIES: NonZeroU32 = NonZeroU32::new(30).unwrap();
+const SOURCE_TRY_AGAIN: Duration = Duration::from_secs(20);
+
 type Single = RateLimiter<NotKeyed, InMemoryState, Clock, NoOpMiddleware<Duration>>;
 
 /// See the module.
@@ -64,6 +72,8 @@ pub struct Limits {
     hasher: RandomState,
     messages: ArcSwap<Keyed>,
     handshakes: ArcSwap<Keyed>,
+    /// Tries of passwords, by account and by source.
+    logins: [Keyed; 2],
     refusals: Single,
     lines: Single,
     /// Lines that were left out since the last one.
@@ -97,6 +107,10 @@ impl Limits {
             hasher: RandomState::new(),
             messages: ArcSwap::new(keyed(rates.messages, &clock)),
             handshakes: ArcSwap::new(keyed(rates.handshakes, &clock)),
+            logins: [(TRY_AGAIN, TRIES), (SOURCE_TRY_AGAIN, SOURCE_TRIES)].map(|(again, tries)| {
+                let quota = Quota::with_period(again).unwrap_or_else(|| Quota::per_hour(tries)).allow_burst(tries);
+                RateLimiter::hashmap_with_clock(quota, clock.clone())
+            }),
             refusals: RateLimiter::direct_with_clock(refusals, clock.clone()),
             lines: RateLimiter::direct_with_clock(quota(LINES), clock.clone()),
             left_out: AtomicU64::new(0),
@@ -165,6 +179,17 @@ impl Limits {
         }
     }
 
+    /// Counts a try of the password of the account with this name, which need not exist.
+    ///
+    /// # Errors
+    /// The milliseconds to wait.
+    pub fn login(&self, name: &Name, source: IpAddr) -> Result<(), u32> {
+        let [by_account, by_source] = &self.logins;
+        // Whoever tries too many accounts is not to lock them all.
+        self.count(by_source, source_key(source))?;
+        self.count(by_account, self.hasher.hash_one(name.key()).into())
+    }
+
     /// Whether a stranger is worth a line of the log: then with how many were not since the last one.
     pub fn line(&self) -> Option<u64> {
         if self.lines.check().is_ok() {
@@ -177,6 +202,10 @@ impl Limits {
     /// Forgets whose bucket is full again: all but the busy after a moment. Call it every few seconds.
     pub fn clean(&self) {
         for limiter in [self.messages.load(), self.handshakes.load()] {
+            limiter.retain_recent();
+            limiter.shrink_to_fit();
+        }
+        for limiter in &self.logins {
             limiter.retain_recent();
             limiter.shrink_to_fit();
         }
@@ -301,6 +330,40 @@ mod tests {
             assert!(matches!(limits.handshake(source), Admission::Refuse { retry_after: 1..=1000 }));
         }
         assert_eq!(limits.handshake(source), Admission::Ignore);
+    }
+
+    #[test]
+    fn a_password_is_tried_five_times_and_then_every_ten_minutes() {
+        let seconds = Arc::new(AtomicU64::new(0));
+        let read = Arc::clone(&seconds);
+        let clock = Clock::new(move || Duration::from_secs(read.load(Ordering::Relaxed)));
+        let limits = Limits::with_clock(&Rates::default(), clock);
+        let tried = |name: &str, source: u32| {
+            limits.login(&Name::parse(name).unwrap(), core::net::Ipv4Addr::from_bits(source).into())
+        };
+        // From wherever, and however the name is written.
+        for source in 0..5 {
+            assert_eq!(tried(if source % 2 == 0 { "alice" } else { "ALICE" }, source), Ok(()));
+        }
+        assert!(tried("Alice", 9).is_err_and(|wait| (590_000..=600_000).contains(&wait)));
+        assert_eq!(tried("bob", 9), Ok(()), "another account");
+        seconds.fetch_add(600, Ordering::Relaxed);
+        assert_eq!(tried("alice", 9), Ok(()));
+        assert!(tried("alice", 9).is_err());
+        // From one source, whatever the names.
+        for n in 0..30 {
+            assert_eq!(tried(&format!("nobody-{n}"), 77), Ok(()));
+        }
+        assert!(tried("somebody", 77).is_err_and(|wait| wait <= 20_000));
+        assert_eq!(tried("somebody", 78), Ok(()), "and it has locked nobody");
+        // Names that somebody makes up take no more memory than others.
+        for n in 0..MAX_KEYS as u32 + 5000 {
+            let _ = tried(&format!("x{n}"), 0x0a00_0000 + n);
+        }
+        assert!(limits.logins.iter().all(|limiter| limiter.len() <= MAX_KEYS + SHARED as usize));
+        seconds.fetch_add(3600, Ordering::Relaxed);
+        limits.clean();
+        assert!(limits.logins.iter().all(|limiter| limiter.is_empty()));
     }
 
     #[test]

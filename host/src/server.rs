@@ -19,6 +19,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
+use crate::accounts::Passwords;
 use crate::bus::{self, Bus, Local};
 use crate::channel;
 use crate::clock::{Ages, Clock};
@@ -33,8 +34,8 @@ use crate::presence::{self, Presence};
 use crate::resumption::{ChannelKey, Channels};
 use crate::router::Router;
 use crate::store::{
-    ChainId, ChainRoute, ChannelId, ClientId, CloseError, ConversationId, MemberSignature, NewKey, RotateError,
-    SharedStore, StoreError,
+    ChainId, ChainRoute, ChannelId, ClientId, CloseError, ConversationId, LoggedIn, LoginEntry, LoginError,
+    MemberSignature, NewKey, RotateError, SharedStore, StoreError,
 };
 use crate::transport::{Listener, Stream};
 use crate::world::{Random, World};
@@ -122,6 +123,7 @@ pub struct Server {
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) identity: Arc<IdentityKey>,
     pub(crate) pool: Arc<CryptoPool>,
+    pub(crate) passwords: Passwords,
     pub(crate) router: Router,
     pub(crate) gate: Arc<Gate>,
     pub(crate) limits: Limits,
@@ -195,6 +197,7 @@ impl Server {
             store,
             identity,
             pool,
+            passwords: Passwords::new(),
             router: Router::new(keeper.clone(), Arc::clone(&bus)),
             bus,
             mailboxes: Arc::new(Shared { budget: Budget::default(), keeper: keeper.clone(), presence: Arc::default() }),
@@ -312,6 +315,26 @@ impl Server {
         }
         self.channels.end(&*self.store, &client).await?;
         Ok(())
+    }
+
+    /// Gives the client of an account another key, or makes that client: durably; then the connections of the former key
+    /// end.
+    pub(crate) async fn log_in(&self, login: LoginEntry) -> Result<LoggedIn, LoginError> {
+        let done = self.store.log_in(login).await?;
+        let client = done.client();
+        match done {
+            LoggedIn::Changed(_) => {
+                // As for a revocation.
+                self.revocations.fetch_add(1, Ordering::SeqCst);
+                if self.router.evict(&client, Reason::KeyChanged) {
+                    info!(client = %uuid::Uuid::from_bytes(client), "another key has entered its account");
+                }
+            }
+            LoggedIn::New(_) => self.presence().note(&client, false),
+            LoggedIn::Repeat(_) => {}
+        }
+        self.channels.end(&*self.store, &client).await?;
+        Ok(done)
     }
 
     /// What was chosen, as it is now: it may change while the server runs.

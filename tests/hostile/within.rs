@@ -7,7 +7,7 @@ use ossicle_tests::raw::{self, Auth, RawClient, RawHeard, Schedule, clear, expan
 
 use crate::Seen::{End, In, Mode, Refusal};
 use crate::before::greeted;
-use crate::{ALICE, Ground, MALLORY, Scenario, Seen, scenario};
+use crate::{ACCOUNT, ALICE, Ground, MALLORY, PASSWORD, Scenario, Seen, scenario};
 
 type Row = Scenario<RawClient>;
 
@@ -38,6 +38,25 @@ macro_rules! enrol {
                 greeted(ground, client);
                 let key = keys::server3072();
                 let mut claim = Auth::enroll(50, b"newcomer", &key);
+                let $auth = &mut claim;
+                $change;
+                client.say_auth(&claim, &key);
+            },
+            $seen,
+        )
+    };
+}
+
+/// A row that greets and then enters the account with a key that nobody has, with this change.
+macro_rules! login {
+    ($name:literal, |$ground:pat_param, $auth:ident| $change:expr, $seen:expr) => {
+        scenario(
+            $name,
+            |ground: &Ground, client: &mut RawClient| {
+                greeted(ground, client);
+                let $ground = ground;
+                let key = keys::server3072();
+                let mut claim = Auth::password(51, ACCOUNT.as_bytes(), PASSWORD.as_bytes(), &key);
                 let $auth = &mut claim;
                 $change;
                 client.say_auth(&claim, &key);
@@ -248,7 +267,8 @@ pub(crate) const CLAIMS: &[Row] = &[
     body!("a claim of nothing", [], &[End]),
     body!("a claim of its kind alone", [1], &[End]),
     body!("a claim of kind 0", [0; 323], &[End]),
-    body!("a claim by password, which is reserved", [3; 323], &[End]),
+    body!("a claim by password with nothing right in it", [3; 323], &[End]),
+    body!("a claim of kind 4, which is reserved", [4; 323], &[End]),
     body!("a claim of kind 255", [255; 323], &[End]),
     body!("a key's claim that ends in its id", [1; 12], &[End]),
     body!("a key's claim that ends in its Finished", [1; 50], &[End]),
@@ -305,6 +325,35 @@ pub(crate) const CLAIMS: &[Row] = &[
             client.say_auth(&Auth { signature: Some(signature), ..claim }, &ground.mallory);
         },
         UNAUTHORISED,
+    ),
+    // Whoever enters an account.
+    login!("a wrong password", |_, auth| auth.password[1] ^= 1, UNAUTHORISED),
+    login!("the beginning of the password", |_, auth| (auth.password[0], auth.password[13]) = (12, 0), UNAUTHORISED),
+    login!("a password for a name that has no account", |_, auth| auth.name = b"nobody".to_vec(), UNAUTHORISED),
+    login!("a password for a client that has no account", |_, auth| auth.name = b"alice".to_vec(), UNAUTHORISED),
+    login!("the password under a name that a terminal obeys", |_, auth| auth.name = b"\x1b[2J".to_vec(), MALFORMED),
+    login!("the password without a name", |_, auth| auth.name = Vec::new(), &[End]),
+    login!("the password with a signature of zeros", |_, auth| auth.signature = Some(vec![0; 384]), UNAUTHORISED),
+    login!("the password with another's key", |_, auth| auth.spki = raw::spki(&keys::alice()), UNAUTHORISED),
+    login!("the password with a wrong Finished", |_, auth| auth.finished = Some(vec![0; 32]), &[End]),
+    login!("the password with bytes behind", |_, auth| auth.behind = vec![0], &[End]),
+    login!("a password of no bytes", |_, auth| auth.password = vec![0; 129], &[End]),
+    login!("a password of 129 bytes", |_, auth| auth.password = vec![129; 129], &[End]),
+    login!("a password that is shorter than it is", |_, auth| auth.password[0] = 12, &[End]),
+    login!("a password without its padding", |_, auth| auth.password.truncate(14), &[End]),
+    scenario(
+        "the password with a key that is enrolled",
+        |ground, client| {
+            greeted(ground, client);
+            let claim = Auth::password(51, ACCOUNT.as_bytes(), PASSWORD.as_bytes(), &ground.mallory);
+            client.say_auth(&claim, &ground.mallory);
+        },
+        &[Refusal(Reason::NameInUse), End],
+    ),
+    enrol!(
+        "a newcomer with the name of an account",
+        |auth| auth.name = ACCOUNT.to_uppercase().into_bytes(),
+        &[Refusal(Reason::NameInUse), End]
     ),
     // Newcomers.
     enrol!("a newcomer without a name", |auth| auth.name = Vec::new(), &[End]),

@@ -7,11 +7,11 @@ use async_trait::async_trait;
 use ossicle::metrics::StoreHealth;
 use ossicle::name::Name;
 use ossicle::store::{
-    Announce, AnswerError, BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord,
-    ClientId, ClientRecord, CloseError, Closing, Conversation, ConversationId, EnrolError, Enrolled, Enrolment,
-    FoundError, Founded, Founding, Item, MemberAnswer, MemberSignature, Meta, NewItem, NewKey, PublishError, Put,
-    PutError, Refuse, RefusedEntry, RotateError, SharedStore, Store, StoreError, Successor, Token, TokenError, TokenId,
-    Tokens, Waiting,
+    Account, AccountChange, AccountError, Announce, AnswerError, BundleRecord, ChainError, ChainId, ChainRoute,
+    ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord, CloseError, Closing, Conversation, ConversationId,
+    EnrolError, Enrolled, Enrolment, FoundError, Founded, Founding, Item, LoggedIn, LoginEntry, LoginError,
+    MemberAnswer, MemberSignature, Meta, NewItem, NewKey, PublishError, Put, PutError, Refuse, RefusedEntry,
+    RotateError, SharedStore, Store, StoreError, Successor, Token, TokenError, TokenId, Tokens, Verifier, Waiting,
 };
 
 /// When an operation fails.
@@ -113,12 +113,18 @@ operations! {
     revoke(id: &ClientId, now: u64, refuse: Refuse, announce: Announce) -> Option<Vec<ClientId>>, StoreError;
     rotate(rotation: NewKey) -> (), RotateError;
     successor(id: &ClientId, key_epoch: u32) -> Option<Successor>, StoreError;
+    add_account(name: Name, verifier: Verifier, now: u64) -> (), AccountError;
+    account(name: &Name) -> Option<Account>, StoreError;
+    accounts(after: Option<&Name>, limit: usize) -> Vec<Account>, StoreError;
+    change_account(name: &Name, change: AccountChange, now: u64) -> bool, StoreError;
+    log_in(login: LoginEntry) -> LoggedIn, LoginError;
     set_record_limit(id: &ClientId, limit: u16) -> (), StoreError;
     touch(id: &ClientId, now: u64) -> (), StoreError;
     publish_bundle(id: &ClientId, epoch: u32, bundle: &[u8], signature: &[u8]) -> (), PublishError;
     bundle(id: &ClientId) -> Option<BundleRecord>, StoreError;
     add_token(token: Token) -> (), TokenError;
     token(id: &TokenId) -> Option<Token>, StoreError;
+    tokens(after: Option<&TokenId>, limit: usize, now: u64) -> Vec<Token>, StoreError;
     end_tokens(which: Tokens, now: u64) -> u64, StoreError;
     found(founding: Founding) -> Founded, FoundError;
     conversation(sid: &ConversationId) -> Option<Conversation>, StoreError;

@@ -19,8 +19,8 @@ use ossicle::store::{SharedStore, SqliteStore, Token as StoredToken};
 use ossicle::world::World;
 use ossicle_core::{
     Ask, Bundle, BundleKeys, Channel, ClientConfig, Closed, Connection, Credentials, ENVELOPE_OVERHEAD, Error, Event,
-    Invite, Member, MemberChanged, Message, PeerError, Puzzle, Reason, Receipt, Received, Rungs, Secret, Settings,
-    SignedBundle, Token, ToldBy, WRAP_LEN, token_verifier,
+    Invite, Login, Member, MemberChanged, Message, PeerError, Puzzle, Reason, Receipt, Received, Rungs, Secret,
+    Settings, SignedBundle, Token, ToldBy, WRAP_LEN, token_verifier,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -361,6 +361,10 @@ impl Client {
             connection.present(puzzle).expect("it has not begun");
             while connection.solve() {}
         }
+        Self::dial_as(address, connection).await
+    }
+
+    async fn dial_as(address: SocketAddr, mut connection: Connection) -> Self {
         let mut stream = within(TcpStream::connect(address)).await.expect("the server accepts");
         stream.set_nodelay(true).expect("a socket takes options");
         let mut out = vec![0; 512];
@@ -380,8 +384,37 @@ impl Client {
         }
     }
 
+    /// A client that has sent its first record, and takes whoever answers for its server.
+    pub async fn hello_to_anyone(node: &Node) -> Self {
+        let config = ClientConfig { server: None, ask_for_key: true, record_limit: RECORD_LIMIT };
+        Self::dial_as(node.address, Connection::client(config, &[7; 64])).await
+    }
+
     /// Verifies the server and sends {ClientAuth}.
     pub async fn authenticate(&mut self, credentials: &Credentials<'_>, key: &IdentityKey) -> Result<(), Error> {
+        self.verify_server().await?;
+        self.connection.verified(credentials)?;
+        let Some(Ask::Sign(statement)) = self.connection.ask() else { panic!("the client must sign") };
+        let signature = key.sign(&statement).expect("the key signs");
+        let mut out = vec![0; 2048];
+        let len = self.connection.sign_client(credentials, &signature, &mut out)?;
+        self.write(&out[..len]).await;
+        Ok(())
+    }
+
+    /// Verifies the server and sends {ClientAuth} of a login.
+    pub async fn log_in(&mut self, login: &Login<'_>, key: &IdentityKey) -> Result<(), Error> {
+        self.verify_server().await?;
+        self.connection.verified_for_login(login)?;
+        let Some(Ask::Sign(statement)) = self.connection.ask() else { panic!("the client must sign") };
+        let signature = key.sign(&statement).expect("the key signs");
+        let mut out = vec![0; 2048];
+        let len = self.connection.sign_login(login, &signature, &mut out)?;
+        self.write(&out[..len]).await;
+        Ok(())
+    }
+
+    async fn verify_server(&mut self) -> Result<(), Error> {
         let server = keys::server();
         loop {
             match self.connection.receive(&mut self.rx)? {
@@ -398,18 +431,11 @@ impl Client {
                     };
                     self.rx.drain(..used);
                     if verified {
-                        break;
+                        return Ok(());
                     }
                 }
             }
         }
-        self.connection.verified(credentials)?;
-        let Some(Ask::Sign(statement)) = self.connection.ask() else { panic!("the client must sign") };
-        let signature = key.sign(&statement).expect("the key signs");
-        let mut out = vec![0; 2048];
-        let len = self.connection.sign_client(credentials, &signature, &mut out)?;
-        self.write(&out[..len]).await;
-        Ok(())
     }
 
     /// Waits for the settings.

@@ -256,6 +256,8 @@ pub struct Auth {
     pub caps: u16,
     /// Proof of the token.
     pub proof: [u8; 32],
+    /// The password with its length and padding, of the method `password`.
+    pub password: Vec<u8>,
     /// The signature; `None` makes a right one with `key`.
     pub signature: Option<Vec<u8>>,
     /// `fin_C`; `None` makes a right one.
@@ -276,6 +278,7 @@ impl Auth {
             token: [0; 8],
             caps: 0,
             proof: [0; 32],
+            password: Vec::new(),
             signature: None,
             finished: None,
             behind: Vec::new(),
@@ -287,18 +290,30 @@ impl Auth {
         Self { kind: 2, name: name.to_vec(), ..Self::key(number, key) }
     }
 
+    /// As the holder of an account.
+    pub fn password(number: u8, name: &[u8], password: &[u8], key: &IdentityKey) -> Self {
+        let mut padded = vec![0; 129];
+        padded[0] = password.len() as u8;
+        padded[1..=password.len()].copy_from_slice(password);
+        Self { kind: 3, name: name.to_vec(), password: padded, ..Self::key(number, key) }
+    }
+
     fn fields(&self) -> (Vec<u8>, Vec<u8>) {
         let caps = self.caps.to_be_bytes();
         if self.kind == 2 {
             let head = [&[2][..], &self.id, &[self.name.len() as u8], &self.name, &self.spki, &self.token, &caps];
             return (head.concat(), self.proof.to_vec());
         }
+        if self.kind == 3 {
+            let head = [&[3][..], &self.id, &[self.name.len() as u8], &self.name, &self.spki, &caps, &self.password];
+            return (head.concat(), Vec::new());
+        }
         ([&[self.kind][..], &self.id, &self.key_epoch.to_be_bytes(), &caps].concat(), Vec::new())
     }
 
     /// `T5`.
     fn transcript(&self, t4: &[u8; 32]) -> [u8; 32] {
-        if self.kind == 2 {
+        if matches!(self.kind, 2 | 3) {
             return hash(&[t4, &self.fields().0]);
         }
         let epoch = self.key_epoch.to_be_bytes();

@@ -23,7 +23,8 @@ use tokio::net::UnixStream;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::{HomeArg, harmless, json, print, serve, unexpected};
+use super::{HomeArg, harmless, json, print, unexpected};
+use crate::control;
 use crate::crypto::IdentityKey;
 use crate::endpoint::{Caller, Failure, Obstacle, now, probe};
 use crate::settings::{self, Flags, Mistakes, Settings};
@@ -850,7 +851,7 @@ async fn port(settings: &Settings, running: bool, key: Option<[u8; 32]>, finding
             return;
         }
     }
-    let host = serve::dialled(settings, *bind);
+    let host = control::dialled(settings, *bind);
     let at = format!("{host}:{port}");
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     match probe(bare, *port, None).await {

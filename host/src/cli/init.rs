@@ -1,13 +1,18 @@
 //! `ossicle init`: a new identity, enrolled at a server; or a new key for one that is.
 
-use super::{Asking, HomeArg, print, refusal, say, unexpected};
+use super::{Asking, HomeArg, password, print, refusal, say, unexpected};
 use crate::cli::serve::Rsa;
-use crate::endpoint::{Failure, Home, Reply, Request, ServerUrl, initialise, prepare_rotation};
+use crate::endpoint::{Failure, Home, Reply, Request, ServerUrl, initialise, initialise_by_password, prepare_rotation};
 use crate::name::Name;
 
 /// Make an identity and enrol it at a server
 ///
 /// The identity's key never leaves the home directory. The server is recognised by the fingerprint in its URL.
+///
+/// With --password the identity gets the account NAME that the operator made for it (`ossicle account add`): the password is
+/// asked for on the terminal, or read as one line of standard input. If that account has an identity already, this one takes
+/// its place: it keeps id, name and what waits, the former key is not admitted any more, and others are told that the key has
+/// changed.
 ///
 /// With --rotate the identity in the home gets a new key, which its present key signs: id and name stay, peers follow by
 /// themselves and are told, and the safety numbers change. Run it again if it was interrupted.
@@ -16,6 +21,8 @@ use crate::name::Name;
   ossicle init --name alice 'ossicle://chat.example.org:5150#FINGERPRINT.TOKEN'
   ossicle init --name bob --home ./bob --rsa 2048 'ossicle://127.0.0.1:5150#FINGERPRINT'
   ossicle init --name carol --trust-first-use ossicle://192.0.2.7:5150
+  ossicle init --name dave --password 'ossicle://chat.example.org:5150#FINGERPRINT'
+  pass show chat | ossicle init --name dave --password 'ossicle://chat.example.org:5150#FINGERPRINT'
   ossicle init --rotate                          a new key for the identity that is here
 
 Devices know their owner's key from their page: after --rotate enrol those anew that report to this identity.")]
@@ -32,11 +39,14 @@ pub struct Init {
     /// Trust whichever server answers, if the URL has no fingerprint
     #[arg(long)]
     pub trust_first_use: bool,
+    /// Enter the account NAME by its password, which is asked for
+    #[arg(long, conflicts_with = "trust_first_use")]
+    pub password: bool,
     /// The line that `ossicle serve` prints
     #[arg(value_name = "URL", required_unless_present = "rotate")]
     pub url: Option<String>,
     /// Replace the key of the identity in the home, instead of making one
-    #[arg(long, conflicts_with_all = ["name", "trust_first_use", "url"])]
+    #[arg(long, conflicts_with_all = ["name", "password", "trust_first_use", "url"])]
     pub rotate: bool,
 }
 
@@ -47,9 +57,22 @@ impl Init {
             return self.replace_key(&home).await;
         };
         let url = ServerUrl::parse(url).map_err(|error| Failure::usage(error.to_string()))?;
-        let made = initialise(&home, name, self.rsa.bits(), &url, self.trust_first_use).await?;
+        let made = if self.password {
+            // Before anything is asked that nobody would be told.
+            if url.fingerprint.is_none() {
+                return Err(Failure::usage(
+                    "a password is told to no server but the one with the fingerprint in its URL, and this URL has none: \
+                     copy the whole line that `ossicle serve` prints",
+                ));
+            }
+            let password = password::ask(name.as_str()).await?;
+            initialise_by_password(&home, name, self.rsa.bits(), &url, &password).await?
+        } else {
+            initialise(&home, name, self.rsa.bits(), &url, self.trust_first_use).await?
+        };
         let trusted = if url.fingerprint.is_none() { " (trusted on first use)" } else { "" };
-        print(&format!("{name} is enrolled at {}", url.address()))?;
+        let how = if self.password { "has entered" } else { "is enrolled at" };
+        print(&format!("{name} {how} {}", url.address()))?;
         print(&format!("  id      {}", uuid::Uuid::from_bytes(made.id)))?;
         print(&format!("  key     {}", hex::encode(made.fingerprint)))?;
         print(&format!("  server  {}{trusted}", hex::encode(made.server)))?;

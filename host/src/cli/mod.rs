@@ -4,6 +4,7 @@
 //! configuration, 3 not reached in time, 130 interrupted. An error is one sentence that says what to do. What others
 //! wrote is made harmless before a person sees it.
 
+pub mod account;
 pub mod backup;
 pub mod channel;
 pub mod chat;
@@ -14,12 +15,14 @@ pub mod enroll;
 pub mod init;
 pub mod listen;
 mod names;
+mod password;
 pub mod revoke;
 pub mod send;
 pub mod serve;
 pub mod settings;
 pub mod status;
 mod supervised;
+pub mod token;
 pub mod verify;
 pub mod who;
 
@@ -88,6 +91,10 @@ pub enum Command {
     Restore(backup::Restore),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Channel(channel::Channel),
+    #[allow(missing_docs, reason = "the command's own documentation is its help")]
+    Token(token::Token),
+    #[allow(missing_docs, reason = "the command's own documentation is its help")]
+    Account(account::Account),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
     Verify(verify::Verify),
     #[allow(missing_docs, reason = "the command's own documentation is its help")]
@@ -158,6 +165,8 @@ impl Command {
             Self::Backup(backup) => backup.run().await,
             Self::Restore(restore) => restore.run().await,
             Self::Channel(channel) => channel.run().await,
+            Self::Token(token) => token.run().await,
+            Self::Account(account) => account.run().await,
             Self::Verify(verify) => verify.run().await,
             Self::Demo(demo) => demo.run().await,
             Self::Completions(completions) => completions.run(),

@@ -3,30 +3,27 @@
 //! Makes what is missing (data directory, key, token), says on standard output how to reach it, and nothing else there;
 //! the log goes to standard error. Whatever stands in the way of a start is one sentence that says what to do.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::net::SocketAddr;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, ValueEnum, ValueHint};
-use ossicle_core::{Secret, token_verifier};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
+use zeroize::Zeroizing;
 
 use super::{harmless, is_harmless, json, print, say, supervised};
 use crate::clock::system_date;
-use crate::control::{self, Operated};
+use crate::control::{self, Fresh, Operated, dialled, url};
 use crate::crypto::{CryptoPool, IdentityKey};
 use crate::endpoint::Failure;
 use crate::metrics::{self, Monitor};
@@ -248,7 +245,12 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
     let server = Server::new(settings.config.clone(), store, Arc::new(identity), channel_key, Arc::new(pool));
     let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
-    let url = url(&dialled(&settings, address.ip()), address.port(), &server.fingerprint(), token.as_deref());
+    let url = url(
+        &dialled(&settings, address.ip()),
+        address.port(),
+        &server.fingerprint(),
+        token.as_deref().map(String::as_str),
+    );
     let mut out = io::stdout();
     if let Err(error) = writeln!(out, "{url}").and_then(|()| out.flush()) {
         warn!(%error, "nobody reads where the server is");
@@ -306,16 +308,6 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-/// What clients dial, as it stands in a URL.
-pub(super) fn dialled(settings: &Settings, bound: IpAddr) -> String {
-    let host = match &settings.advertise {
-        Some(host) => host.clone(),
-        None if bound.is_unspecified() => default_route(bound).to_string(),
-        None => bound.to_string(),
-    };
-    if host.contains(':') { format!("[{host}]") } else { host }
-}
-
 fn bind_sentence(settings: &Settings, error: &io::Error) -> anyhow::Error {
     let (bind, port) = (settings.bind, settings.port);
     match error.kind() {
@@ -346,30 +338,6 @@ fn control_sentence(settings: &Settings, error: &io::Error) -> anyhow::Error {
     }
 }
 
-/// The address that this machine uses towards the rest of the world. Connecting a datagram socket sends nothing.
-fn default_route(unspecified: IpAddr) -> IpAddr {
-    let (any, far, loopback): (IpAddr, IpAddr, IpAddr) = match unspecified {
-        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into(), Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(_) => {
-            let far = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-            (Ipv6Addr::UNSPECIFIED.into(), far.into(), Ipv6Addr::LOCALHOST.into())
-        }
-    };
-    let found = UdpSocket::bind((any, 0)).and_then(|socket| {
-        socket.connect(SocketAddr::new(far, 9))?;
-        socket.local_addr()
-    });
-    found.map(|address| address.ip()).ok().filter(|address| !address.is_unspecified()).unwrap_or(loopback)
-}
-
-fn url(host: &str, port: u16, fingerprint: &[u8; 32], token: Option<&str>) -> String {
-    let fingerprint = hex::encode(fingerprint);
-    match token {
-        Some(token) => format!("ossicle://{host}:{port}#{fingerprint}.{token}"),
-        None => format!("ossicle://{host}:{port}#{fingerprint}"),
-    }
-}
-
 /// The server's key, made if it is not there yet.
 fn identity(path: &Path, bits: usize) -> anyhow::Result<IdentityKey> {
     if fs::exists(path).with_context(|| format!("cannot look for the server's key {}", path.display()))? {
@@ -382,26 +350,14 @@ fn identity(path: &Path, bits: usize) -> anyhow::Result<IdentityKey> {
 }
 
 /// Ends the token of the former URL, and makes that of the next one where the policy wants one.
-async fn renew_token(store: &SharedStore, policy: Policy) -> anyhow::Result<Option<String>> {
+async fn renew_token(store: &SharedStore, policy: Policy) -> anyhow::Result<Option<Zeroizing<String>>> {
     store.end_tokens(Tokens::Printed, system_date()).await?;
     if policy != Policy::Token {
         return Ok(None);
     }
-    let mut bytes = zeroize::Zeroizing::new([0; 24]);
-    getrandom::fill(bytes.as_mut()).map_err(|error| anyhow!("this system has no randomness ({error})"))?;
-    let (id, secret) = bytes.split_at(8);
-    let secret = Secret::new(secret.try_into()?);
-    let token = Token {
-        id: id.try_into()?,
-        verifier: *token_verifier(&secret).expose(),
-        name_pattern: None,
-        preset_id: None,
-        expires: system_date() + TOKEN_AGE,
-        uses: None,
-        printed: true,
-    };
-    store.add_token(token).await?;
-    Ok(Some(URL_SAFE_NO_PAD.encode(bytes.as_slice())))
+    let fresh = Fresh::draw()?;
+    store.add_token(Token { expires: system_date() + TOKEN_AGE, printed: true, ..fresh.token()? }).await?;
+    Ok(Some(fresh.text()))
 }
 
 /// Each client is an open file, and the usual limit is 1024: take what the system grants without asking.

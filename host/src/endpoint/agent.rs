@@ -433,6 +433,11 @@ impl Agent {
                  for each machine with `ossicle init`",
                 self.profile.name
             ),
+            LinkError::Refused { reason: Reason::KeyChanged, .. } => format!(
+                "somebody has entered the account of {} at {server} by its password, with another key: this home cannot \
+                 connect any more. If that was not you, ask the operator to lock the account",
+                self.profile.name
+            ),
             LinkError::Failed(what) => format!("{what}: see whether the home and this system are in order"),
             _ => return None,
         };
@@ -1164,7 +1169,7 @@ impl Agent {
             Incoming::Closed(Some(reason @ Reason::TakenOver)) => {
                 return Err(LinkError::Refused { reason, retry_after: 0 }.into());
             }
-            Incoming::Closed(Some(reason @ Reason::Unauthorised)) => {
+            Incoming::Closed(Some(reason @ (Reason::KeyChanged | Reason::Unauthorised))) => {
                 return Err(LinkError::Refused { reason, retry_after: 0 }.into());
             }
             Incoming::Closed(Some(reason)) => {

@@ -7,8 +7,8 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use ossicle_core::{
-    Ask, Channel, ClientConfig, Connection, Credentials, Error, Event, HASH_LEN, MAX_RECORD_LEN, Message, PeerError,
-    PublicKey, Puzzle, Reason, Received, Secret, ServerClaim, Settings,
+    Ask, Channel, ClientConfig, Connection, Credentials, Error, Event, HASH_LEN, Login, MAX_RECORD_LEN, Message,
+    PeerError, PublicKey, Puzzle, Reason, Received, Secret, ServerClaim, Settings,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -44,6 +44,12 @@ pub(super) enum Server {
     Fingerprint([u8; HASH_LEN]),
     /// By nothing: whoever answers is trusted and told so.
     Anyone,
+}
+
+/// By what a client enters.
+enum Entry<'c> {
+    Enrolled(&'c Credentials<'c>),
+    Login(&'c Login<'c>),
 }
 
 /// An authenticated connection.
@@ -104,9 +110,23 @@ impl Link {
         key: &Arc<IdentityKey>,
         channel: Option<Channel>,
     ) -> Result<Self, LinkError> {
+        Self::enter(target, Entry::Enrolled(credentials), key, channel).await
+    }
+
+    /// Connects and enters an account by its password: `key` is the login's.
+    pub(super) async fn log_in(target: &Target, login: &Login<'_>, key: &Arc<IdentityKey>) -> Result<Self, LinkError> {
+        Self::enter(target, Entry::Login(login), key, None).await
+    }
+
+    async fn enter(
+        target: &Target,
+        entry: Entry<'_>,
+        key: &Arc<IdentityKey>,
+        channel: Option<Channel>,
+    ) -> Result<Self, LinkError> {
         let mut puzzle = None;
         loop {
-            let mut connection = begin(target, credentials, channel.clone())?;
+            let mut connection = begin(target, &entry, channel.clone())?;
             // A server waits for its hello for seconds only.
             if let Some(puzzle) = &puzzle {
                 connection = solve(connection, puzzle).await?;
@@ -114,7 +134,7 @@ impl Link {
             let stream = dial(&target.host, target.port).await?;
             let late = |_| LinkError::Broken("the server did not finish the handshake in time".into());
             let mut link = Self::new(stream, target, connection);
-            let done = timeout(HANDSHAKE_TIMEOUT, link.authenticate(target, credentials, key)).await.map_err(late)?;
+            let done = timeout(HANDSHAKE_TIMEOUT, link.authenticate(target, &entry, key)).await.map_err(late)?;
             match (done, link.connection.puzzle()) {
                 (Ok(()), _) => return Ok(link),
                 // Once: a connection that presents a puzzle has no second one.
@@ -146,7 +166,7 @@ impl Link {
     async fn authenticate(
         &mut self,
         target: &Target,
-        credentials: &Credentials<'_>,
+        entry: &Entry<'_>,
         key: &Arc<IdentityKey>,
     ) -> Result<(), LinkError> {
         let link = self;
@@ -157,7 +177,10 @@ impl Link {
                 let signed = tokio::task::spawn_blocking(move || signer.sign(&statement)).await;
                 let failed = || LinkError::Failed("the identity key does not sign".into());
                 let signature = signed.ok().and_then(Result::ok).ok_or_else(failed)?;
-                link.append(|connection, out| connection.sign_client(credentials, &signature, out))?;
+                link.append(|connection, out| match entry {
+                    Entry::Enrolled(credentials) => connection.sign_client(credentials, &signature, out),
+                    Entry::Login(login) => connection.sign_login(login, &signature, out),
+                })?;
                 continue;
             }
             let range = link.received.clone();
@@ -167,7 +190,10 @@ impl Link {
                     match event {
                         Event::CheckServer(claim) => {
                             link.server_key = check(&claim, target)?;
-                            link.connection.verified(credentials)?;
+                            match entry {
+                                Entry::Enrolled(credentials) => link.connection.verified(credentials)?,
+                                Entry::Login(login) => link.connection.verified_for_login(login)?,
+                            }
                         }
                         Event::Connected(settings) => {
                             link.settings = settings;
@@ -300,11 +326,7 @@ impl Link {
 }
 
 /// A connection that has not begun, by resuming `channel` where that is this client's at this server.
-fn begin(
-    target: &Target,
-    credentials: &Credentials<'_>,
-    channel: Option<Channel>,
-) -> Result<Connection<HostAead>, LinkError> {
+fn begin(target: &Target, entry: &Entry<'_>, channel: Option<Channel>) -> Result<Connection<HostAead>, LinkError> {
     let server = match &target.server {
         Server::Key(modulus) => Some(fingerprint(modulus)?),
         Server::Fingerprint(fingerprint) => Some(*fingerprint),
@@ -315,7 +337,7 @@ fn begin(
     let mut seed = Zeroizing::new([0; 64]);
     getrandom::fill(seed.as_mut()).map_err(|_| LinkError::Failed("this system has no randomness".into()))?;
     let config = ClientConfig { server, ask_for_key, record_limit };
-    match channel.filter(|channel| is_of(channel, credentials)) {
+    match channel.filter(|channel| is_of(channel, entry)) {
         Some(channel) if server == Some(channel.server_key) => Ok(Connection::resume(config, channel, &seed)?),
         _ => Ok(Connection::client(config, &seed)),
     }
@@ -336,12 +358,12 @@ pub(super) async fn solve(
 }
 
 /// Whether these credentials are those that the channel was issued to.
-fn is_of(channel: &Channel, credentials: &Credentials<'_>) -> bool {
-    match credentials {
-        Credentials::Key { id, key_epoch, fingerprint } => {
+fn is_of(channel: &Channel, entry: &Entry<'_>) -> bool {
+    match entry {
+        Entry::Enrolled(Credentials::Key { id, key_epoch, fingerprint }) => {
             (channel.client, channel.key_epoch, channel.client_key) == (*id, *key_epoch, *fingerprint)
         }
-        Credentials::Enroll { .. } => false,
+        Entry::Enrolled(Credentials::Enroll { .. }) | Entry::Login(_) => false,
     }
 }
 

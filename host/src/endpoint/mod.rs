@@ -44,7 +44,7 @@ pub use outbox::Settled;
 pub(crate) use outbox::message_id;
 pub use probe::{Caller, Obstacle, Probed, probe};
 pub use rotation::prepare_rotation;
-pub use setup::{Initialised, initialise};
+pub use setup::{Initialised, initialise, initialise_by_password};
 pub use url::{ServerUrl, UrlError};
 
 pub use crate::store::home::LetterId;

@@ -1,4 +1,5 @@
-//! Making a home: an identity key, the first contact with a server, the first bundle.
+//! Making a home: an identity key, the first contact with a server, by enrolment or by an account's password, the first
+//! bundle.
 //!
 //! Everything that must survive is durable before the server hears of it, and a home counts as complete only when the
 //! server has admitted the identity and taken its bundle. A crash in between leaves something that the same command
@@ -7,12 +8,13 @@
 use std::sync::Arc;
 
 use getrandom::SysRng;
-use ossicle_core::{BundleKeys, Credentials, Message, PublicKey, Reason, SignedBundle};
+use ossicle_core::{BundleKeys, Credentials, Login, Lookup, Message, PublicKey, Reason, SignedBundle, Subject};
 
 use super::agent::describe;
 use super::link::{Incoming, Link, LinkError, Server, Target, fingerprint};
 use super::outbox::member;
 use super::{Failure, Home, ServerUrl, now};
+use crate::accounts::Password;
 use crate::crypto::IdentityKey;
 use crate::name::Name;
 use crate::store::home::{HomeStore, HomeStoreError, Profile};
@@ -45,6 +47,37 @@ pub async fn initialise(
              or say --trust-first-use",
         ));
     }
+    make(home, name, bits, url, None).await
+}
+
+/// Makes an identity of `bits` in `home`, to which the account `name` is given by its password. The URL has the server's
+/// fingerprint: nobody else is told the password.
+///
+/// # Errors
+/// As for [`initialise`].
+pub async fn initialise_by_password(
+    home: &Home,
+    name: &Name,
+    bits: usize,
+    url: &ServerUrl,
+    password: &Password,
+) -> Result<Initialised, Failure> {
+    if url.fingerprint.is_none() {
+        return Err(Failure::usage(
+            "the URL has no fingerprint, so anybody could answer and have the password: copy the whole line that `ossicle \
+             serve` prints",
+        ));
+    }
+    make(home, name, bits, url, Some(password)).await
+}
+
+async fn make(
+    home: &Home,
+    name: &Name,
+    bits: usize,
+    url: &ServerUrl,
+    password: Option<&Password>,
+) -> Result<Initialised, Failure> {
     home.prepare()?;
     let Some(_lock) = home.try_lock("init")? else {
         let (pid, command) = home.holder().unwrap_or_else(|| (0, "?".into()));
@@ -75,10 +108,16 @@ pub async fn initialise(
     store.put_profile(&profile)?;
 
     let public = PublicKey::from_modulus(key.modulus()).map_err(|_| HomeStoreError::Damaged)?;
-    let credentials = Credentials::Enroll { id, name: name.as_str(), key: public, token: url.token.as_ref() };
     let server = url.fingerprint.map_or(Server::Anyone, Server::Fingerprint);
     let target = Target { host: url.host.clone(), port: url.port, server };
-    let mut link = match Link::connect(&target, &credentials, &key, None).await {
+    let entered = match password {
+        None => {
+            let credentials = Credentials::Enroll { id, name: name.as_str(), key: public, token: url.token.as_ref() };
+            Link::connect(&target, &credentials, &key, None).await
+        }
+        Some(password) => log_in(&mut store, &mut profile, &target, &key, password).await?,
+    };
+    let mut link = match entered {
         Ok(link) => link,
         Err(error) => {
             // What was begun before may be known to the server.
@@ -87,7 +126,10 @@ pub async fn initialise(
                 drop(store);
                 discard(home);
             }
-            return Err(explain(&error, name, url));
+            return Err(match password {
+                Some(_) => explain_login(&error, name, url),
+                None => explain(&error, name, url),
+            });
         }
     };
     profile.server_key = link.server_key().to_vec();
@@ -98,7 +140,86 @@ pub async fn initialise(
         home.kept().keep(&channel, now());
     }
     link.close().await;
-    Ok(Initialised { id, fingerprint: key.fingerprint(), server })
+    Ok(Initialised { id: profile.id, fingerprint: key.fingerprint(), server })
+}
+
+/// Enters the account that `profile` names, learns who its client is, and connects as that with the key.
+async fn log_in(
+    store: &mut HomeStore,
+    profile: &mut Profile,
+    target: &Target,
+    key: &Arc<IdentityKey>,
+    password: &Password,
+) -> Result<Result<Link, LinkError>, Failure> {
+    let public = PublicKey::from_modulus(key.modulus()).map_err(|_| HomeStoreError::Damaged)?;
+    let wrong = |_| Failure::usage("this is not a password");
+    let login = Login { id: profile.id, name: &profile.name, key: public, password: password.expose().map_err(wrong)? };
+    let mut link = match Link::log_in(target, &login, key).await {
+        Ok(link) => link,
+        Err(error) => return Ok(Err(error)),
+    };
+    let subject = Subject::Name(&profile.name);
+    let asked = Message::Lookup(Lookup { request: 1, subject, key: true, bundle: false });
+    let answered = ask(&mut link, &asked, |message| match message {
+        Message::LookupResponse { request: 1, entry } => {
+            // What a server says of a key that is not this one is none of this client's business.
+            let is_own = entry.modulus == Some(key.modulus());
+            Some(is_own.then(|| (entry.id, entry.key_epoch, entry.name.to_owned())))
+        }
+        Message::Refused { request: 1, .. } => Some(None),
+        _ => None,
+    });
+    let strange = || {
+        Failure::refused(format!(
+            "the server let {} in, but its directory shows another key under that name: nothing was published; ask its \
+             operator",
+            profile.name
+        ))
+    };
+    let (id, key_epoch, name) = answered.await?.ok_or_else(strange)?;
+    link.close().await;
+    if Name::parse(&name).ok() != Name::parse(&profile.name).ok() {
+        return Err(strange());
+    }
+    (profile.id, profile.key_epoch, profile.name) = (id, key_epoch, name);
+    store.put_profile(profile)?;
+    let credentials = Credentials::Key { id, key_epoch, fingerprint: key.fingerprint() };
+    // From here on the server knows this key: it is not thrown away.
+    Ok(Ok(Link::connect(target, &credentials, key, None).await.map_err(|error| broken(&error))?))
+}
+
+/// What to do after a connection that broke off.
+const AGAIN: &str = "run the same `ossicle init` again";
+
+fn broken(error: &LinkError) -> Failure {
+    Failure::unreached(format!("{}: {AGAIN}", describe(error)))
+}
+
+/// Says something, and waits for the answer that `taken` takes.
+async fn ask<T>(
+    link: &mut Link,
+    message: &Message<'_>,
+    taken: impl Fn(Message<'_>) -> Option<T>,
+) -> Result<T, Failure> {
+    link.send(message).map_err(|error| broken(&error))?;
+    let answered = tokio::time::timeout(core::time::Duration::from_secs(30), async {
+        loop {
+            while let Some(incoming) = link.next()? {
+                let Incoming::Message(payload) = incoming else {
+                    return Err(LinkError::Broken("the server closed the connection".into()));
+                };
+                if let Some(answer) = Message::decode(&payload).ok().and_then(&taken) {
+                    return Ok(answer);
+                }
+            }
+            link.io().await?;
+        }
+    });
+    match answered.await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(broken(&error)),
+        Err(_) => Err(Failure::unreached(format!("the server did not answer in time: {AGAIN}"))),
+    }
 }
 
 struct Identity {
@@ -148,31 +269,17 @@ async fn publish(
     };
     let bundle = own.bundle.encode();
     let bundle = SignedBundle { bundle: &bundle, signature: &own.signature };
-    let again = "run the same `ossicle init` again";
-    let broken = |error: LinkError| Failure::unreached(format!("{}: {again}", describe(&error)));
-    link.send(&Message::Publish { request: 1, bundle }).map_err(broken)?;
-    let answered = tokio::time::timeout(core::time::Duration::from_secs(30), async {
-        loop {
-            while let Some(incoming) = link.next()? {
-                let Incoming::Message(payload) = incoming else {
-                    return Err(LinkError::Broken("the server closed the connection".into()));
-                };
-                match Message::decode(&payload) {
-                    Ok(Message::Done { request: 1 }) => return Ok(None),
-                    Ok(Message::Refused { request: 1, reason, .. }) => return Ok(Some(reason)),
-                    _ => {}
-                }
-            }
-            link.io().await?;
+    let answer = ask(link, &Message::Publish { request: 1, bundle }, |message| match message {
+        Message::Done { request: 1 } => Some(None),
+        Message::Refused { request: 1, reason, .. } => Some(Some(reason)),
+        _ => None,
+    })
+    .await?;
+    match answer {
+        None => Ok(store.published(&link.settings().store_epoch)?),
+        Some(reason) => {
+            Err(Failure::refused(format!("the server did not take this identity's keys ({reason}): {AGAIN}")))
         }
-    });
-    match answered.await {
-        Ok(Ok(None)) => Ok(store.published(&link.settings().store_epoch)?),
-        Ok(Ok(Some(reason))) => {
-            Err(Failure::refused(format!("the server did not take this identity's keys ({reason}): {again}")))
-        }
-        Ok(Err(error)) => Err(broken(error)),
-        Err(_) => Err(Failure::unreached(format!("the server did not answer in time: {again}"))),
     }
 }
 
@@ -221,5 +328,27 @@ fn explain(error: &LinkError, name: &Name, url: &ServerUrl) -> Failure {
             "the connection to {server} broke during the handshake ({what}): is that an ossicle server? Try again"
         )),
         LinkError::Failed(what) => Failure::refused(format!("{what}: see whether this system is in order")),
+    }
+}
+
+/// As [`explain`], for a login.
+fn explain_login(error: &LinkError, name: &Name, url: &ServerUrl) -> Failure {
+    let server = url.address();
+    match error {
+        LinkError::Refused { reason: Reason::Unauthorised, .. } => Failure::refused(format!(
+            "the server at {server} does not take this password for {name}: look at both, or ask its operator whether there is \
+             such an account and whether it is locked"
+        )),
+        LinkError::Refused { reason: Reason::Rate, retry_after } if *retry_after > 60_000 => Failure::refused(format!(
+            "too many passwords were tried for {name}, by whomever: try again in {} minutes",
+            retry_after.div_ceil(60_000)
+        )),
+        LinkError::Refused { reason: Reason::Malformed | Reason::NameInUse, .. } => Failure::refused(format!(
+            "the server at {server} does not take this new key: run the same `ossicle init` again in an empty home"
+        )),
+        LinkError::Broken(what) => Failure::refused(format!(
+            "the connection to {server} broke during the handshake ({what}): does that server know passwords? Try again"
+        )),
+        error => explain(error, name, url),
     }
 }

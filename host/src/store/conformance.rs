@@ -41,12 +41,19 @@ macro_rules! conformance {
             one_name_goes_to_one_of_many_at_once
             tokens_are_kept_whole
             ended_tokens_admit_nobody
+            open_tokens_are_paged_and_ended_one_by_one
             devices_are_listed_under_their_owner
             a_revoked_client_loses_all_but_its_id_and_key
             revoking_nobody_is_harmless
             the_epochs_of_bundles_only_go_up
             a_replaced_key_takes_channels_routes_and_bundle_with_it
             keys_follow_each_other_once_and_in_order
+            accounts_are_kept_changed_and_paged
+            an_account_reserves_its_name
+            a_login_makes_a_client_or_gives_it_another_key
+            a_login_is_checked_against_the_account_as_it_is
+            a_login_takes_no_key_or_id_of_another
+            a_revoked_client_has_no_account
             chains_belong_to_one_sender
             the_oldest_chains_go_first
             chains_know_all_their_recipients
@@ -464,6 +471,34 @@ pub(crate) async fn ended_tokens_admit_nobody(backend: &impl Backend) {
     assert!(store.token(&[1; 8]).await.unwrap().is_none(), "but not for ever");
 }
 
+pub(crate) async fn open_tokens_are_paged_and_ended_one_by_one(backend: &impl Backend) {
+    let store = backend.open().await;
+    for n in (1..=7).rev() {
+        store.add_token(Token { printed: n == 2, ..token(n, Some(u32::from(n) - 1)) }).await.unwrap();
+    }
+    store.add_token(Token { expires: NOW, ..token(8, None) }).await.unwrap();
+    let open = async |now| {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.tokens(after.as_ref(), 2, now).await.unwrap();
+            let Some(last) = page.last() else { return found };
+            after = Some(last.id);
+            found.extend(page.into_iter().map(|token| token.id[0]));
+        }
+    };
+    assert_eq!(open(NOW).await, [2, 3, 4, 5, 6, 7], "1 is used up, 8 has ended");
+    assert_eq!(open(NOW + 60).await, [0; 0]);
+    assert_eq!(store.end_tokens(Tokens::One([3; 8]), NOW).await, Ok(1));
+    for gone in [3, 1, 8, 99] {
+        assert_eq!(store.end_tokens(Tokens::One([gone; 8]), NOW).await, Ok(0));
+    }
+    assert_eq!(open(NOW).await, [2, 4, 5, 6, 7]);
+    assert_eq!(store.end_tokens(Tokens::Printed, NOW).await, Ok(1));
+    assert_eq!(open(NOW).await, [4, 5, 6, 7]);
+    assert_eq!(store.tokens(Some(&[5; 8]), usize::MAX, NOW).await.unwrap().len(), 2);
+    assert_eq!(store.tokens(None, 0, NOW).await.unwrap().len(), 0);
+}
+
 pub(crate) async fn devices_are_listed_under_their_owner(backend: &impl Backend) {
     let store = with_two(backend).await;
     let device = Enrolment { enrolled_by: Some(id(1)), ..enrolment(3, "sensor") };
@@ -605,6 +640,162 @@ pub(crate) async fn keys_follow_each_other_once_and_in_order(backend: &impl Back
 
     store.revoke(&id(1), NOW, Refuse::silently(), announce()).await.unwrap();
     assert_eq!(store.rotate(new_key(1, 3, 103)).await, Err(RotateError::Unknown));
+}
+
+fn verifier(n: u16) -> Verifier {
+    Verifier(format!("$argon2id${n}"))
+}
+
+/// Key `key` enters the account of this name; 900 is the id of a client that it has not yet.
+fn login(text: &str, password: u16, key: u16) -> LoginEntry {
+    LoginEntry {
+        name: name(text),
+        verifier: verifier(password),
+        id: id(900),
+        modulus: modulus(key),
+        record_limit: 2048,
+        now: NOW + 1,
+    }
+}
+
+pub(crate) async fn accounts_are_kept_changed_and_paged(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    for text in ["Delta", "alice", "charlie"] {
+        assert_eq!(store.add_account(name(text), verifier(1), NOW).await, Ok(()));
+    }
+    assert_eq!(store.add_account(name("ALICE"), verifier(2), NOW).await, Err(AccountError::Exists));
+    assert_eq!(store.account(&name("bob")).await, Ok(None), "a client without one");
+    store.put_channel(&id(1), channel(1), None).await.unwrap();
+    store.put_channel(&id(2), channel(2), None).await.unwrap();
+
+    let change = async |text, change| store.change_account(&name(text), change, NOW + 9).await;
+    assert_eq!(change("Alice", AccountChange::Locked(true)).await, Ok(true));
+    assert!(store.channel(&[1; 16], NOW).await.unwrap().is_some(), "its key goes on");
+    assert_eq!(change("alice", AccountChange::Password(verifier(3))).await, Ok(true));
+    assert_eq!(store.channel(&[1; 16], NOW).await, Ok(None), "another password ends channels");
+    assert!(store.channel(&[2; 16], NOW).await.unwrap().is_some(), "another's");
+    assert_eq!(change("charlie", AccountChange::Removed).await, Ok(true));
+    for nobody in ["charlie", "bob", "nobody"] {
+        for what in [AccountChange::Removed, AccountChange::Locked(false), AccountChange::Password(verifier(4))] {
+            assert_eq!(change(nobody, what).await, Ok(false), "{nobody}");
+        }
+    }
+    drop(store);
+    let store = backend.open().await;
+    let alice = Account { name: "alice".into(), verifier: verifier(3), locked: true, changed_at: NOW + 9 };
+    assert_eq!(store.account(&name("ALICE")).await, Ok(Some(alice.clone())));
+    assert!(!format!("{alice:?}").contains("argon2id"), "what verifies is not for logs");
+    let delta = Account { name: "Delta".into(), verifier: verifier(1), locked: false, changed_at: NOW };
+    assert_eq!(store.accounts(None, 10).await, Ok(vec![alice.clone(), delta.clone()]));
+    assert_eq!(store.accounts(None, 1).await, Ok(vec![alice]));
+    assert_eq!(store.accounts(Some(&name("Alice")), 10).await, Ok(vec![delta]));
+    assert_eq!(store.accounts(None, 0).await, Ok(vec![]));
+    assert_eq!(store.change_account(&name("alice"), AccountChange::Locked(false), NOW).await, Ok(true));
+    assert!(!store.account(&name("alice")).await.unwrap().unwrap().locked);
+}
+
+pub(crate) async fn an_account_reserves_its_name(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    store.add_account(name("carol"), verifier(1), NOW).await.unwrap();
+    assert_eq!(store.enrol(enrolment(3, "CAROL")).await, Err(EnrolError::NameInUse));
+    let batch = store.enrol_all(vec![enrolment(4, "dave"), enrolment(3, "carol")]).await;
+    assert_eq!(batch, Err(RefusedEntry { index: 1, error: EnrolError::NameInUse }));
+    // Whoever has the name already keeps it.
+    store.add_account(name("alice"), verifier(1), NOW).await.unwrap();
+    assert_eq!(store.enrol(enrolment(1, "alice")).await, Ok(Enrolled::Repeat));
+    store.change_account(&name("carol"), AccountChange::Removed, NOW).await.unwrap();
+    assert_eq!(store.enrol(enrolment(3, "carol")).await, Ok(Enrolled::New));
+}
+
+pub(crate) async fn a_login_makes_a_client_or_gives_it_another_key(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    store.add_account(name("Carol"), verifier(1), NOW).await.unwrap();
+    for expected in [LoggedIn::New(id(900)), LoggedIn::Repeat(id(900))] {
+        assert_eq!(store.log_in(login("carol", 1, 50)).await, Ok(expected));
+    }
+    let made = store.client_by_name(&name("carol")).await.unwrap().unwrap();
+    assert_eq!((made.name.as_str(), made.key_epoch, made.record_limit), ("Carol", 0, 2048), "as the operator wrote it");
+    assert_eq!((made.id, made.enrolled_by, made.enrolled_at), (id(900), None, NOW + 1));
+
+    // A client that is enrolled keeps its id, and loses what its key stood for.
+    store.publish_bundle(&id(1), 3, &[1; 184], &[2; 256]).await.unwrap();
+    store.put_channel(&id(1), channel(1), None).await.unwrap();
+    store.put_channel(&id(2), channel(2), None).await.unwrap();
+    store.register_chain(&[1; 8], &id(1), &[1; 16], &id(2)).await.unwrap();
+    store.register_chain(&[2; 8], &id(2), &[1; 16], &id(1)).await.unwrap();
+    store.add_account(name("alice"), verifier(2), NOW).await.unwrap();
+    for expected in [LoggedIn::Changed(id(1)), LoggedIn::Repeat(id(1))] {
+        assert_eq!(store.log_in(login("ALICE", 2, 51)).await, Ok(expected));
+    }
+    drop(store);
+    let store = backend.open().await;
+    let alice = store.client(&id(1)).await.unwrap().unwrap();
+    assert_eq!((alice.key_epoch, alice.modulus, alice.name.as_str()), (1, modulus(51), "alice"));
+    assert_eq!((store.bundle(&id(1)).await, store.channel(&[1; 16], NOW).await), (Ok(None), Ok(None)));
+    assert!(store.channel(&[2; 16], NOW).await.unwrap().is_some(), "another's");
+    assert_eq!((store.chain(&[1; 8]).await, store.chain(&[2; 8]).await), (Ok(None), Ok(None)));
+    assert_eq!(store.successor(&id(1), 0).await, Ok(None), "nobody signed");
+    assert_eq!(store.publish_bundle(&id(1), 1, &[1; 184], &[2; 256]).await, Ok(()), "its first again");
+    // Its key may be replaced in either way from then on.
+    assert_eq!(store.rotate(new_key(1, 2, 52)).await, Ok(()));
+    assert!(store.successor(&id(1), 1).await.unwrap().is_some());
+    assert_eq!(store.log_in(login("alice", 2, 53)).await, Ok(LoggedIn::Changed(id(1))));
+    assert_eq!(store.client(&id(1)).await.unwrap().unwrap().key_epoch, 3);
+    for former in [1, 51, 52] {
+        assert_eq!(store.log_in(login("alice", 2, former)).await, Err(LoginError::KeyInUse), "never again");
+        let newcomer = Enrolment { modulus: modulus(former), ..enrolment(3, "dave") };
+        assert_eq!(store.enrol(newcomer).await, Err(EnrolError::KeyInUse));
+    }
+}
+
+pub(crate) async fn a_login_is_checked_against_the_account_as_it_is(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    let refused = Err(LoginError::Account);
+    assert_eq!(store.log_in(login("alice", 1, 50)).await, refused, "a client without one");
+    assert_eq!(store.log_in(login("nobody", 1, 50)).await, refused);
+    store.add_account(name("alice"), verifier(1), NOW).await.unwrap();
+    assert_eq!(store.log_in(login("alice", 2, 50)).await, refused);
+    store.change_account(&name("alice"), AccountChange::Locked(true), NOW).await.unwrap();
+    assert_eq!(store.log_in(login("alice", 1, 50)).await, refused);
+    assert_eq!(store.log_in(login("alice", 1, 1)).await, refused, "also with its own key");
+    store.change_account(&name("alice"), AccountChange::Locked(false), NOW).await.unwrap();
+    store.change_account(&name("alice"), AccountChange::Password(verifier(2)), NOW).await.unwrap();
+    assert_eq!(store.log_in(login("alice", 1, 50)).await, refused, "it changed while the former was verified");
+    assert_eq!(store.client(&id(1)).await.unwrap().unwrap().modulus, modulus(1));
+    assert_eq!(store.log_in(login("alice", 2, 1)).await, Ok(LoggedIn::Repeat(id(1))));
+    assert_eq!(store.log_in(login("alice", 2, 50)).await, Ok(LoggedIn::Changed(id(1))));
+}
+
+pub(crate) async fn a_login_takes_no_key_or_id_of_another(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    store.add_account(name("carol"), verifier(1), NOW).await.unwrap();
+    store.add_account(name("alice"), verifier(1), NOW).await.unwrap();
+    for text in ["carol", "alice"] {
+        assert_eq!(store.log_in(login(text, 1, 2)).await, Err(LoginError::KeyInUse), "bob's, for {text}");
+    }
+    let as_bob = LoginEntry { id: id(2), ..login("carol", 1, 50) };
+    assert_eq!(store.log_in(as_bob).await, Err(LoginError::IdInUse));
+    // Who has a client is not asked for an id.
+    let as_bob = LoginEntry { id: id(2), ..login("alice", 1, 50) };
+    assert_eq!(store.log_in(as_bob).await, Ok(LoggedIn::Changed(id(1))));
+    assert_eq!(store.client(&id(2)).await.unwrap().unwrap().modulus, modulus(2));
+    assert_eq!(store.clients(None, 10).await.unwrap().len(), 2);
+}
+
+pub(crate) async fn a_revoked_client_has_no_account(backend: &impl Backend) {
+    let store = with_two(backend).await;
+    for text in ["alice", "bob"] {
+        store.add_account(name(text), verifier(1), NOW).await.unwrap();
+    }
+    store.revoke(&id(1), NOW, Refuse::silently(), announce()).await.unwrap();
+    assert_eq!(store.account(&name("alice")).await, Ok(None));
+    assert!(store.account(&name("bob")).await.unwrap().is_some());
+    assert_eq!(store.log_in(login("alice", 1, 50)).await, Err(LoginError::Account));
+    // The name goes to somebody else, who is not revoked once more.
+    store.add_account(name("alice"), verifier(2), NOW).await.unwrap();
+    store.revoke(&id(1), NOW, Refuse::silently(), announce()).await.unwrap();
+    assert_eq!(store.log_in(login("alice", 2, 1)).await, Err(LoginError::KeyInUse));
+    assert_eq!(store.log_in(login("alice", 2, 50)).await, Ok(LoggedIn::New(id(900))));
 }
 
 pub(crate) async fn chains_belong_to_one_sender(backend: &impl Backend) {

@@ -16,12 +16,12 @@ use tokio::time::sleep;
 
 use super::conversation::{Decision, decide, goes_with_its_conversation, is_told_of, names};
 use super::{
-    Announce, AnswerError, BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord,
-    ClientId, ClientRecord, CloseError, Closing, Conversation, ConversationId, EnrolError, Enrolled, Enrolment,
-    FoundError, Founded, Founding, Item, ItemKind, MAX_CONVERSATIONS, MAX_INVITATIONS, MAX_ROUTES, Member,
-    MemberAnswer, MemberSignature, MemberState, Meta, NewItem, NewKey, Notice, PublishError, Put, PutError,
-    QueueLimits, Refuse, RefusedEntry, RotateError, Store, StoreError, Successor, Token, TokenError, TokenId,
-    TokenRefusal, Tokens, Waiting,
+    Account, AccountChange, AccountError, Announce, AnswerError, BundleRecord, ChainError, ChainId, ChainRoute,
+    ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord, CloseError, Closing, Conversation, ConversationId,
+    EnrolError, Enrolled, Enrolment, FoundError, Founded, Founding, Item, ItemKind, LoggedIn, LoginEntry, LoginError,
+    MAX_CONVERSATIONS, MAX_INVITATIONS, MAX_ROUTES, Member, MemberAnswer, MemberSignature, MemberState, Meta, NewItem,
+    NewKey, Notice, PublishError, Put, PutError, QueueLimits, Refuse, RefusedEntry, RotateError, Store, StoreError,
+    Successor, Token, TokenError, TokenId, TokenRefusal, Tokens, Verifier, Waiting,
 };
 use crate::metrics::StoreHealth;
 use crate::name::Name;
@@ -268,6 +268,8 @@ struct State {
     clients: BTreeMap<ClientId, Client>,
     bundles: BTreeMap<ClientId, BundleRecord>,
     tokens: BTreeMap<TokenId, Token>,
+    /// By their names in normalised form.
+    accounts: BTreeMap<String, Account>,
     /// By the client and the epoch of the key that was replaced.
     rotations: BTreeMap<(ClientId, u32), Step>,
     /// In the order in which they came.
@@ -290,7 +292,8 @@ struct Client {
 #[derive(Clone, Debug)]
 struct Step {
     former: Vec<u8>,
-    successor: Successor,
+    /// None after a login, which nobody signs.
+    successor: Option<Successor>,
 }
 
 /// An open conversation.
@@ -351,7 +354,7 @@ impl State {
         if let Some(token) = &enrolment.token_id {
             self.use_token(token, enrolment).map_err(EnrolError::Token)?;
         }
-        if self.by_name(name.key()).is_some() {
+        if self.by_name(name.key()).is_some() || self.accounts.contains_key(name.key()) {
             return Err(EnrolError::NameInUse);
         }
         if is_other {
@@ -360,6 +363,13 @@ impl State {
         if self.is_known_key(modulus) {
             return Err(EnrolError::KeyInUse);
         }
+        self.insert(enrolment);
+        Ok(Enrolled::New)
+    }
+
+    /// A client that is new in every respect.
+    fn insert(&mut self, enrolment: &Enrolment) {
+        let Enrolment { id, name, modulus, .. } = enrolment;
         let record = ClientRecord {
             id: *id,
             name: name.as_str().to_owned(),
@@ -372,7 +382,51 @@ impl State {
             record_limit: enrolment.record_limit,
         };
         self.clients.insert(*id, Client { record, key: name.key().to_owned() });
-        Ok(Enrolled::New)
+    }
+
+    fn log_in(&mut self, login: LoginEntry) -> Result<LoggedIn, LoginError> {
+        let LoginEntry { name, verifier, id, modulus, record_limit, now } = login;
+        let account = self.accounts.get(name.key()).filter(|account| !account.locked && account.verifier == verifier);
+        let given = account.ok_or(LoginError::Account)?.name.clone();
+        let held = self.by_name(name.key()).map(|held| (held.id, held.modulus.clone(), held.key_epoch));
+        if let Some((id, _, _)) = held.as_ref().filter(|(_, held, _)| *held == modulus) {
+            return Ok(LoggedIn::Repeat(*id));
+        }
+        if self.is_known_key(&modulus) {
+            return Err(LoginError::KeyInUse);
+        }
+        let Some((id, former, present)) = held else {
+            if self.clients.contains_key(&id) {
+                return Err(LoginError::IdInUse);
+            }
+            let name = Name::parse(&given).unwrap_or(name);
+            self.insert(&Enrolment { id, name, modulus, token_id: None, enrolled_by: None, record_limit, now });
+            return Ok(LoggedIn::New(id));
+        };
+        let key_epoch = present.checked_add(1).ok_or(LoginError::Worn)?;
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.record.modulus = modulus;
+            client.record.key_epoch = key_epoch;
+        }
+        self.rotations.insert((id, present), Step { former, successor: None });
+        self.bundles.remove(&id);
+        self.cut_off(&id);
+        Ok(LoggedIn::Changed(id))
+    }
+
+    fn change_account(&mut self, name: &Name, change: AccountChange, now: u64) -> bool {
+        let client = self.by_name(name.key()).map(|client| client.id);
+        let Some(account) = self.accounts.get_mut(name.key()) else { return false };
+        account.changed_at = now;
+        match change {
+            AccountChange::Password(verifier) => {
+                account.verifier = verifier;
+                self.channels.retain(|_, (owner, _)| Some(*owner) != client);
+            }
+            AccountChange::Locked(locked) => account.locked = locked,
+            AccountChange::Removed => drop(self.accounts.remove(name.key())),
+        }
+        true
     }
 
     fn use_token(&mut self, id: &TokenId, enrolment: &Enrolment) -> Result<(), TokenRefusal> {
@@ -410,6 +464,7 @@ impl State {
     ) -> Option<Vec<ClientId>> {
         let client = self.clients.get_mut(id).filter(|client| !client.record.revoked)?;
         client.record.revoked = true;
+        self.accounts.remove(&client.key);
         self.bundles.remove(id);
         self.cut_off(id);
         let queue = self.queues.remove(id).unwrap_or_default();
@@ -658,7 +713,7 @@ impl State {
             client.record.modulus = modulus.clone();
             client.record.key_epoch = key_epoch;
         }
-        self.rotations.insert((id, present), Step { former, successor: Successor { modulus, signature } });
+        self.rotations.insert((id, present), Step { former, successor: Some(Successor { modulus, signature }) });
         self.cut_off(&id);
         Ok(())
     }
@@ -837,7 +892,40 @@ impl Store for MemoryStore {
     }
 
     async fn successor(&self, id: &ClientId, key_epoch: u32) -> Result<Option<Successor>, StoreError> {
-        self.read(|state| state.rotations.get(&(*id, key_epoch)).map(|step| step.successor.clone())).await
+        self.read(|state| state.rotations.get(&(*id, key_epoch)).and_then(|step| step.successor.clone())).await
+    }
+
+    async fn add_account(&self, name: Name, verifier: Verifier, now: u64) -> Result<(), AccountError> {
+        self.write(move |state, _| {
+            if state.accounts.contains_key(name.key()) {
+                return Err(AccountError::Exists);
+            }
+            let account = Account { name: name.as_str().to_owned(), verifier, locked: false, changed_at: now };
+            state.accounts.insert(name.key().to_owned(), account);
+            Ok(())
+        })
+        .await?
+    }
+
+    async fn account(&self, name: &Name) -> Result<Option<Account>, StoreError> {
+        self.read(|state| state.accounts.get(name.key()).cloned()).await
+    }
+
+    async fn accounts(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Account>, StoreError> {
+        self.read(|state| {
+            let after = after.map(Name::key).unwrap_or_default();
+            let behind = state.accounts.iter().filter(|(key, _)| key.as_str() > after);
+            behind.take(limit).map(|(_, account)| account.clone()).collect()
+        })
+        .await
+    }
+
+    async fn change_account(&self, name: &Name, change: AccountChange, now: u64) -> Result<bool, StoreError> {
+        self.update(|state, _| state.change_account(name, change, now)).await
+    }
+
+    async fn log_in(&self, login: LoginEntry) -> Result<LoggedIn, LoginError> {
+        self.write(move |state, _| state.log_in(login)).await?
     }
 
     async fn set_record_limit(&self, id: &ClientId, limit: u16) -> Result<(), StoreError> {
@@ -887,12 +975,25 @@ impl Store for MemoryStore {
         self.read(|state| state.tokens.get(id).cloned()).await
     }
 
+    async fn tokens(&self, after: Option<&TokenId>, limit: usize, now: u64) -> Result<Vec<Token>, StoreError> {
+        self.read(|state| {
+            let open = state.tokens.values().filter(|token| token.expires > now && token.uses != Some(0));
+            open.filter(|token| after.is_none_or(|after| token.id > *after)).take(limit).cloned().collect()
+        })
+        .await
+    }
+
     async fn end_tokens(&self, which: Tokens, now: u64) -> Result<u64, StoreError> {
         self.update(move |state, _| {
             state.tokens.retain(|_, token| token.expires >= now.saturating_sub(TOKEN_MEMORY));
             let mut ended = 0;
             for token in state.tokens.values_mut() {
-                if token.expires > now && token.uses != Some(0) && (token.printed || which == Tokens::All) {
+                let is_meant = match which {
+                    Tokens::All => true,
+                    Tokens::One(id) => token.id == id,
+                    Tokens::Printed => token.printed,
+                };
+                if token.expires > now && token.uses != Some(0) && is_meant {
                     token.expires = now;
                     ended += 1;
                 }

@@ -98,7 +98,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`RefusedEntry`]: the first that cannot be entered.
     async fn enrol_all(&self, batch: Vec<Enrolment>) -> Result<Vec<Enrolled>, RefusedEntry>;
 
-    /// Ends a client for good: its bundle, channels, chain routes and queue go, its id and key are never admitted again,
+    /// Ends a client for good: its bundle, channels, chain routes, queue and account go, its id and key are never admitted again,
     /// its name is free for a new key. What `refuse` makes of its queue waits for the senders from then on, and in its
     /// conversations the creator and those who accepted are told by `announce`.
     ///
@@ -122,11 +122,43 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`RotateError`].
     async fn rotate(&self, rotation: NewKey) -> Result<(), RotateError>;
 
-    /// The key that followed the client's key of this epoch.
+    /// The key that followed the client's key of this epoch, if that key signed it.
     ///
     /// # Errors
     /// [`StoreError`].
     async fn successor(&self, id: &ClientId, key_epoch: u32) -> Result<Option<Successor>, StoreError>;
+
+    /// Enters an account, and reserves its name, which a client may have already.
+    ///
+    /// # Errors
+    /// [`AccountError`].
+    async fn add_account(&self, name: Name, verifier: Verifier, now: u64) -> Result<(), AccountError>;
+
+    /// The account with this name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn account(&self, name: &Name) -> Result<Option<Account>, StoreError>;
+
+    /// At most `limit` accounts, by the bytes of the normalised name, from the first one after `after`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn accounts(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Account>, StoreError>;
+
+    /// Changes an account; false if there is none of this name. Another password ends the channels of its client.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn change_account(&self, name: &Name, change: AccountChange, now: u64) -> Result<bool, StoreError>;
+
+    /// Gives the client of an account another key, or makes that client: checks that the account still is what the
+    /// password was verified against, all or nothing. The former key's channels, routes and bundle go, its queue stays; it
+    /// is never admitted again, and nothing says that it gave way. The same again changes nothing.
+    ///
+    /// # Errors
+    /// [`LoginError`].
+    async fn log_in(&self, login: LoginEntry) -> Result<LoggedIn, LoginError>;
 
     /// Notes the largest record that the client takes.
     ///
@@ -170,6 +202,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`StoreError`].
     async fn token(&self, id: &TokenId) -> Result<Option<Token>, StoreError>;
+
+    /// At most `limit` tokens that still admit somebody at `now`, in the order of their ids, from the first one after
+    /// `after`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn tokens(&self, after: Option<&TokenId>, limit: usize, now: u64) -> Result<Vec<Token>, StoreError>;
 
     /// Ends tokens that are still open at `now`, and returns how many.
     ///
@@ -412,6 +451,78 @@ pub struct Successor {
     pub signature: Vec<u8>,
 }
 
+/// What an account's password is verified with: its Argon2id hash, in the form that names the parameters.
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Verifier(pub String);
+
+/// Shows nothing: whoever has it can guess passwords at his leisure.
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Verifier(..)")
+    }
+}
+
+/// A name whose holder enters by a password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// The name as it was given.
+    pub name: String,
+    /// What its password is verified with.
+    pub verifier: Verifier,
+    /// Whether it takes no password now.
+    pub locked: bool,
+    /// When it was made or changed.
+    pub changed_at: u64,
+}
+
+/// What becomes of an account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccountChange {
+    /// It has another password.
+    Password(Verifier),
+    /// It takes no password any more, or takes it again.
+    Locked(bool),
+    /// It goes; its client stays.
+    Removed,
+}
+
+/// A key that enters an account, whose password was verified.
+#[derive(Clone, Debug)]
+pub struct LoginEntry {
+    /// The account's name.
+    pub name: Name,
+    /// What the password was verified against.
+    pub verifier: Verifier,
+    /// The id of the client, if it has none yet.
+    pub id: ClientId,
+    /// The modulus of the key, which has been accepted.
+    pub modulus: Vec<u8>,
+    /// The largest record that it takes, in bytes.
+    pub record_limit: u16,
+    /// The time.
+    pub now: u64,
+}
+
+/// What a login did, and to which client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoggedIn {
+    /// The account has a client now.
+    New(ClientId),
+    /// Its client has another key now.
+    Changed(ClientId),
+    /// Its client had this key already.
+    Repeat(ClientId),
+}
+
+impl LoggedIn {
+    /// The client.
+    pub const fn client(&self) -> ClientId {
+        match self {
+            Self::New(id) | Self::Changed(id) | Self::Repeat(id) => *id,
+        }
+    }
+}
+
 /// What an enrolment did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enrolled {
@@ -459,6 +570,8 @@ impl fmt::Debug for Token {
 pub enum Tokens {
     /// All of them, as a restored server must.
     All,
+    /// The one with this id.
+    One(TokenId),
     /// Those of URLs that the server printed, at its next start.
     Printed,
 }
@@ -511,8 +624,8 @@ pub enum EnrolError {
     /// This key has another id or name, or was revoked.
     #[error("this key belongs to another or a revoked client")]
     KeyInUse,
-    /// Another client has this name.
-    #[error("another client has this name")]
+    /// Another client has this name, or an account reserves it.
+    #[error("another client has this name, or an account reserves it")]
     NameInUse,
     /// The store failed.
     #[error(transparent)]
@@ -557,6 +670,39 @@ pub enum TokenRefusal {
     /// It has admitted as many clients as it may.
     #[error("is used up")]
     UsedUp,
+}
+
+/// Why an account was not entered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AccountError {
+    /// There is one of this name.
+    #[error("there is an account of this name")]
+    Exists,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a login changed nothing. Only the log may say so in full; a peer is told less.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoginError {
+    /// The account is gone, locked, or has another password by now.
+    #[error("the account changed meanwhile")]
+    Account,
+    /// Another client has this id, or had it before it was revoked.
+    #[error("another client has this id")]
+    IdInUse,
+    /// It is or was the key of a client.
+    #[error("the key was used before")]
+    KeyInUse,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its key was replaced as often as can be counted.
+    #[error("the key cannot be replaced once more")]
+    Worn,
 }
 
 /// Why a token was not entered.

@@ -29,11 +29,12 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use super::{
-    Announce, AnswerError, BundleRecord, ChainError, ChainId, ChainRoute, ChannelError, ChannelId, ChannelRecord,
-    ClientId, ClientRecord, CloseError, Closing, Conversation, ConversationId, EnrolError, Enrolled, Enrolment,
-    FoundError, Founded, Founding, Item, MAX_ROUTES, MemberAnswer, MemberSignature, Meta, NewItem, NewKey,
-    PublishError, Put, PutError, QueueLimits, Refuse, RefusedEntry, RotateError, Store, StoreError, Successor, Token,
-    TokenError, TokenId, TokenRefusal, Tokens, Waiting,
+    Account, AccountChange, AccountError, Announce, AnswerError, BundleRecord, ChainError, ChainId, ChainRoute,
+    ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord, CloseError, Closing, Conversation, ConversationId,
+    EnrolError, Enrolled, Enrolment, FoundError, Founded, Founding, Item, LoggedIn, LoginEntry, LoginError, MAX_ROUTES,
+    MemberAnswer, MemberSignature, Meta, NewItem, NewKey, PublishError, Put, PutError, QueueLimits, Refuse,
+    RefusedEntry, RotateError, Store, StoreError, Successor, Token, TokenError, TokenId, TokenRefusal, Tokens,
+    Verifier, Waiting,
 };
 use crate::metrics::{StoreHealth, WriterMetrics};
 use crate::name::{Name, Pattern};
@@ -62,7 +63,7 @@ const TOKEN_MEMORY: u64 = 30 * 24 * 60 * 60;
 /// "OSSI": tells our files from any other SQLite file.
 const APPLICATION_ID: i32 = 0x4f53_5349;
 /// Version of the tables. A newer one is refused, an older one is brought up to date.
-const SCHEMA_VERSION: i32 = 6;
+const SCHEMA_VERSION: i32 = 7;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (
@@ -126,6 +127,17 @@ CREATE TABLE rotation (
     modulus BLOB NOT NULL,
     signature BLOB NOT NULL,
     PRIMARY KEY (client, key_epoch)
+) STRICT, WITHOUT ROWID;
+";
+
+/// What version 7 adds: accounts with passwords. A client belongs to the account of its name.
+const ACCOUNTS: &str = "
+CREATE TABLE account (
+    name_key TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    verifier TEXT NOT NULL,
+    locked INTEGER NOT NULL,
+    changed_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 ";
 
@@ -435,9 +447,12 @@ impl Store for SqliteStore {
             let revoked = db
                 .prepare_cached("UPDATE client SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL")?
                 .execute(params![to_time(now), id])?;
+            cut_off(db, &id)?;
+            if revoked > 0 {
+                db.prepare_cached("DELETE FROM account WHERE name_key = (SELECT name_key FROM client WHERE id = ?)")?
+                    .execute([id])?;
+            }
             db.prepare_cached("DELETE FROM bundle WHERE client = ?")?.execute([id])?;
-            db.prepare_cached("DELETE FROM channel WHERE client = ?")?.execute([id])?;
-            db.prepare_cached("DELETE FROM chain WHERE sender = ?1 OR recipient = ?1")?.execute([id])?;
             let mut told = queue::end(db, ledger, &id, &refuse)?;
             told.extend(conversation::revoke(db, &id, now, &announce)?);
             let told = conversation::tell(db, ledger, &told)?;
@@ -453,13 +468,78 @@ impl Store for SqliteStore {
     async fn successor(&self, id: &ClientId, key_epoch: u32) -> Result<Option<Successor>, StoreError> {
         let id = *id;
         self.read(move |db| {
-            db.prepare_cached("SELECT modulus, signature FROM rotation WHERE client = ? AND key_epoch = ?")?
+            // After a login there is no signature.
+            let sql = "SELECT modulus, signature FROM rotation WHERE client = ? AND key_epoch = ? AND signature <> x''";
+            db.prepare_cached(sql)?
                 .query_row(params![id, i64::from(key_epoch) + 1], |row| {
                     Ok(Successor { modulus: row.get(0)?, signature: row.get(1)? })
                 })
                 .optional()
         })
         .await
+    }
+
+    async fn add_account(&self, name: Name, verifier: Verifier, now: u64) -> Result<(), AccountError> {
+        self.write(move |db| {
+            let added = db
+                .prepare_cached(
+                    "INSERT INTO account (name_key, name, verifier, locked, changed_at) VALUES (?, ?, ?, FALSE, ?)
+                    ON CONFLICT (name_key) DO NOTHING",
+                )?
+                .execute(params![name.key(), name.as_str(), verifier.0, to_time(now)])?;
+            if added == 0 { Err(Fault::Refused(AccountError::Exists)) } else { Ok(()) }
+        })
+        .await?
+    }
+
+    async fn account(&self, name: &Name) -> Result<Option<Account>, StoreError> {
+        let key = name.key().to_owned();
+        self.read(move |db| {
+            db.prepare_cached(&format!("{SELECT_ACCOUNTS} WHERE name_key = ?"))?.query_row([key], account_of).optional()
+        })
+        .await
+    }
+
+    async fn accounts(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Account>, StoreError> {
+        let after = after.map(|name| name.key().to_owned()).unwrap_or_default();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(move |db| {
+            let sql = format!("{SELECT_ACCOUNTS} WHERE name_key > ? ORDER BY name_key LIMIT ?");
+            let mut query = db.prepare_cached(&sql)?;
+            let accounts = query.query_map(params![after, limit], account_of)?;
+            accounts.collect()
+        })
+        .await
+    }
+
+    async fn change_account(&self, name: &Name, change: AccountChange, now: u64) -> Result<bool, StoreError> {
+        let key = name.key().to_owned();
+        self.update(move |db| {
+            let changed = match change {
+                AccountChange::Password(Verifier(verifier)) => {
+                    db.prepare_cached(
+                        "DELETE FROM channel WHERE client = (
+                            SELECT client.id FROM client JOIN account USING (name_key)
+                            WHERE name_key = ? AND revoked_at IS NULL)",
+                    )?
+                    .execute([&key])?;
+                    db.prepare_cached("UPDATE account SET verifier = ?, changed_at = ? WHERE name_key = ?")?
+                        .execute(params![verifier, to_time(now), key])?
+                }
+                AccountChange::Locked(locked) => db
+                    .prepare_cached("UPDATE account SET locked = ?, changed_at = ? WHERE name_key = ?")?
+                    .execute(params![locked, to_time(now), key])?,
+                AccountChange::Removed => {
+                    db.prepare_cached("DELETE FROM account WHERE name_key = ?")?.execute([key])?
+                }
+            };
+            Ok(changed > 0)
+        })
+        .await
+    }
+
+    async fn log_in(&self, login: LoginEntry) -> Result<LoggedIn, LoginError> {
+        self.write(move |db| log_in(db, &login)).await?
     }
 
     async fn set_record_limit(&self, id: &ClientId, limit: u16) -> Result<(), StoreError> {
@@ -547,16 +627,35 @@ impl Store for SqliteStore {
         self.read(move |db| find_token(db, &id)).await
     }
 
+    async fn tokens(&self, after: Option<&TokenId>, limit: usize, now: u64) -> Result<Vec<Token>, StoreError> {
+        let after = after.copied();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(move |db| {
+            let sql = format!(
+                "{SELECT_TOKENS} WHERE (?1 IS NULL OR id > ?1) AND expires > ?2 AND (uses IS NULL OR uses > 0)
+                ORDER BY id LIMIT ?3"
+            );
+            let mut query = db.prepare_cached(&sql)?;
+            let tokens = query.query_map(params![after, to_time(now), limit], token_of)?;
+            tokens.collect()
+        })
+        .await
+    }
+
     async fn end_tokens(&self, which: Tokens, now: u64) -> Result<u64, StoreError> {
+        let one = match which {
+            Tokens::One(id) => Some(id),
+            Tokens::All | Tokens::Printed => None,
+        };
         self.update(move |db| {
             db.prepare_cached("DELETE FROM token WHERE expires < ?")?
                 .execute([to_time(now.saturating_sub(TOKEN_MEMORY))])?;
             let ended = db
                 .prepare_cached(
                     "UPDATE token SET expires = ?1
-                    WHERE expires > ?1 AND (uses IS NULL OR uses > 0) AND (printed OR ?2)",
+                    WHERE expires > ?1 AND (uses IS NULL OR uses > 0) AND (?2 OR (?3 AND printed) OR id IS ?4)",
                 )?
-                .execute(params![to_time(now), which == Tokens::All])?;
+                .execute(params![to_time(now), which == Tokens::All, which == Tokens::Printed, one])?;
             Ok(count(ended))
         })
         .await
@@ -768,7 +867,9 @@ fn enrol(db: &Connection, enrolment: &Enrolment) -> Result<Enrolled, Fault<Enrol
     if let Some(token_id) = &enrolment.token_id {
         use_token(db, token_id, enrolment)?;
     }
-    if db.prepare_cached("SELECT 1 FROM client WHERE name_key = ? AND revoked_at IS NULL")?.exists([name.key()])? {
+    let named = "SELECT 1 FROM client WHERE name_key = ?1 AND revoked_at IS NULL
+        UNION ALL SELECT 1 FROM account WHERE name_key = ?1 LIMIT 1";
+    if db.prepare_cached(named)?.exists([name.key()])? {
         return Err(Fault::Refused(EnrolError::NameInUse));
     }
     if same_id.is_some_and(|(_, held, _)| held != *modulus) {
@@ -777,6 +878,13 @@ fn enrol(db: &Connection, enrolment: &Enrolment) -> Result<Enrolled, Fault<Enrol
     if is_known_key(db, modulus)? {
         return Err(Fault::Refused(EnrolError::KeyInUse));
     }
+    insert(db, enrolment)?;
+    Ok(Enrolled::New)
+}
+
+/// A client that is new in every respect.
+fn insert(db: &Connection, enrolment: &Enrolment) -> rusqlite::Result<()> {
+    let Enrolment { id, name, modulus, .. } = enrolment;
     db.prepare_cached(
         "INSERT INTO client (id, name, name_key, modulus, key_epoch, enrolled_by, enrolled_at, record_limit)
         VALUES (?, ?, ?, ?, 0, ?, ?, ?)",
@@ -790,7 +898,85 @@ fn enrol(db: &Connection, enrolment: &Enrolment) -> Result<Enrolled, Fault<Enrol
         to_time(enrolment.now),
         enrolment.record_limit,
     ])?;
-    Ok(Enrolled::New)
+    Ok(())
+}
+
+const SELECT_ACCOUNTS: &str = "SELECT name, verifier, locked, changed_at FROM account";
+
+/// A row of [`SELECT_ACCOUNTS`].
+fn account_of(row: &Row<'_>) -> rusqlite::Result<Account> {
+    Ok(Account { name: row.get(0)?, verifier: Verifier(row.get(1)?), locked: row.get(2)?, changed_at: time(row, 3)? })
+}
+
+fn log_in(db: &Connection, login: &LoginEntry) -> Result<LoggedIn, Fault<LoginError>> {
+    let LoginEntry { name, id, modulus, .. } = login;
+    let account = db
+        .prepare_cached(&format!("{SELECT_ACCOUNTS} WHERE name_key = ?"))?
+        .query_row([name.key()], account_of)
+        .optional()?;
+    let Some(account) = account.filter(|account| !account.locked && account.verifier == login.verifier) else {
+        return Err(Fault::Refused(LoginError::Account));
+    };
+    let held = db
+        .prepare_cached("SELECT id, modulus, key_epoch FROM client WHERE name_key = ? AND revoked_at IS NULL")?
+        .query_row([name.key()], |row| {
+            Ok((row.get::<_, ClientId>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, u32>(2)?))
+        })
+        .optional()?;
+    if let Some((id, held, _)) = &held
+        && held == modulus
+    {
+        return Ok(LoggedIn::Repeat(*id));
+    }
+    if is_known_key(db, modulus)? {
+        return Err(Fault::Refused(LoginError::KeyInUse));
+    }
+    let Some((id, former, key_epoch)) = held else {
+        if db.prepare_cached("SELECT 1 FROM client WHERE id = ?")?.exists([id])? {
+            return Err(Fault::Refused(LoginError::IdInUse));
+        }
+        insert(
+            db,
+            &Enrolment {
+                id: *id,
+                // As the operator wrote it.
+                name: Name::parse(&account.name).unwrap_or_else(|_| name.clone()),
+                modulus: modulus.clone(),
+                token_id: None,
+                enrolled_by: None,
+                record_limit: login.record_limit,
+                now: login.now,
+            },
+        )?;
+        return Ok(LoggedIn::New(*id));
+    };
+    let key_epoch = key_epoch.checked_add(1).ok_or(Fault::Refused(LoginError::Worn))?;
+    replace_key(db, &id, key_epoch, &former, modulus, &[])?;
+    db.prepare_cached("DELETE FROM bundle WHERE client = ?")?.execute([id])?;
+    Ok(LoggedIn::Changed(id))
+}
+
+/// Puts a key in the place of the former one, which may have signed it.
+fn replace_key(
+    db: &Connection,
+    id: &ClientId,
+    key_epoch: u32,
+    former: &[u8],
+    modulus: &[u8],
+    signature: &[u8],
+) -> rusqlite::Result<()> {
+    db.prepare_cached("INSERT INTO rotation (client, key_epoch, former, modulus, signature) VALUES (?, ?, ?, ?, ?)")?
+        .execute(params![id, key_epoch, former, modulus, signature])?;
+    db.prepare_cached("UPDATE client SET modulus = ?, key_epoch = ? WHERE id = ?")?
+        .execute(params![modulus, key_epoch, id])?;
+    cut_off(db, id)
+}
+
+/// Drops channels and routes of a client.
+fn cut_off(db: &Connection, id: &ClientId) -> rusqlite::Result<()> {
+    db.prepare_cached("DELETE FROM channel WHERE client = ?")?.execute([id])?;
+    db.prepare_cached("DELETE FROM chain WHERE sender = ?1 OR recipient = ?1")?.execute([id])?;
+    Ok(())
 }
 
 fn use_token(db: &Connection, id: &TokenId, enrolment: &Enrolment) -> Result<(), Fault<EnrolError>> {
@@ -815,23 +1001,27 @@ fn use_token(db: &Connection, id: &TokenId, enrolment: &Enrolment) -> Result<(),
 }
 
 fn find_token(db: &Connection, id: &TokenId) -> rusqlite::Result<Option<Token>> {
-    db.prepare_cached("SELECT id, verifier, name_pattern, preset_id, expires, uses, printed FROM token WHERE id = ?")?
-        .query_row([id], |row| {
-            let pattern: Option<String> = row.get(2)?;
-            let name_pattern = pattern.map(|text| Pattern::parse(&text)).transpose().map_err(|error| {
-                rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(error))
-            })?;
-            Ok(Token {
-                id: row.get(0)?,
-                verifier: row.get(1)?,
-                name_pattern,
-                preset_id: row.get(3)?,
-                expires: time(row, 4)?,
-                uses: row.get(5)?,
-                printed: row.get(6)?,
-            })
-        })
-        .optional()
+    db.prepare_cached(&format!("{SELECT_TOKENS} WHERE id = ?"))?.query_row([id], token_of).optional()
+}
+
+const SELECT_TOKENS: &str = "SELECT id, verifier, name_pattern, preset_id, expires, uses, printed FROM token";
+
+/// A row of [`SELECT_TOKENS`].
+fn token_of(row: &Row<'_>) -> rusqlite::Result<Token> {
+    let pattern: Option<String> = row.get(2)?;
+    let name_pattern = pattern
+        .map(|text| Pattern::parse(&text))
+        .transpose()
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(error)))?;
+    Ok(Token {
+        id: row.get(0)?,
+        verifier: row.get(1)?,
+        name_pattern,
+        preset_id: row.get(3)?,
+        expires: time(row, 4)?,
+        uses: row.get(5)?,
+        printed: row.get(6)?,
+    })
 }
 
 fn publish(
@@ -889,12 +1079,7 @@ fn rotate(db: &Connection, rotation: &NewKey) -> Result<(), Fault<RotateError>> 
         Err(Fault::Refused(_)) => return Err(Fault::Refused(RotateError::Unknown)),
         Err(Fault::Sqlite(error)) => return Err(Fault::Sqlite(error)),
     }
-    db.prepare_cached("INSERT INTO rotation (client, key_epoch, former, modulus, signature) VALUES (?, ?, ?, ?, ?)")?
-        .execute(params![id, key_epoch, former, modulus, signature])?;
-    db.prepare_cached("UPDATE client SET modulus = ?, key_epoch = ? WHERE id = ?")?
-        .execute(params![modulus, key_epoch, id])?;
-    db.prepare_cached("DELETE FROM channel WHERE client = ?")?.execute([id])?;
-    db.prepare_cached("DELETE FROM chain WHERE sender = ?1 OR recipient = ?1")?.execute([id])?;
+    replace_key(db, id, *key_epoch, &former, modulus, signature)?;
     Ok(())
 }
 
@@ -1458,6 +1643,7 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         transaction.execute_batch(queue::SEQUENCE)?;
         transaction.execute_batch(parcel::TABLES)?;
         transaction.execute_batch(conversation::TABLES)?;
+        transaction.execute_batch(ACCOUNTS)?;
         sums::add(&transaction, 0)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
@@ -1480,6 +1666,9 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         }
         if version < 6 {
             transaction.execute_batch(conversation::TABLES)?;
+        }
+        if version < 7 {
+            transaction.execute_batch(ACCOUNTS)?;
         }
         sums::add(&transaction, version)?;
         if version == 3 {

@@ -15,7 +15,7 @@ const NAME: &str = "ossicle_sum";
 
 /// The tables that triggers keep the sums of: since which version there are such tables with sums, their keys, and what else
 /// of them is summed.
-const TABLES: [(i32, &str, &str, &str); 10] = [
+const TABLES: [(i32, &str, &str, &str); 11] = [
     (5, "meta", "only", "server_id, store_epoch"),
     (5, "sequence", "only", "reserved"),
     // When a client was last seen is written all the time, and nothing rests on it.
@@ -27,6 +27,7 @@ const TABLES: [(i32, &str, &str, &str); 10] = [
     (6, "conversation", "sid", "creator, creator_only, signature, founded_at"),
     (6, "member", "sid, client", "state, signature"),
     (6, "tombstone", "sid", "closed_at, closed_by"),
+    (7, "account", "name_key", "name, verifier, locked, changed_at"),
 ];
 
 const CHANNEL: (&str, &str, &str) = ("channel", "sum", "id, client, sealed, expires");

@@ -552,9 +552,41 @@ fn fourth(directory: &Directory) -> Connection {
     }
     db.execute_batch(
         "DROP INDEX chain_conversation; DROP TABLE member; DROP TABLE conversation; DROP TABLE tombstone;
-        PRAGMA user_version = 4",
+        DROP TABLE account; PRAGMA user_version = 4",
     )
     .unwrap();
+    db
+}
+
+#[tokio::test]
+async fn a_store_of_the_sixth_version_is_brought_up_to_date() {
+    let directory = Directory::new();
+    let store = directory.store();
+    store.enrol(enrolment(1)).await.unwrap();
+    drop(store);
+    let db = Connection::open(directory.path().join("store.db")).unwrap();
+    db.execute_batch("DROP TABLE account; PRAGMA user_version = 6").unwrap();
+    drop(db);
+    let name = Name::parse("client-1").unwrap();
+    let store = directory.store();
+    assert_eq!(store.account(&name).await, Ok(None));
+    store.add_account(name.clone(), Verifier("first".into()), NOW).await.unwrap();
+    drop(store);
+    let db = Connection::open(directory.path().join("store.db")).unwrap();
+    sums::register(&db).unwrap();
+    sums::check_all(&db).unwrap();
+    drop(db);
+    // What a disk forgets of it is noticed.
+    let db = sixth_without_triggers(&directory);
+    db.execute_batch("UPDATE account SET verifier = 'other'").unwrap();
+    drop(db);
+    assert!(matches!(SqliteStore::open(&directory.path()), Err(StoreError::Corrupt(_))));
+}
+
+/// The file of a store that is closed, in which changes leave sums as they are.
+fn sixth_without_triggers(directory: &Directory) -> Connection {
+    let db = Connection::open(directory.path().join("store.db")).unwrap();
+    db.execute_batch("DROP TRIGGER account_change").unwrap();
     db
 }
 
@@ -700,7 +732,7 @@ async fn a_store_of_the_fifth_version_gets_its_conversations() {
     let db = connect(&directory.path().join("store.db")).unwrap();
     db.execute_batch(
         "DROP INDEX chain_conversation; DROP TABLE member; DROP TABLE conversation; DROP TABLE tombstone;
-        PRAGMA user_version = 5",
+        DROP TABLE account; PRAGMA user_version = 5",
     )
     .unwrap();
     drop(db);
