@@ -3,9 +3,10 @@
 use core::time::Duration;
 
 use ossicle_core::{
-    Bundle, Channels, DirectoryEntry, DirectoryList, ENVELOPE_OVERHEAD, Enrol, ExpireChannels, Lookup, Message,
-    PeerStatus, PublicKey, Reason, Receipt, Rotate, Rotation, Rung, Rungs, Secret, SignedBundle, Subject, Successor,
-    SuccessorQuery, Unwatch, Watch,
+    Answer, Bundle, Channels, CloseConversation, Closed as GroupClosed, DirectoryEntry, DirectoryList,
+    ENVELOPE_OVERHEAD, Enrol, ExpireChannels, Fixed, GroupFlags, Init, Invite, Lookup, Member, MemberChanged,
+    MemberState, Members, Message, Names, PeerStatus, PublicKey, Reason, Receipt, Rotate, Rotation, Rung, Rungs,
+    SEALED_NAME_LEN, Secret, SignedBundle, Subject, Successor, SuccessorQuery, ToldBy, Unwatch, Watch,
 };
 use ossicle_tests::node::{Published, envelope, wrap};
 use ossicle_tests::raw::{self, APPLICATION, RawClient, RawHeard, clear, payload};
@@ -19,6 +20,7 @@ type Row = Scenario<RawClient>;
 const REQUEST: u16 = 9;
 const MALFORMED: &[Seen] = &[Refused(0, Reason::Malformed), Alive];
 const UNSUPPORTED: &[Seen] = &[Refused(0, Reason::Unsupported), Alive];
+const NOT_MEMBER: &[Seen] = &[Refused(REQUEST, Reason::NotMember), Alive];
 /// Nothing but the sign of life: whatever was to be heard was heard by the row itself.
 const ALIVE: &[Seen] = &[Alive];
 const OUT: &[Seen] = &[End];
@@ -78,6 +80,53 @@ fn refused<'p>(client: &mut RawClient, request: u16, payloads: impl Iterator<Ite
 
 fn encoded<'b>(encode: impl FnOnce(&'b mut [u8]) -> Result<Message<'b>, ossicle_core::Error>) -> Vec<u8> {
     payload(&encode(Box::leak(vec![0; 16_384].into_boxed_slice())).unwrap())
+}
+
+const SID: [u8; 16] = [0x51; 16];
+const SIGNATURE: Fixed<'static, 64> = Fixed(&[7; 64]);
+
+/// A list of these; the key of Mallory alone is right.
+fn members(ids: [u8; 2]) -> Vec<u8> {
+    let key = |id| if id == MALLORY { keys::carol().fingerprint() } else { [8; 32] };
+    ids.iter().flat_map(|id| Member { id: [*id; 16], key: key(*id) }.encode()).collect()
+}
+
+fn init(ids: [u8; 2], names: usize) -> Vec<u8> {
+    let (lines, names) = (members(ids), vec![6; names * SEALED_NAME_LEN]);
+    encoded(|out| {
+        Init {
+            request: REQUEST,
+            sid: SID,
+            flags: GroupFlags::NONE,
+            signature: SIGNATURE,
+            members: Members::new(&lines).unwrap(),
+            names: Names::new(&names).unwrap(),
+        }
+        .encode(out)
+    })
+}
+
+fn invite() -> Vec<u8> {
+    let lines = members([BOB, MALLORY]);
+    encoded(|out| {
+        Invite {
+            sid: SID,
+            creator: [BOB; 16],
+            flags: GroupFlags::NONE,
+            signature: SIGNATURE,
+            members: Members::new(&lines).unwrap(),
+            name: Fixed(&[6; SEALED_NAME_LEN]),
+        }
+        .encode(out)
+    })
+}
+
+fn answer() -> Vec<u8> {
+    encoded(|out| Answer { request: REQUEST, sid: SID, accept: true, signature: SIGNATURE }.encode(out))
+}
+
+fn closing() -> Vec<u8> {
+    encoded(|out| CloseConversation { request: REQUEST, sid: SID, signature: SIGNATURE }.encode(out))
 }
 
 fn by_name(name: &str) -> Message<'_> {
@@ -194,12 +243,40 @@ pub(crate) const WORDS: &[Row] = &[
         MALFORMED
     ),
     word!("channels, by a client", [8, 0x10, 1, 0, 0], MALFORMED),
+    word!("an invitation, by a client", invite(), MALFORMED),
+    word!(
+        "what became of a member, by a client",
+        encoded(|out| {
+            let (member, state) = ([BOB; 16], MemberState::Revoked);
+            MemberChanged { sid: SID, member, state, signature: None }.encode(out)
+        }),
+        MALFORMED
+    ),
+    word!(
+        "a closing by the server, by a client",
+        encoded(|out| GroupClosed { sid: SID, by: None, signature: None }.encode(out)),
+        MALFORMED
+    ),
+    word!(
+        "a receipt in another's name",
+        encoded(|out| ToldBy { from: [BOB; 16], receipt: receipt(Rung::Delivered) }.encode(out)),
+        MALFORMED
+    ),
+    // Groups.
+    word!("an answer to an invitation that there is not", answer(), NOT_MEMBER),
+    word!("the closing of a group that there is not", closing(), NOT_MEMBER),
+    word!(
+        "a group that its founder is no member of",
+        init([ALICE, BOB], 1),
+        &[Refused(REQUEST, Reason::Malformed), Alive]
+    ),
+    word!("a group with a name too many", init([BOB, MALLORY], 2), &[Refused(REQUEST, Reason::Malformed), Alive]),
+    word!("a group with somebody's wrong key", init([BOB, MALLORY], 1), &[Refused(REQUEST, Reason::KeyChanged), Alive]),
+    word!("a group with somebody unknown", init([MALLORY, 0xfe], 1), &[Refused(REQUEST, Reason::Unknown), Alive]),
     // What nobody says.
     word!("an empty payload", [], MALFORMED),
     word!("half a code", [4], MALFORMED),
     word!("code 0000", [0, 0], MALFORMED),
-    word!("the reserved closing of a conversation", [1, 0, 1], MALFORMED),
-    word!("a reserved invitation", [3, 0, 1], MALFORMED),
     word!("what presence does not have", [6, 2, 1], MALFORMED),
     word!("the reserved join of a server", [9, 0, 1], MALFORMED),
     word!("a reserved relay", [10, 0, 1], MALFORMED),
@@ -275,6 +352,9 @@ pub(crate) const WORDS: &[Row] = &[
     ),
     cut!("Watch, cut", encoded(|out| Watch { request: REQUEST, pattern: "s-*", after: "bob" }.encode(out)), 2, REQUEST),
     cut!("Unwatch, cut", encoded(|out| Unwatch { request: REQUEST, pattern: "s-*" }.encode(out)), 2, REQUEST),
+    cut!("Init, cut", init([BOB, MALLORY], 1), 2, REQUEST),
+    cut!("Answer, cut", answer(), 2, REQUEST),
+    cut!("CloseConversation, cut", closing(), 2, REQUEST),
     cut!("Channels, cut", encoded(|out| Channels { request: REQUEST }.encode(out)), 2, REQUEST),
     cut!("ExpireChannels, cut", encoded(|out| ExpireChannels { request: REQUEST }.encode(out)), 2, REQUEST),
     cut!("Listening, lengthened", vec![7, 0], 2, 0),
