@@ -411,6 +411,8 @@ pub(crate) struct Restored {
     pub(crate) revoked: Vec<String>,
     /// Clients that had replaced a key there that counts here again.
     pub(crate) rekeyed: Vec<String>,
+    /// Accounts of which a password counts here again that did not count there any more.
+    pub(crate) accounts: Vec<String>,
 }
 
 /// Restores a home. Whoever replaces one holds its lock.
@@ -474,8 +476,18 @@ pub(crate) fn restore_server(file: &Path, data: &Path, replace: bool) -> Result<
             _ => {}
         }
     }
+    let mut accounts = Vec::new();
+    if data.join("store.db").exists()
+        && let (Ok(formerly), Ok(now)) = (snapshot::accounts(data), snapshot::accounts(folder.path()))
+    {
+        let formerly: HashMap<_, _> = formerly.into_iter().collect();
+        let counts = |(name, verifier): &(String, Option<_>)| {
+            verifier.is_some() && formerly.get(name).is_none_or(|former| former != verifier)
+        };
+        accounts.extend(now.into_iter().filter(counts).map(|(name, _)| name));
+    }
     let former = swap(folder, data)?;
-    Ok(Restored { former, revoked, rekeyed })
+    Ok(Restored { former, revoked, rekeyed, accounts })
 }
 
 /// The place itself: what is kept beside `DIR/` or a link would else be in it, or on another disk.

@@ -78,6 +78,41 @@ async fn what_waits_is_in_the_backup_of_a_server_that_runs() {
     assert!(last.seq > held.last().unwrap().seq);
 }
 
+#[tokio::test]
+async fn accounts_come_back_and_those_are_named_that_had_changed() {
+    use crate::name::Name;
+    use crate::store::{AccountChange, SqliteStore, Store, Verifier};
+    let folder = tempfile::tempdir().unwrap();
+    let (data, file) = (folder.path().join("data"), folder.path().join("backup"));
+    let store = SqliteStore::open(&data).unwrap();
+    key().save(&data.join("server.key")).unwrap();
+    let name = |text: &str| Name::parse(text).unwrap();
+    for text in ["same", "other", "locked", "removed", "was-locked"] {
+        store.add_account(name(text), Verifier(text.into()), 1).await.unwrap();
+    }
+    store.change_account(&name("was-locked"), AccountChange::Locked(true), 1).await.unwrap();
+    drop(store);
+    back_up_server(&data, &file).unwrap();
+    let store = SqliteStore::open(&data).unwrap();
+    for (text, change) in [
+        ("other", AccountChange::Password(Verifier("another".into()))),
+        ("locked", AccountChange::Locked(true)),
+        ("removed", AccountChange::Removed),
+        ("was-locked", AccountChange::Locked(false)),
+    ] {
+        assert_eq!(store.change_account(&name(text), change, 2).await, Ok(true));
+    }
+    store.add_account(name("later"), Verifier("later".into()), 2).await.unwrap();
+    drop(store);
+    let restored = restore_server(&file, &data, true).unwrap();
+    assert_eq!(restored.accounts, ["locked", "other", "removed"]);
+    let store = SqliteStore::open(&data).unwrap();
+    let held = store.accounts(None, 10).await.unwrap();
+    let held: Vec<_> = held.iter().map(|account| (account.name.as_str(), account.locked)).collect();
+    let open = |name| (name, false);
+    assert_eq!(held, [open("locked"), open("other"), open("removed"), open("same"), ("was-locked", true)]);
+}
+
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

@@ -30,7 +30,7 @@ pub struct Backup {
 ///
 /// The file is checked to its last byte before anything changes. A restored identity makes new end-to-end keys at its next
 /// connection; stop every copy of it first. A restored server knows nobody who enrolled, and no key that changed, since the
-/// backup; its tokens are void.
+/// backup; its tokens are void, and its accounts take the passwords that they had then.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   ossicle restore alice.backup                             into a home that is empty or not there
@@ -113,6 +113,15 @@ impl Restore {
                 say(&format!("  {}", about("ossicle revoke", &harmless(&name), " --data DIR")));
             }
         };
+        if !restored.accounts.is_empty() {
+            say(
+                "accounts that were changed since the backup, and take their former passwords again; change or lock them \
+                 anew:",
+            );
+        }
+        for name in restored.accounts {
+            say(&format!("  {}", about("ossicle account passwd", &harmless(&name), " --data DIR")));
+        }
         revoke(restored.revoked, "revoked since the backup, and admitted again now; revoke them anew:");
         revoke(
             restored.rekeyed,

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OpenFlags, ffi, params};
 
 use super::home::{HomeStore, HomeStoreError};
 use super::sqlite::{KNOWN, Shared, connect, initialise, sums};
-use super::{ClientId, StoreError};
+use super::{ClientId, StoreError, Verifier};
 
 /// Copies the store of a server to `to`, without its channels: everything that was durable when it began, whether the
 /// server runs or not. A server that runs is not held up, and goes on writing.
@@ -115,6 +115,23 @@ pub(crate) fn standing(data: &Path) -> Result<Vec<Standing>, StoreError> {
         let mut query = db.prepare("SELECT id, name, key_epoch, revoked_at IS NOT NULL FROM client ORDER BY name")?;
         let rows = query.query_map([], |row| {
             Ok(Standing { id: row.get(0)?, name: row.get(1)?, key_epoch: row.get(2)?, revoked: row.get(3)? })
+        })?;
+        rows.collect()
+    };
+    read().map_err(|error| Shared::new(data).classify(&error))
+}
+
+/// How it stands with every account: its normalised name, and what its password is verified with, unless it is locked.
+///
+/// # Errors
+/// [`StoreError`] if there is no store that can be read, or none of this version.
+pub(crate) fn accounts(data: &Path) -> Result<Vec<(String, Option<Verifier>)>, StoreError> {
+    let read = || -> rusqlite::Result<_> {
+        let db = Connection::open_with_flags(data.join("store.db"), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let mut query = db.prepare("SELECT name_key, verifier, locked FROM account ORDER BY name_key")?;
+        let rows = query.query_map([], |row| {
+            let locked: bool = row.get(2)?;
+            Ok((row.get(0)?, (!locked).then_some(Verifier(row.get(1)?))))
         })?;
         rows.collect()
     };
