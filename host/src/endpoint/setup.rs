@@ -301,9 +301,10 @@ fn explain(error: &LinkError, name: &Name, url: &ServerUrl) -> Failure {
             "the server at {server} has another key than the URL says, so it was told nothing: copy the URL anew \
              from the line that `ossicle serve` prints, or somebody is in between"
         )),
-        LinkError::Refused { reason: Reason::NameInUse, .. } => {
-            Failure::refused(format!("the name {name} is in use on {server}: choose another with --name NAME"))
-        }
+        LinkError::Refused { reason: Reason::NameInUse, .. } => Failure::refused(format!(
+            "the name {name} is in use on {server}: choose another with --name NAME, or enter the account of that name \
+                 with --password"
+        )),
         LinkError::Refused { reason: Reason::Unauthorised, .. } if url.token.is_none() => Failure::refused(format!(
             "the server at {server} admits new clients only with a token: ask its operator for a URL with one"
         )),

@@ -3,8 +3,9 @@
 //! The rest of the house knows [`Store`] alone. Every `Ok` means durable (the exceptions, [`Store::touch`],
 //! [`Store::acknowledge`] and [`Store::remove`], say so), every refusal is typed, and every operation is one
 //! transaction, so that a backend which several servers share can keep the same promises. A backend never blocks the
-//! thread of its caller. Nothing here can read a message, and no private key or token is kept, only what verifies them.
-//! `sqlite` is the default backend, `memory` is for simulations; whatever is added must pass `conformance`.
+//! thread of its caller. Nothing here can read a message, and no private key, token or password is kept, only what
+//! verifies them. `sqlite` is the default backend, `memory` is for simulations; whatever is added must pass
+//! `conformance`.
 
 use core::fmt;
 use std::sync::Arc;
