@@ -12,6 +12,8 @@ mod chain;
 mod client;
 #[path = "properties/connection.rs"]
 mod connection;
+#[path = "properties/group.rs"]
+mod group;
 
 use core::cell::RefCell;
 use core::fmt::Debug;

@@ -15,6 +15,9 @@
 //!               --seal--> open                                      one hash step and one AES-256-GCM per message
 //!               <-receipt                                           a MAC that only that recipient and the sender can make
 //!
+//!  invitation --pins--> Membership                      group.rs    who is in a group, verifies what its members decide
+//!  GroupChains                                          chain/      all chains of a group on a device, in few bytes
+//!
 //!  two identities --> SafetyNumber                      identity.rs what two people compare
 //! ```
 //!
@@ -30,6 +33,8 @@
 //!   until the next chain: [`Opened::signed`] says which messages that cannot concern.
 //! - Who steals a sender's state speaks as him, in that conversation, until the next chain.
 //! - A state that went back in time never repeats a nonce for two texts: eight bytes of each nonce depend on the text.
+//! - A group is the one that its creator founded, with the keys that the reader has pinned: whom a server adds decrypts
+//!   nothing, and whom it exchanges is noticed. No member speaks, accepts or closes for another.
 //! - Members together with the server can give different members different texts under one number.
 //! - The server sees who talks to whom, when and how much, and may withhold the end of a stream.
 

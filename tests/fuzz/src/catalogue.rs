@@ -1,10 +1,11 @@
 //! The message catalogue: what an authenticated peer may put into a record. An input is one payload.
 
 use ossicle_core::{
-    Answer, Body, Change, Changed, ChannelInfo, Channels, ChannelsResponse, CloseConversation, Closed, DirectoryEntry,
-    DirectoryList, Enrol, Error, ExpireChannels, Fixed, GroupFlags, Init, Invite, Lookup, MAX_MEMBERS, Member,
-    MemberChanged, MemberState, Members, Message, Names, PeerStatus, Presence, Reason, Receipt, Rotate, Rung, Rungs,
-    SEALED_NAME_LEN, Settings, SignedBundle, Subject, Successor, SuccessorQuery, ToldBy, Unwatch, Watch, WatchResponse,
+    Answer, Body, Change, Changed, ChannelInfo, Channels, ChannelsResponse, CloseConversation, Closed, Conversation,
+    DirectoryEntry, DirectoryList, Enrol, Error, ExpireChannels, Fixed, GroupFlags, Init, Invite, Lookup, MAX_MEMBERS,
+    Member, MemberChanged, MemberState, Members, Membership, MembershipError, Message, Names, PeerStatus, Presence,
+    Reason, Receipt, Rotate, Rung, Rungs, SEALED_NAME_LEN, Settings, SignedBundle, Subject, Successor, SuccessorQuery,
+    ToldBy, Unwatch, Watch, WatchResponse, name_prekey_id,
 };
 
 use crate::{Reached, Target};
@@ -65,6 +66,8 @@ fn states() -> Vec<&'static str> {
         "changes with a broken line",
         "a group whose invitees have names",
         "a group whose invitees have none",
+        "an invitation to be held against pins",
+        "an invitation without its creator",
         "malformed",
         "unknown code",
     ];
@@ -135,6 +138,33 @@ fn members(members: Members<'_>) {
     assert_eq!(all.iter().flat_map(Member::encode).collect::<Vec<_>>(), members.bytes());
 }
 
+/// Each member holds the invitation against pins that are right, and against one that is not.
+fn invited(invite: &Invite<'_>, reached: Reached<'_>) {
+    let all: Vec<_> = invite.members.iter().collect();
+    for me in &all {
+        let pin = |id: &[u8; 16]| Some((invite.members.find(id)?.key, 1));
+        let membership = Membership::of(invite, &me.id, pin);
+        let Ok(membership) = membership else {
+            assert_eq!(membership, Err(MembershipError::NoCreator));
+            assert!(invite.members.find(&invite.creator).is_none());
+            return reached("an invitation without its creator");
+        };
+        let version = u32::try_from(all.len()).expect("few");
+        assert_eq!(Ok(*membership.conversation()), Conversation::group(invite.sid, version, &all));
+        assert_eq!(membership.creator().id, invite.creator);
+        let changed =
+            |id: &[u8; 16]| pin(id).map(|(key, epoch)| if *id == me.id { (key, epoch) } else { ([0xff; 32], 1) });
+        let is_noticed = all.iter().any(|other| other.id != me.id && other.key != [0xff; 32]);
+        assert_eq!(Membership::of(invite, &me.id, changed).is_err(), is_noticed);
+        assert!(name_prekey_id(invite.name.0).to_be_bytes() == invite.name.0[..4]);
+    }
+    let stranger = [[0xee; 16], [0xef; 16]].into_iter().find(|id| invite.members.find(id).is_none());
+    if let Some(stranger) = stranger {
+        assert!(Membership::of(invite, &stranger, |_| None).is_err());
+    }
+    reached("an invitation to be held against pins");
+}
+
 fn group(init: &Init<'_>, reached: Reached<'_>) {
     members(init.members);
     for creator in init.members.iter() {
@@ -192,6 +222,7 @@ fn other(body: Body<'_>, reached: Reached<'_>) {
     }
     if let Ok(invite) = Invite::decode(body) {
         members(invite.members);
+        invited(&invite, reached);
     }
     match read.as_slice() {
         [] if Body::CODES.iter().chain(Body::GROUP_CODES).any(|code| *code == body.code()) => reached("malformed"),
@@ -266,12 +297,13 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let nameless = Init { names: Names::new(&name).expect("a list"), ..init };
     let invite =
         Invite { sid, creator: [5; 16], flags: init.flags, signature: decided, members: everybody, name: Fixed(&name) };
+    let alien = Invite { creator: [8; 16], ..invite };
     let accepted = MemberChanged { sid, member: [6; 16], state: MemberState::Accepted, signature: Some(decided) };
     let expired = MemberChanged { state: MemberState::Expired, signature: None, ..accepted };
     let by_member = Closed { sid, by: Some([5; 16]), signature: Some(decided) };
     let by_server = Closed { by: None, signature: None, ..by_member };
-    let mut rooms = [const { [0; 2048] }; 22];
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v] = &mut rooms;
+    let mut rooms = [const { [0; 2048] }; 23];
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w] = &mut rooms;
     let messages = [
         ("0000-init", init.encode(m).expect("room")),
         ("0000-without-names", nameless.encode(n).expect("room")),
@@ -284,6 +316,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("0211-told-by", ToldBy { from: [6; 16], receipt: told }.encode(r).expect("room")),
         ("0300-answer", Answer { request: 14, sid, accept: true, signature: decided }.encode(s).expect("room")),
         ("0320-invite", invite.encode(t).expect("room")),
+        ("0320-without-creator", alien.encode(w).expect("room")),
         ("0321-accepted", accepted.encode(u).expect("room")),
         ("0321-expired", expired.encode(v).expect("room")),
         ("0200-send", Message::Send { wanted: Rungs::NONE.with(Rung::Delivered), envelope: &[7; 49] }),
