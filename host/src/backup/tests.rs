@@ -18,7 +18,10 @@ fn server(folder: &Path) -> PathBuf {
 
 #[tokio::test]
 async fn what_waits_is_in_the_backup_of_a_server_that_runs() {
-    use crate::store::{Enrolled, Enrolment, Item, ItemKind, NewItem, Put, SqliteStore, Store};
+    use crate::store::{
+        Announce, Conversation, Enrolled, Enrolment, FoundError, Founded, Founding, Invitation, Item, ItemKind,
+        NewItem, Put, Refuse, SqliteStore, Store,
+    };
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let file = folder.path().join("backup");
@@ -53,6 +56,19 @@ async fn what_waits_is_in_the_backup_of_a_server_that_runs() {
     };
     let kinds = [ItemKind::Wrap, ItemKind::Envelope, ItemKind::Receipt];
     store.put(kinds.map(|kind| item(7, kind)).to_vec()).await.unwrap();
+    let founding = |sid| Founding {
+        sid: [sid; 16],
+        creator: [2; 16],
+        key_epoch: 0,
+        creator_only: false,
+        signature: [sid; 64],
+        invited: vec![Invitation { client: [1; 16], key_epoch: 0, notice: (*b"invited").into() }],
+        now: 5,
+    };
+    for sid in [8, 9] {
+        assert_eq!(store.found(founding(sid)).await, Ok(Founded::New));
+    }
+    store.close(&[9; 16], &[2; 16], &[2; 64], 6, Refuse::silently(), Announce::silently()).await.unwrap();
     // It goes on writing while it is copied, and after.
     let backup = tokio::task::spawn_blocking({
         let (data, file) = (data.clone(), file.clone());
@@ -69,6 +85,9 @@ async fn what_waits_is_in_the_backup_of_a_server_that_runs() {
     restore_server(&file, &restored, false).unwrap();
     let store = SqliteStore::open(&restored).unwrap();
     assert_ne!(store.meta().store_epoch, epoch, "so that clients send again what the backup does not know");
+    assert!(matches!(store.conversation(&[8; 16]).await, Ok(Some(Conversation::Open { .. }))));
+    assert_eq!(store.conversation(&[9; 16]).await, Ok(Some(Conversation::Closed { at: 6, by: [2; 16] })));
+    assert_eq!(store.found(founding(9)).await, Err(FoundError::Closed), "no id comes back by a backup");
     // What was sent after the backup is new there, what was sent before is a repeat.
     let puts = store.put(vec![item(7, ItemKind::Envelope), item(100, ItemKind::Envelope)]).await.unwrap();
     assert!(matches!(puts[..], [Ok(Put::Repeat { .. }), Ok(Put::Stored { .. })]), "{puts:?}");
