@@ -367,7 +367,7 @@ struct Backlog {
     missed: bool,
     /// Nothing up to here is asked for again because of a poll.
     polled: u64,
-    /// Changes whenever the client begins or ceases to listen.
+    /// Changes whenever the client begins or ceases to listen, or something is withdrawn.
     era: u32,
     /// What was put into the mailbox and is not acknowledged, in this order: number and bytes.
     held: VecDeque<(u64, usize)>,
@@ -520,22 +520,40 @@ impl Mailbox {
         self.shared.keeper.keep_for(self.client, kept);
     }
 
-    /// Takes back what of these chains only passes and was not sealed. `chains` are in order.
+    /// Takes back what of these chains was not sealed: what only passes is returned, and what waited is not in the store any
+    /// more. `chains` are in order.
     pub fn withdraw(&self, chains: &[ChainId]) -> Vec<Passing> {
         let mut queue = self.lock();
-        let mut withdrawn = Vec::new();
-        if queue.bytes > 0 {
-            queue.deliveries.retain(|delivery| match delivery {
-                Delivery::Passing(passing) if chains.binary_search(&passing.chain).is_ok() => {
-                    withdrawn.push(passing.clone());
-                    false
-                }
-                _ => true,
-            });
-        }
+        let queue = &mut *queue;
+        let (mut withdrawn, mut gone) = (Vec::new(), Vec::new());
+        let goes = |chain: &ChainId| chains.binary_search(chain).is_ok();
+        queue.deliveries.retain(|delivery| match delivery {
+            Delivery::Passing(passing) if goes(&passing.chain) => {
+                withdrawn.push(passing.clone());
+                false
+            }
+            Delivery::Waiting(item) if item.kind != ItemKind::Receipt && goes(&item.chain) => {
+                gone.push(item.seq);
+                false
+            }
+            _ => true,
+        });
         let bytes = withdrawn.iter().map(Passing::len).sum();
         queue.bytes -= bytes;
         self.shared.budget.give(bytes);
+        let backlog = &mut queue.backlog;
+        gone.sort_unstable();
+        backlog.held.retain(|(seq, len)| {
+            let goes = gone.binary_search(seq).is_ok();
+            if goes {
+                backlog.held_bytes -= len;
+            }
+            !goes
+        });
+        if backlog.asking {
+            // What is being answered may be from before.
+            backlog.era = backlog.era.wrapping_add(1);
+        }
         withdrawn
     }
 
@@ -1436,6 +1454,29 @@ mod tests {
         assert_eq!(mailbox.answered(wanted, Some(vec![])), []);
         assert_eq!(mailbox.wanted(), None);
         assert!(mailbox.lock().backlog.acknowledged.is_empty());
+    }
+
+    #[test]
+    fn what_was_withdrawn_is_not_given() {
+        let (mailbox, _orders) = mailbox();
+        mailbox.listen(false);
+        let of = |seq, chain| Item { chain, kind: ItemKind::GroupEnvelope, ..item(seq) };
+        assert_eq!(mailbox.offer(of(1, [8; 8])), Ok(()));
+        assert_eq!(sealed(&mailbox), [1]);
+        for (seq, chain) in [(2, [8; 8]), (3, CHAIN), (4, [8; 8])] {
+            assert_eq!(mailbox.offer(of(seq, chain)), Ok(()));
+        }
+        mailbox.greet();
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.withdraw(&[[7; 8], [8; 8]]), []);
+        // What the store has answered is from before.
+        assert_eq!(mailbox.answered(wanted, Some(vec![of(2, [8; 8]), of(3, CHAIN), of(4, [8; 8])])), []);
+        assert_eq!(sealed(&mailbox), [3]);
+        let wanted = mailbox.wanted().unwrap();
+        assert_eq!(mailbox.answered(wanted, Some(vec![of(5, CHAIN)])), []);
+        assert_eq!(sealed(&mailbox), [5]);
+        assert_eq!(mailbox.acknowledge(5), Ok(vec![1, 3, 5]));
+        assert_eq!(mailbox.lock().backlog.held_bytes, 0);
     }
 
     #[test]

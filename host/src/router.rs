@@ -256,12 +256,16 @@ impl Router {
         routes.old.remove(chain);
     }
 
-    /// Forgets the routes of a conversation that was closed, and takes back from these members what of it only passed: its
-    /// senders are told.
-    pub fn close<'c>(&self, chains: &[ChainId], members: impl Iterator<Item = &'c ClientId>) {
+    /// Forgets the routes of these chains, because the store knows none any more.
+    pub fn forget_chains(&self, chains: &[ChainId]) {
         for chain in chains {
             self.forget_chain(chain);
         }
+    }
+
+    /// Takes back from these members of a conversation that was closed what they have not got of its chains: who sent what
+    /// only passed is told. `chains` are in order.
+    pub fn withdraw<'c>(&self, chains: &[ChainId], members: impl Iterator<Item = &'c ClientId>) {
         for member in members {
             let Some(mailbox) = self.mailbox(member) else { continue };
             for passing in mailbox.withdraw(chains) {
@@ -809,7 +813,8 @@ mod tests {
             assert_eq!(alice.next(4096), Next::Owed(refused));
         }
         // What nobody has had yet is taken back when the conversation is closed.
-        router.close(&[HEADER.chain_id], recipients.iter());
+        router.forget_chains(&[HEADER.chain_id]);
+        router.withdraw(&[HEADER.chain_id], recipients.iter());
         for id in &recipients[1..] {
             for _ in 0..2 {
                 let Next::Owed(Owed::ReceiptBy(by, refused)) = alice.next(4096) else { panic!("one for each") };

@@ -261,7 +261,10 @@ impl Server {
         let at = self.now();
         let refuse = refuse_waiting(Reason::Closed, at);
         let closing = self.store.close(sid, by, signature, at, refuse, announce()).await?;
-        self.router.close(&closing.chains, closing.told.iter().chain([by]));
+        // First nothing more comes to the members; then what did is taken back.
+        self.router.forget_chains(&closing.chains);
+        self.keeper.settled().await;
+        self.router.withdraw(&closing.chains, closing.told.iter().chain([by]));
         self.greet(&closing.told).await;
         Ok(())
     }
