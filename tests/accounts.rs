@@ -160,7 +160,13 @@ fn a_terminal_shows_nothing_of_a_password_and_is_itself_again_after_an_interrupt
     terminal.write("correct horsf\r");
     terminal.will_write(b"the two are not the same");
     assert!(!terminal.wrote(b"correct"), "{}", terminal.screen());
-    drop(terminal);
+    assert_eq!((terminal.wait(), terminal.is_ordinary()), (Some(2), true));
+    let mut terminal = Terminal::start(&add, (10, 80));
+    terminal.will_write(b"New password of alice: ");
+    assert!(!terminal.is_ordinary());
+    terminal.write("correct\x03");
+    assert_eq!((terminal.wait(), terminal.is_ordinary()), (Some(130), true));
+    assert!(!terminal.wrote(b"correct"), "{}", terminal.screen());
     let mut terminal = Terminal::start(&add, (10, 80));
     terminal.will_write(b"New password of alice: ");
     terminal.write("correct horse\r");
