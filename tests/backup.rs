@@ -237,7 +237,7 @@ async fn what_was_recorded_opens_nothing_at_a_restored_identity() {
     let read = async |access: &Access| {
         let waiting = within(access.waiting(0, 9)).await.unwrap();
         for message in &waiting {
-            within(access.read(message)).await.unwrap();
+            within(access.read(message, false)).await.unwrap();
         }
         waiting.into_iter().map(|waiting| waiting.message.body).collect::<Vec<_>>()
     };
@@ -317,7 +317,8 @@ async fn a_restored_identity_does_not_wait_for_ever_for_what_the_directory_knows
 async fn say(home: &Home, text: &str) -> Reply {
     let access = Access::open(home, "send").await.unwrap();
     let (to, body, until) = ("bob".to_owned(), text.as_bytes().to_vec(), Rung::Delivered);
-    let mut sending = access.request(Request::Send { letter: new_letter().unwrap(), to, body, signed: false, until });
+    let mut sending =
+        access.request(Request::Send { letter: new_letter().unwrap(), to, body, signed: false, until, keep: false });
     let last = within(async {
         loop {
             let reply = sending.next().await;

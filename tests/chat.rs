@@ -103,6 +103,49 @@ fn each_question_is_answered_before_the_next_line() {
 }
 
 #[test]
+fn what_was_said_is_shown_again_and_lies_sealed_on_the_disk() {
+    let world = people(&["alice", "bob"]);
+    let mut bob = world.spawn("bob", &["chat"]);
+    world.wait_online("bob", true);
+    chat(&world, "alice", "/tell bob the harbour at nine\n").ok();
+    assert!(bob.line().ends_with("alice: the harbour at nine"));
+    let alice = world.listen("alice", &[]);
+    bob.write(b"/tell alice and the lighthouse at ten\n");
+    assert!(bob.line().contains("delivered to alice"));
+    bob.end_input();
+    bob.wait().ok();
+    drop(alice);
+    let said = |home: &str, input: &str| {
+        let out = chat(&world, home, input).ok();
+        out.lines().map(|line| line.split_once("Z ").unwrap().1.to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(said("bob", "/history ALICE\n"), ["alice: the harbour at nine", "you: and the lighthouse at ten"]);
+    for file in std::fs::read_dir(world.path("bob")).unwrap() {
+        let path = file.unwrap().path();
+        let bytes = if path.is_file() { std::fs::read(&path).unwrap() } else { Vec::new() };
+        for secret in ["harbour", "lighthouse"] {
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{secret} in {path:?}");
+        }
+    }
+    // A new identity key opens it, too.
+    world.run("bob", &["init", "--rotate"]).ok();
+    assert_eq!(said("bob", "/history alice\n").len(), 2);
+    let erased = "what was said with alice is erased here\nnothing that was said with alice is kept here\n";
+    assert_eq!(chat(&world, "bob", "/history alice erase\n/history alice\n").ok(), erased);
+
+    let without = |home: &str, input: &str| {
+        let mut chat = world.spawn(home, &["chat", "--no-history"]);
+        chat.write(input.as_bytes());
+        chat.end_input();
+        chat.wait()
+    };
+    without("bob", "/tell alice not this\n").ok();
+    assert!(without("bob", "/history alice\n").err.contains("--no-history"));
+    assert_eq!(chat(&world, "bob", "/history alice\n").ok(), "nothing that was said with alice is kept here\n");
+    assert!(chat(&world, "alice", "/history\n").err.contains("/history NAME"));
+}
+
+#[test]
 fn what_is_not_done_is_said_on_standard_error_and_by_the_exit_code() {
     let world = people(&["alice", "bob"]);
     let failed = |input: &[u8], code: i32, sentence: &str| {

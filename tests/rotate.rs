@@ -670,7 +670,7 @@ async fn a_wrap_under_a_key_that_the_directory_does_not_show_changes_nothing() {
     alice.send(&Message::Send { wanted: both, envelope }).await;
     assert_eq!(alice.told().await.rung, Rung::Delivered);
     let waiting = within(access.waiting(0, 9)).await.unwrap();
-    within(access.read(&waiting[0])).await.unwrap();
+    within(access.read(&waiting[0], false)).await.unwrap();
     assert_eq!(alice.told().await.rung, Rung::Opened);
 
     // A repetition is told what it wants, and nothing else.

@@ -31,10 +31,13 @@ use tokio::time::{Instant, sleep_until};
 use self::command::{Command, help};
 use self::console::{Console, Input, Tone};
 use super::{
-    HomeArg, PATIENCE, away, key_changed_but, key_followed_but, listen, log, refusal, rfc3339, settled, too_late,
-    verify, who,
+    HomeArg, PATIENCE, away, group_news, harmless, key_changed_but, key_followed_but, listen, log, refusal, rfc3339,
+    settled, too_late, verify, who,
 };
-use crate::endpoint::{Access, Failure, Notice, Presence, Reply, Request, Requested, Status, new_letter};
+use crate::endpoint::{
+    Access, Failure, GroupNews, GroupView, HistoryEntry, Notice, Presence, Reply, Request, Requested, Status,
+    new_letter,
+};
 use crate::name::{Name, Pattern};
 use crate::store::home::Waiting;
 
@@ -44,6 +47,8 @@ const PAGE: u32 = 16;
 const WINDOW: usize = 32;
 /// How long a person who leaves waits for what was sent.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// Entries that are shown of a history.
+const SHOWN_HISTORY: u32 = 100;
 /// Names are asked for again after this time.
 const NAMES_AGE: Duration = Duration::from_secs(5);
 /// Characters that are shown of a text to tell it from others.
@@ -60,11 +65,15 @@ const SHOWN: usize = 48;
   ossicle chat
   printf '/tell bob hi\\n/list\\n' | ossicle chat
 
-No line that is typed is kept on disk, a message only until it is delivered. Colours appear only in a terminal, and not if NO_COLOR is set.")]
+What is said is kept in the home for /history, encrypted under a key that only the identity key opens; with --no-history a message
+is kept only until it is delivered. Other lines that are typed are never kept on disk. Colours appear only in a terminal, and not if NO_COLOR is set.")]
 pub struct Chat {
     #[command(flatten)]
     #[allow(missing_docs, reason = "its own documentation is its help")]
     pub home: HomeArg,
+    /// Keep nothing of what is said, and show nothing of what was kept
+    #[arg(long)]
+    pub no_history: bool,
 }
 
 /// Why a talk ends.
@@ -95,6 +104,7 @@ impl Chat {
         let mut talk = Talk {
             console: &mut console,
             access: &mut access,
+            keeps: !self.no_history,
             open: BTreeMap::new(),
             last: 0,
             partner: None,
@@ -177,6 +187,17 @@ enum Asked {
         /// Whether nobody needs to wait for more.
         is_there: bool,
     },
+    /// To answer an invitation, found or close a group; what that is for a person, and what he is told when it is done.
+    Group {
+        what: String,
+        done: String,
+    },
+    /// All groups, or this one.
+    Groups(Option<String>),
+    History {
+        with: String,
+        erase: bool,
+    },
     /// Who is online.
     List,
     /// Names, to complete them.
@@ -200,6 +221,8 @@ enum About {
 struct Talk<'c> {
     console: &'c mut Console,
     access: &'c mut Access,
+    /// Whether what is said is kept.
+    keeps: bool,
     /// In the order in which they were asked.
     open: BTreeMap<u64, Open>,
     last: u64,
@@ -319,7 +342,7 @@ impl Talk<'_> {
             return Err(Ended::With(self.code));
         }
         if let Some((message, _)) = message {
-            self.access.read(&message).await?;
+            self.access.read(&message, self.keeps).await?;
         }
         Ok(())
     }
@@ -352,6 +375,30 @@ impl Talk<'_> {
             Command::Nothing => {}
             Command::Help => self.show(Tone::Plain, &help()).await?,
             Command::Quit => self.leave().await?,
+            Command::Answer(group, accept) => {
+                let done = if accept { format!("you are in {group}") } else { format!("you stay away from {group}") };
+                self.decide(group.clone(), done, Request::Answer { group, accept });
+            }
+            Command::Close(group) => {
+                let done = format!("{group} is closed");
+                self.decide(group.clone(), done, Request::CloseGroup { group });
+            }
+            Command::Init(name, members) => {
+                let what = name.clone();
+                let request = Request::Found { name, members, creator_closes: false };
+                self.decide(what, String::new(), request);
+            }
+            Command::History(..) if !self.keeps => {
+                self.fail(2, "this chat keeps no history: leave out --no-history").await?;
+            }
+            Command::History(with, erase) => match with.or_else(|| Some(self.partner.as_ref()?.as_str().to_owned())) {
+                Some(with) => {
+                    let limit = SHOWN_HISTORY;
+                    self.ask(Request::History { with: with.clone(), limit, erase }, Asked::History { with, erase });
+                }
+                None => self.fail(2, "with whom? /history NAME").await?,
+            },
+            Command::Members(group) => self.ask(Request::Groups, Asked::Groups(group)),
             Command::List => self.ask(Request::Who, Asked::List),
             Command::Who(pattern) => self.ask(Request::Who, Asked::Who(pattern)),
             Command::Status => self.ask(Request::Status, Asked::Status(About::All)),
@@ -375,6 +422,10 @@ impl Talk<'_> {
         Ok(())
     }
 
+    fn decide(&mut self, what: String, done: String, request: Request) {
+        self.ask(request, Asked::Group { what, done });
+    }
+
     async fn tell(&mut self, to: Name, text: String) -> Result<(), Ended> {
         if self.is_connected == Some(false) {
             self.show(Tone::Plain, "  … there is no connection: it goes as soon as there is one").await?;
@@ -382,7 +433,8 @@ impl Talk<'_> {
         // Who reads sees also when it was read; a script ends before that.
         let until = if self.console.is_terminal() { Rung::Opened } else { Rung::Delivered };
         let body = text.clone().into_bytes();
-        let request = Request::Send { letter: new_letter()?, to: to.as_str().to_owned(), body, signed: true, until };
+        let (letter, name, keep) = (new_letter()?, to.as_str().to_owned(), self.keeps);
+        let request = Request::Send { letter, to: name, body, signed: true, until, keep };
         self.ask(request, Asked::Letter { to, text: beginning(&text), is_there: false });
         Ok(())
     }
@@ -460,6 +512,11 @@ impl Talk<'_> {
                 let (tone, mark) = if news.outcome.is_ok() { (Tone::Good, '✓') } else { (Tone::Bad, '✗') };
                 self.show(tone, &format!("  {mark} {}", settled(&news))).await?;
             }
+            Notice::Group { label, news } => {
+                let tone = if matches!(news, GroupNews::Doubtful(_)) { Tone::Alarm } else { Tone::Plain };
+                let answer = |word: &str| format!("/{word} {label}");
+                self.show(tone, &group_news(&label, &news, answer)).await?;
+            }
             Notice::KeyFollowed { name } => {
                 self.show(Tone::Bad, &key_followed_but(&name, &format!("/verify {name}"))).await?;
             }
@@ -528,6 +585,31 @@ impl Talk<'_> {
             (Asked::Letter { to, text, .. }, reply) => {
                 let failure = why(&to, reply);
                 self.fail(failure.code, &format!("  ✗ not delivered to {to}: {text}: {}", failure.sentence)).await
+            }
+            (Asked::Group { .. }, Reply::Group(group)) => self.show(Tone::Good, &members_of(&group)).await,
+            (Asked::Group { done, .. }, Reply::Done) => self.show(Tone::Good, &done).await,
+            (Asked::Group { what, .. }, Reply::Refused { reason, detail }) => {
+                let failure = why_not(&what, reason, detail.as_deref());
+                self.fail(failure.code, &failure.sentence).await
+            }
+            (Asked::Groups(None), Reply::Groups(groups)) => {
+                let lines: Vec<String> = groups.iter().map(group_line).collect();
+                let none = "you are in no group: /init GROUP @NAME ... founds one";
+                self.show(Tone::Plain, if lines.is_empty() { none.to_owned() } else { lines.join("\n") }.as_str()).await
+            }
+            (Asked::Groups(Some(label)), Reply::Groups(groups)) => {
+                match groups.iter().find(|group| group.label.to_lowercase() == label.to_lowercase()) {
+                    Some(group) => self.show(Tone::Plain, &members_of(group)).await,
+                    None => self.fail(1, &format!("there is no group {label} here: /members shows all")).await,
+                }
+            }
+            (Asked::History { with, erase: true }, Reply::History(_)) => {
+                self.show(Tone::Good, &format!("what was said with {with} is erased here")).await
+            }
+            (Asked::History { with, .. }, Reply::History(entries)) => {
+                let lines: Vec<String> = entries.iter().map(said).collect();
+                let none = format!("nothing that was said with {with} is kept here");
+                self.show(Tone::Plain, if lines.is_empty() { none } else { lines.join("\n") }.as_str()).await
             }
             (Asked::List, Reply::Who(lines)) => {
                 let mut known = self.keep_names(lines, None);
@@ -636,6 +718,57 @@ fn why(name: &Name, reply: Reply) -> Failure {
     }
 }
 
+/// Something that was said, in one line.
+fn said(entry: &HistoryEntry) -> String {
+    let text = match core::str::from_utf8(&entry.body) {
+        Ok(text) => harmless(text),
+        Err(_) => format!("({} bytes)", entry.body.len()),
+    };
+    let word = if entry.signed { "" } else { " (not signed)" };
+    let who = entry.from.as_ref().map_or_else(|| "you".to_owned(), |name| harmless(name));
+    format!("{} {who}{word}: {text}", rfc3339(entry.time))
+}
+
+/// A group in one line.
+fn group_line(group: &GroupView) -> String {
+    let GroupView { label, standing, creator, members, .. } = group;
+    let accepted = members.iter().filter(|(_, state)| state == "accepted").count();
+    match standing.as_str() {
+        "closed" => match &group.closed_by {
+            Some(by) => format!("{label}  closed by {by}"),
+            None => format!("{label}  closed"),
+        },
+        _ => format!("{label}  {standing}, founded by {creator}, {accepted} of {} others are in", members.len()),
+    }
+}
+
+/// A group and everybody in it.
+fn members_of(group: &GroupView) -> String {
+    let mut lines = group_line(group);
+    let width = group.members.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();
+    for (name, state) in &group.members {
+        lines.push_str(&format!("\n  {name:<width$}  {state}"));
+    }
+    lines
+}
+
+/// Why something about a group was not done.
+fn why_not(group: &str, reason: Reason, detail: Option<&str>) -> Failure {
+    let known = match reason {
+        Reason::Closed => "it is over for everybody: /init founds another one".to_owned(),
+        Reason::Expired => format!("ask who has founded {group} to found it anew"),
+        Reason::Forbidden => format!("/members {group} shows how it stands"),
+        Reason::NotMember => "/members shows your groups and invitations".to_owned(),
+        Reason::Offline => "invite it when it has been here once".to_owned(),
+        Reason::QueueFull => "somebody has as many groups, or unanswered invitations of yours, as can be".to_owned(),
+        Reason::TooLarge => "somebody's device takes no invitation that names so many: invite fewer".to_owned(),
+        Reason::Unknown => "/who shows who is there".to_owned(),
+        _ => return refusal(reason, group, detail),
+    };
+    let detail = detail.map(|detail| format!("{detail}; ")).unwrap_or_default();
+    Failure::refused(format!("refused({reason}): {detail}{known}"))
+}
+
 /// The beginning of a text, in one line.
 pub(super) fn beginning(text: &str) -> String {
     let mut shown: String = text.chars().take(SHOWN).map(|c| if c == '\n' { ' ' } else { c }).collect();
@@ -664,5 +797,17 @@ mod tests {
         assert!(refused(Reason::KeyChanged).contains("/verify bob"));
         assert!(refused(Reason::Unknown).contains("/who"));
         assert!(refused(Reason::Offline).starts_with("refused(offline)"));
+        for (reason, how) in [
+            (Reason::Closed, "/init"),
+            (Reason::NotMember, "/members"),
+            (Reason::Unknown, "/who"),
+            (Reason::TooLarge, "fewer"),
+        ] {
+            let sentence = why_not("plans", reason, Some("so it is")).sentence;
+            assert!(
+                sentence.starts_with(&format!("refused({reason}): so it is; ")) && sentence.contains(how),
+                "{sentence}"
+            );
+        }
     }
 }

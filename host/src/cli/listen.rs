@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
-use super::{HomeArg, harmless, json, key_changed, key_followed, print, rfc3339, say, settled};
+use super::{HomeArg, group_news, harmless, json, key_changed, key_followed, print, rfc3339, say, settled};
 use crate::endpoint::{Access, Failure, Notice};
 use crate::name::{Name, Pattern};
 use crate::store::home::Waiting;
@@ -27,7 +27,7 @@ const LATE: u64 = 60;
 /// Print messages as they come
 ///
 /// This client is online while `listen` runs. With --json each line is an object with `id`, `from` (the sender's name),
-/// `conversation`, `signed` (false: whoever holds the conversation's key could have written it), `time` (when it came, RFC
+/// `conversation`, `group` (what a group is called here), `signed` (false: whoever holds the conversation's key could have written it), `time` (when it came, RFC
 /// 3339), `server_accepted` if it waited at the server (since when: the server's word), and `text`, or `data` in base64
 /// where it is not UTF-8. What became of messages that this home sent earlier goes to standard error.
 #[derive(Clone, Debug, clap::Args)]
@@ -56,6 +56,8 @@ struct Line<'m> {
     id: String,
     from: &'m str,
     conversation: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<&'m str>,
     signed: bool,
     time: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -133,6 +135,11 @@ impl Listen {
                         say(&harmless(&settled(&news)));
                         continue;
                     }
+                    Notice::Group { label, news } => {
+                        let how = |word: &str| format!("/{word} {label} in `ossicle chat`");
+                        say(&harmless(&group_news(&label, &news, how)));
+                        continue;
+                    }
                 }
             }
             for message in waiting {
@@ -156,7 +163,7 @@ impl Listen {
                 if !written.map_err(|_| Failure::refused("cannot write to standard output"))?? {
                     return Ok(interrupted);
                 }
-                access.read(&message).await?;
+                access.read(&message, false).await?;
                 printed += 1;
                 if interrupted || self.count == Some(printed) {
                     return Ok(interrupted);
@@ -180,6 +187,7 @@ fn object(waiting: &Waiting) -> Result<String, Failure> {
         id: crate::endpoint::message_id(&message.chain, message.n),
         from: &waiting.from,
         conversation: hex::encode(message.sid),
+        group: waiting.group.as_deref(),
         signed: message.signed,
         time: rfc3339(message.time),
         server_accepted: message.accepted.map(rfc3339),
@@ -199,7 +207,8 @@ pub(super) fn plain(waiting: &Waiting) -> String {
     let word = if message.signed { "" } else { " (not signed)" };
     let late = message.accepted.filter(|at| message.time.saturating_sub(*at) >= LATE);
     let waited = late.map(|at| format!(" (at the server since {})", rfc3339(at))).unwrap_or_default();
-    format!("{} {}{word}{waited}: {text}", rfc3339(message.time), harmless(&waiting.from))
+    let group = waiting.group.as_ref().map(|group| format!(" in {}", harmless(group))).unwrap_or_default();
+    format!("{} {}{group}{word}{waited}: {text}", rfc3339(message.time), harmless(&waiting.from))
 }
 
 #[cfg(test)]
@@ -222,7 +231,7 @@ mod tests {
             delivered_tag: [0; 16],
             opened_tag: None,
         };
-        Waiting { row: 1, from: "alice".into(), message }
+        Waiting { row: 1, from: "alice".into(), group: None, message }
     }
 
     #[test]
@@ -233,6 +242,10 @@ mod tests {
             "{\"id\":\"0101010101010101-3\",\"from\":\"alice\",\"conversation\":\"03030303030303030303030303030303\",\
              \"signed\":true,\"time\":\"2023-11-14T22:13:20Z\",\"text\":\"a\\u001b[2Jb\\nc\"}"
         );
+        let mut grouped = waiting(b"a");
+        grouped.group = Some("plans~2".into());
+        assert_eq!(plain(&grouped), "2023-11-14T22:13:20Z alice in plans~2: a");
+        assert!(object(&grouped).unwrap().contains(",\"group\":\"plans~2\",\"signed\":true"));
         assert!(object(&waiting(&[0xff, 0])).unwrap().ends_with("\"data\":\"/wA=\"}"));
         assert_eq!(plain(&waiting(b"a\nb\x1b")), "2023-11-14T22:13:20Z alice: a\\u{a}b\\u{1b}");
         assert_eq!(plain(&waiting(&[0xff, 0])), "2023-11-14T22:13:20Z alice: (2 bytes: /wA=)");

@@ -39,7 +39,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
-use crate::endpoint::{Access, Failure, Home, Reply, Request, Settled};
+use crate::endpoint::{Access, Failure, GroupNews, Home, Reply, Request, Settled};
 
 /// How long a command that only asks waits for the server.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -319,6 +319,17 @@ fn settled(news: &Settled) -> String {
         Ok(Rung::Opened) => format!("opened by {to}: {what}"),
         Ok(rung) => format!("{rung} to {to}: {what}"),
         Err(reason) => format!("not delivered to {to}: {what}: {}", refusal(*reason, to, None)),
+    }
+}
+
+/// What has happened in a group. `how` says what to type to `accept` or `decline`.
+fn group_news(label: &str, news: &GroupNews, how: impl Fn(&str) -> String) -> String {
+    match news {
+        GroupNews::Invited => format!("you are invited to {label}: {} or {}", how("accept"), how("decline")),
+        GroupNews::Doubtful(why) => format!("AN INVITATION IS NOT TO BE TRUSTED and was not taken: {why}"),
+        GroupNews::Member { name, state } => format!("{label}: {name} {state}"),
+        GroupNews::Closed(Some(by)) => format!("{label} was closed by {by}"),
+        GroupNews::Closed(None) => format!("{label} was closed by the server, or by somebody who has not signed that"),
     }
 }
 

@@ -253,7 +253,7 @@ impl Send {
 
     fn request(&self, access: Option<&Access>, letter: LetterId, body: Vec<u8>) -> Requested {
         let (to, signed, until) = (self.name.as_str().to_owned(), !self.no_sign, self.wait.rung());
-        let request = Request::Send { letter, to, body, signed, until };
+        let request = Request::Send { letter, to, body, signed, until, keep: false };
         access.map_or_else(Requested::gone, |access| access.request(request))
     }
 

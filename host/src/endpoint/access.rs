@@ -140,13 +140,13 @@ impl Access {
         }
     }
 
-    /// The reader has this message: it is marked, its text erased, its sender told.
+    /// The reader has this message: it is marked, its text erased, its sender told. With `keep` it is in the history then.
     ///
     /// # Errors
     /// As [`Access::waiting`].
-    pub async fn read(&self, message: &Waiting) -> Result<(), Failure> {
+    pub async fn read(&self, message: &Waiting, keep: bool) -> Result<(), Failure> {
         match &self.0 {
-            Inner::Holder { handle, .. } => handle.read(message.row, message.message.body.len()).await,
+            Inner::Holder { handle, .. } => handle.read(message, keep).await,
             Inner::Follower(_) => Err(not_the_reader()),
         }
     }

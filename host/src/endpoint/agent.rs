@@ -10,13 +10,16 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use ossicle_core::{
-    Bundle, BundleKeys, Changed, Channel, ChannelInfo, Channels, ChannelsResponse, Credentials, Enrol, ExpireChannels,
-    Lookup, MAX_ENROL_BATCH, MAX_NAME_LEN, MAX_RECORD_LEN, Member, Message, PeerStatus, Reason, Receipt, Rotate,
-    Rotation, Settings, SignedBundle, Subject, Successor, SuccessorQuery, Unwatch, Watch, WatchResponse,
+    Bundle, BundleKeys, Changed, Channel, ChannelInfo, Channels, ChannelsResponse, Closed as GroupClosed, Credentials,
+    Enrol, ExpireChannels, Invite, Lookup, MAX_ENROL_BATCH, MAX_NAME_LEN, MAX_RECORD_LEN, Member, MemberChanged,
+    Message, PeerStatus, Reason, Receipt, Rotate, Rotation, Settings, SignedBundle, Subject, Successor, SuccessorQuery,
+    Unwatch, Watch, WatchResponse,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use super::groups::{GroupNews, Groups};
+use super::history::{History, HistoryEntry, HistoryError};
 use super::home::Opened;
 use super::inbox::{Inbox, Waited, opened_receipt};
 use super::kept::Kept;
@@ -52,6 +55,8 @@ const CONNECTION_AGE: Duration = Duration::from_secs(24 * 3600);
 const MAX_LISTED: usize = 1 << 18;
 /// What waited at the server and is not acknowledged: the server sends far fewer at a time.
 const MAX_UNACKNOWLEDGED: usize = 4096;
+/// How long a question about groups waits for what the server has said to have for this client.
+const NEWS_COME: Duration = Duration::from_secs(5);
 /// The correlation ids of signs of life: ordinary ones, and the one whose answer is the last thing that is waited for.
 const ALIVE: u16 = 1;
 /// Room for the body of a request to watch: a pattern, a name, and two numbers.
@@ -83,6 +88,13 @@ pub enum Notice {
     },
     /// A message of this home came to its end, and nobody waited for that any more.
     Settled(Settled),
+    /// Something has happened in a group.
+    Group {
+        /// What it is called here.
+        label: String,
+        /// What.
+        news: GroupNews,
+    },
 }
 
 /// To an agent; cheap to clone.
@@ -95,8 +107,8 @@ pub(super) struct Handle {
 
 enum Command {
     Request(Request, Replies),
-    /// The reader has the message in this row, of so many bytes.
-    Read(i64, usize, oneshot::Sender<Result<(), Failure>>),
+    /// The reader has the message in this row, of so many bytes; it may have to be kept in the history of a conversation.
+    Read(i64, usize, Option<(String, HistoryEntry)>, oneshot::Sender<Result<(), Failure>>),
     Stop(oneshot::Sender<()>),
     Waiting(i64, u32, oneshot::Sender<Result<Vec<Waiting>, Failure>>),
 }
@@ -118,8 +130,13 @@ impl Handle {
         self.ask(|answer| Command::Waiting(after, limit, answer)).await
     }
 
-    pub(super) async fn read(&self, row: i64, len: usize) -> Result<(), Failure> {
-        self.ask(|answer| Command::Read(row, len, answer)).await
+    pub(super) async fn read(&self, waiting: &Waiting, keep: bool) -> Result<(), Failure> {
+        let conversation = match waiting.group {
+            Some(_) => of_group(&waiting.message.sid),
+            None => of_person(&waiting.from),
+        };
+        let kept = keep.then(|| (conversation, HistoryEntry::read(waiting)));
+        self.ask(|answer| Command::Read(waiting.row, waiting.message.body.len(), kept, answer)).await
     }
 
     /// Ends the agent, with a last word to the server. Returns when it has ended.
@@ -166,10 +183,16 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
         requests: Requests::default(),
         outbox,
         inbox,
+        groups: Groups::default(),
+        history: None,
+        is_unreadable: false,
         watches: Watches::default(),
         waited: None,
         unacknowledged: VecDeque::new(),
         asked: VecDeque::new(),
+        expected: 0,
+        early: VecDeque::new(),
+        early_until: None,
         stopping: None,
         is_drained: false,
         connected: None,
@@ -186,6 +209,7 @@ pub(super) struct Desk<'a> {
     pub(super) store: &'a mut HomeStore,
     pub(super) own: &'a OwnKeys,
     pub(super) me: &'a Member,
+    pub(super) key_epoch: u32,
     pub(super) requests: &'a mut Requests,
     pub(super) alarm: &'a mut Alarm,
 }
@@ -244,6 +268,12 @@ pub(super) enum Pending {
     Whereabouts { key: String },
     /// The sender of a wrap.
     Sender { id: [u8; 16] },
+    /// Somebody whom a person invites to a group.
+    Invitee { draft: u64, name: Name },
+    /// Somebody who is in a group.
+    Acquaintance { id: [u8; 16] },
+    /// What this home has decided about a group.
+    Group { sid: [u8; 16] },
     /// A peer whose keys somebody wants.
     Peer { name: Name, replies: Replies },
     /// A peer whose key somebody wants to be sure of.
@@ -276,6 +306,9 @@ impl Pending {
             | Self::Recipient { .. }
             | Self::Whereabouts { .. }
             | Self::Sender { .. }
+            | Self::Invitee { .. }
+            | Self::Acquaintance { .. }
+            | Self::Group { .. }
             | Self::Unwatch
             | Self::Watch { .. }
             | Self::Wrap { .. } => None,
@@ -316,6 +349,10 @@ struct Agent {
     requests: Requests,
     outbox: Outbox,
     inbox: Inbox,
+    groups: Groups,
+    /// What is kept of chats, once something was; and whether none of it can be read.
+    history: Option<History>,
+    is_unreadable: bool,
     watches: Watches,
     /// Number and time that the server has said of the next delivery, wrap or receipt.
     waited: Waited,
@@ -324,6 +361,11 @@ struct Agent {
     unacknowledged: VecDeque<u64>,
     /// Requests that wait for a connection; letters wait in the outbox.
     asked: VecDeque<(Request, Replies)>,
+    /// How much of what waited at the server when the connection was made has not come yet; and questions that an answer
+    /// before that would be too early for, until when they wait.
+    expected: u32,
+    early: VecDeque<(Request, Replies)>,
+    early_until: Option<Instant>,
     /// Who waits for its end, and until when it may still say what it owes.
     stopping: Option<(oneshot::Sender<()>, Instant)>,
     /// Whether the server has answered the last sign of life.
@@ -453,7 +495,7 @@ impl Agent {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Request(_, replies) => drop(replies.send(Reply::Failed(failure.clone()))),
-                Command::Read(_, _, answer) => drop(answer.send(Err(failure.clone()))),
+                Command::Read(_, _, _, answer) => drop(answer.send(Err(failure.clone()))),
                 Command::Waiting(_, _, answer) => drop(answer.send(Err(failure.clone()))),
                 Command::Stop(stopped) => drop(stopped.send(())),
             }
@@ -481,6 +523,9 @@ impl Agent {
     fn disconnected(&mut self) -> Result<(), Failure> {
         self.outbox.disconnected(&mut self.store)?;
         self.inbox.disconnected();
+        self.asked.extend(self.groups.disconnected());
+        self.asked.append(&mut self.early);
+        self.early_until = None;
         self.waited = None;
         self.unacknowledged.clear();
         for (_, pending) in self.requests.open.drain() {
@@ -510,6 +555,9 @@ impl Agent {
                 | Pending::Recipient { .. }
                 | Pending::Whereabouts { .. }
                 | Pending::Sender { .. }
+                | Pending::Invitee { .. }
+                | Pending::Acquaintance { .. }
+                | Pending::Group { .. }
                 | Pending::Successor { .. }
                 // It is asked for again, from the start.
                 | Pending::Watch { .. }
@@ -561,13 +609,16 @@ impl Agent {
             link.close().await;
             return Err(Ended::Stopped);
         }
+        self.expected = 0;
         if self.listening {
+            self.expected = link.settings().waiting;
             link.send(&Message::Listening)?;
         }
         for (request, replies) in core::mem::take(&mut self.asked) {
             self.request(&mut link, request, replies)?;
         }
         self.outbox.connected();
+        self.with_groups(&mut link, |groups, _, desk| groups.connected(desk))?;
         let watched = self.watches.begin();
         self.watch(&mut link, watched)?;
         self.with_desk(&mut link, |outbox, _, desk| outbox.pump(desk))?;
@@ -622,6 +673,11 @@ impl Agent {
                 () = sleep_until(heard + self.beat.silence) => {
                     return Err(LinkError::Broken("the server is silent".into()).into());
                 }
+                () = sleep_until(self.early_until.unwrap_or(heard)), if self.early_until.is_some() => {
+                    // Something of it may never come: it was too long, or given to another connection.
+                    self.expected = 0;
+                    self.release(&mut link)?;
+                }
                 () = sleep_until(held.unwrap_or(heard)), if held.is_some() => {
                     self.with_desk(&mut link, |outbox, _, desk| outbox.pump(desk))?;
                 }
@@ -638,7 +694,45 @@ impl Agent {
         }
         self.settle_read(link)?;
         self.tell_news();
+        self.release(link)?;
         Ok(came)
+    }
+
+    /// Whether what is known of groups is what the server knows.
+    fn is_up_to_date(&self) -> bool {
+        self.expected == 0 && self.groups.is_idle()
+    }
+
+    /// Answers what waited for news of groups.
+    fn release(&mut self, link: &mut Link) -> Result<(), Ended> {
+        if self.early.is_empty()
+            || !(self.is_up_to_date() || self.early_until.is_some_and(|until| until <= Instant::now()))
+        {
+            return Ok(());
+        }
+        self.early_until = None;
+        for (request, replies) in core::mem::take(&mut self.early) {
+            self.about_groups(link, request, replies)?;
+        }
+        Ok(())
+    }
+
+    /// Does what somebody wants of groups.
+    fn about_groups(&mut self, link: &mut Link, request: Request, replies: Replies) -> Result<(), Ended> {
+        match request {
+            Request::Answer { group, accept } => {
+                self.with_groups(link, |groups, _, desk| groups.answer(desk, &group, accept, replies))
+            }
+            Request::CloseGroup { group } => {
+                self.with_groups(link, |groups, _, desk| groups.close(desk, &group, replies))
+            }
+            _ => self.list_groups(&replies),
+        }
+    }
+
+    fn list_groups(&self, replies: &Replies) -> Result<(), Ended> {
+        let _ = replies.send(Reply::Groups(Groups::list(&self.store, &self.me.id)?));
+        Ok(())
     }
 
     fn tell_news(&mut self) {
@@ -655,7 +749,8 @@ impl Agent {
         })?;
         self.tell_settled();
         // An acknowledgement says this of all that came before, too.
-        let done = self.unacknowledged.iter().take_while(|seq| !self.inbox.holds(**seq)).count();
+        let done =
+            self.unacknowledged.iter().take_while(|seq| !self.inbox.holds(**seq) && !self.groups.holds(**seq)).count();
         match self.unacknowledged.drain(..done).next_back() {
             Some(seq) => Ok(link.send(&Message::Acknowledge { seq })?),
             None => Ok(()),
@@ -665,6 +760,7 @@ impl Agent {
     /// Whether what came waited at the server.
     fn take_waited(&mut self) -> Result<Waited, Ended> {
         let waited = self.waited.take();
+        self.expected = self.expected.saturating_sub(waited.is_some().into());
         if self.unacknowledged.len() >= MAX_UNACKNOWLEDGED {
             let endless = "the server sends without end what nobody has acknowledged";
             return Err(LinkError::Broken(endless.into()).into());
@@ -799,6 +895,13 @@ impl Agent {
         let (Some(next), Some(key_epoch)) = (self.successor.take(), self.profile.key_epoch.checked_add(1)) else {
             return Ok(());
         };
+        // Before the former key goes, which alone opens it until then.
+        if self.store.history_key()?.is_some()
+            && self.history().is_ok()
+            && let Some(history) = &self.history
+        {
+            history.belong_to(&self.store, &next).map_err(|error| Failure::refused(error.to_string()))?;
+        }
         self.own = self.store.succeed(key_epoch, now())?;
         self.home.adopt_next_key()?;
         let (former, fingerprint) = (self.me.key, next.fingerprint());
@@ -934,10 +1037,25 @@ impl Agent {
             store: &mut self.store,
             own: &self.own,
             me: &self.me,
+            key_epoch: self.profile.key_epoch,
             requests: &mut self.requests,
             alarm: &mut self.alarm,
         };
         work(&mut self.outbox, &mut self.inbox, &mut desk)
+    }
+
+    fn with_groups<T>(
+        &mut self,
+        link: &mut Link,
+        work: impl FnOnce(&mut Groups, &mut Inbox, &mut Desk<'_>) -> Result<T, Ended>,
+    ) -> Result<T, Ended> {
+        let mut groups = core::mem::take(&mut self.groups);
+        let done = self.with_desk(link, |_, inbox, desk| work(&mut groups, inbox, desk));
+        self.groups = groups;
+        for (label, news) in self.groups.take_news() {
+            self.tell_reader(Notice::Group { label, news });
+        }
+        done
     }
 
     fn command(&mut self, command: Option<Command>, link: Option<&mut Link>) -> Result<(), Ended> {
@@ -947,8 +1065,11 @@ impl Agent {
                 let _ = answer.send(self.store.waiting(after, limit).map_err(Failure::from));
                 Ok(())
             }
-            Some(Command::Read(row, len, answer)) => {
+            Some(Command::Read(row, len, kept, answer)) => {
                 self.inbox.read(len);
+                if let Some((conversation, entry)) = kept {
+                    self.keep(&conversation, &entry)?;
+                }
                 match link {
                     Some(link) => {
                         self.tell_opened(link, row)?;
@@ -984,11 +1105,17 @@ impl Agent {
 
     fn take(&mut self, request: Request, replies: Replies, link: Option<&mut Link>) -> Result<(), Ended> {
         match (request, link) {
-            (Request::Send { letter, to, body, signed, until }, link) => {
+            (Request::Send { letter, to, body, signed, until, keep }, link) => {
                 let Some(name) = self.other(&to, "send to somebody else", &replies) else {
                     return Ok(());
                 };
-                self.outbox.post(letter, name, body, signed, until, replies);
+                let conversation = of_person(name.as_str());
+                let entry = keep.then(|| HistoryEntry { time: now(), from: None, signed, body: body.clone() });
+                if self.outbox.post(letter, name, body, signed, until, replies)
+                    && let Some(entry) = entry
+                {
+                    self.keep(&conversation, &entry)?;
+                }
                 match link {
                     Some(link) => self.with_desk(link, |outbox, _, desk| outbox.pump(desk)),
                     None => Ok(self.outbox.save(&mut self.store)?),
@@ -998,6 +1125,13 @@ impl Agent {
                 let _ = replies.send(Reply::Status(self.status()));
                 Ok(())
             }
+            (Request::History { with, limit, erase }, _) => {
+                let reply = self.recall(&with, limit, erase)?;
+                let _ = replies.send(reply);
+                Ok(())
+            }
+            // Without a connection nobody knows more.
+            (Request::Groups, None) if self.trouble.is_some() => self.list_groups(&replies),
             (Request::Watch { pattern, epoch, version }, link) => {
                 let ask = self.watches.poll(&pattern, epoch, version, replies);
                 // Without a connection, the next one asks.
@@ -1013,6 +1147,66 @@ impl Agent {
                 self.asked.push_back((request, replies));
                 Ok(())
             }
+        }
+    }
+
+    /// The history of this home; begun with the first thing that is kept.
+    fn history(&mut self) -> Result<&History, HistoryError> {
+        match &mut self.history {
+            Some(history) => Ok(history),
+            none => Ok(none.insert(History::open(&self.store, &self.key)?)),
+        }
+    }
+
+    /// Keeps something that was said. What cannot be read later is not kept, and said once: nothing else depends on it.
+    fn keep(&mut self, conversation: &str, entry: &HistoryEntry) -> Result<(), Ended> {
+        if self.is_unreadable {
+            return Ok(());
+        }
+        if let Err(error) = self.history().map(drop) {
+            return self.unreadable(error);
+        }
+        match &self.history {
+            Some(history) => match history.keep(&mut self.store, conversation, entry) {
+                Ok(()) => Ok(()),
+                Err(error) => self.unreadable(error),
+            },
+            None => Ok(()),
+        }
+    }
+
+    fn unreadable(&mut self, error: HistoryError) -> Result<(), Ended> {
+        match error {
+            HistoryError::Home(error) => Err(error.into()),
+            error => {
+                self.is_unreadable = true;
+                tracing::warn!("{error}");
+                Ok(())
+            }
+        }
+    }
+
+    /// What was said with somebody, or in a group; or nothing, once it is erased.
+    fn recall(&mut self, with: &str, limit: u32, erase: bool) -> Result<Reply, Ended> {
+        let conversation = match self.store.group_labelled(with)? {
+            Some(group) => of_group(&group.sid),
+            None => of_person(with),
+        };
+        if erase {
+            self.store.erase_history(&conversation)?;
+            return Ok(Reply::History(Vec::new()));
+        }
+        let entries = match self.history() {
+            Ok(_) => match &self.history {
+                Some(history) => history.latest(&self.store, &conversation, limit),
+                None => Ok(Vec::new()),
+            },
+            Err(error) => Err(error),
+        };
+        match entries {
+            Ok(entries) => Ok(Reply::History(entries)),
+            Err(HistoryError::Home(error)) => Err(error.into()),
+            Err(error) => Ok(Reply::Failed(Failure::refused(error.to_string()))),
         }
     }
 
@@ -1050,6 +1244,18 @@ impl Agent {
             Request::Channels => {
                 let request = self.requests.open(Pending::Channels { replies });
                 link.send(&Channels { request }.encode(&mut [0; 4]).map_err(LinkError::from)?)?;
+            }
+            request @ (Request::Answer { .. } | Request::CloseGroup { .. } | Request::Groups) => {
+                if self.is_up_to_date() {
+                    return self.about_groups(link, request, replies);
+                }
+                self.early_until.get_or_insert_with(|| Instant::now() + NEWS_COME);
+                self.early.push_back((request, replies));
+            }
+            Request::Found { name, members, creator_closes } => {
+                let Ok(own) = Name::parse(&self.profile.name) else { return Ok(()) };
+                let what = (name.as_str(), members.as_slice(), creator_closes);
+                return self.with_groups(link, |groups, _, desk| groups.found(desk, &own, what, replies));
             }
             Request::ExpireChannels => {
                 self.kept.forget();
@@ -1096,7 +1302,11 @@ impl Agent {
                 link.send(&Message::Lookup(Lookup { request, key: true, bundle: false, subject }))?;
             }
             // None of them waits for a connection.
-            Request::Send { .. } | Request::Status | Request::Watch { .. } | Request::Yield => {
+            Request::Send { .. }
+            | Request::Status
+            | Request::History { .. }
+            | Request::Watch { .. }
+            | Request::Yield => {
                 return self.take(request, replies, Some(link));
             }
             Request::Who => {
@@ -1261,7 +1471,12 @@ impl Agent {
                 }
                 Err(_) => Ok(()),
             },
-            _ => Ok(()),
+            Message::Other(body) if [Invite::CODE, MemberChanged::CODE, GroupClosed::CODE].contains(&body.code()) => {
+                let waited = self.take_waited()?;
+                self.with_groups(link, |groups, inbox, desk| groups.came(desk, inbox, &payload, waited))
+            }
+            // A newer server may say things that this client does not know; they need not be kept for it.
+            _ => self.take_waited().map(drop),
         }
     }
 
@@ -1435,6 +1650,18 @@ impl Agent {
                 let answer = entry();
                 self.with_desk(link, |_, inbox, desk| inbox.found(desk, &id, answer))
             }
+            Pending::Invitee { draft, name } => {
+                let answer = entry();
+                self.with_groups(link, |groups, _, desk| groups.invitee(desk, draft, &name, answer))
+            }
+            Pending::Acquaintance { id } => {
+                let answer = entry();
+                self.with_groups(link, |groups, inbox, desk| groups.located(desk, inbox, &id, answer))
+            }
+            Pending::Group { sid } => {
+                let answer = answer.map(drop).map_err(|(reason, _)| reason);
+                self.with_groups(link, |groups, inbox, desk| groups.answered(desk, inbox, &sid, answer))
+            }
             Pending::Rotate { replies } => match answer {
                 Ok(_) => {
                     // Found by `succeed`, with whoever else waits for it.
@@ -1532,6 +1759,16 @@ async fn newest_bundle(link: &mut Link, me: Member, key: Arc<IdentityKey>) -> Re
         }
         link.io().await?;
     }
+}
+
+/// What the history of a conversation of two is kept under: the other's name, in one spelling.
+fn of_person(name: &str) -> String {
+    Name::parse(name).map_or_else(|_| format!("@{name}"), |name| format!("@{}", name.key()))
+}
+
+/// And that of a group: its id.
+fn of_group(sid: &[u8; 16]) -> String {
+    hex::encode(sid)
 }
 
 pub(super) fn describe(error: &LinkError) -> String {

@@ -15,9 +15,11 @@ use ossicle_core::{
 use zeroize::Zeroizing;
 
 use super::agent::{Desk, Ended, Pending};
+use super::groups::present;
 use super::now;
 use super::peers::{Rejected, admit, check_bundle};
 use crate::crypto::HostAead;
+use crate::store::home::groups::{GroupMember, Membership};
 use crate::store::home::{MAX_WAITING, MAX_WAITING_BYTES, Owed, Peer, Progress, Received, StoredChain};
 
 /// Keys kept for messages that were skipped.
@@ -221,9 +223,10 @@ impl Inbox {
                 return refuse_wrap(desk, wrap, reason);
             }
         };
-        let conversation = Conversation::direct(desk.me, &peer.member(), 0);
-        let prekey = WrapHeader::decode(wrap).ok().and_then(|header| desk.own.prekeys.find(header.prekey_id));
-        let Some(prekey) = prekey else {
+        let header = WrapHeader::decode(wrap).ok();
+        let conversation = header.map(|header| conversation_with(desk, &peer, &header.sid)).transpose()?.flatten();
+        let prekey = header.and_then(|header| desk.own.prekeys.find(header.prekey_id));
+        let (Some(conversation), Some(prekey)) = (conversation, prekey) else {
             return refuse_wrap(desk, wrap, Reason::Unreadable);
         };
         let seen = desk.store.seen(&peer, &conversation.sid)?;
@@ -380,6 +383,13 @@ impl Inbox {
         self.held.retain(|_, held| held.peer != *peer);
     }
 
+    /// This conversation is over: what came in it is durable before its chains go.
+    pub(super) fn end_conversation(&mut self, desk: &mut Desk<'_>, sid: &[u8; 16]) -> Result<(), Ended> {
+        self.commit(desk)?;
+        self.held.retain(|_, held| held.sid != *sid);
+        Ok(())
+    }
+
     /// Forgets all chains: they are erased in the store.
     pub(super) fn forget_all(&mut self) {
         self.held.clear();
@@ -431,6 +441,21 @@ impl Inbox {
             // Without it the chain is unknown, and its sender starts a new one.
             Err(_) => tracing::warn!("a chain in the home's state is damaged"),
         }
+    }
+}
+
+/// The conversation with this id, as far as this client shares it with the peer: a group of both, or else the direct one.
+fn conversation_with(desk: &Desk<'_>, peer: &Peer, sid: &[u8; 16]) -> Result<Option<Conversation>, Ended> {
+    let Some(group) = desk.store.group(sid)? else {
+        return Ok(Some(Conversation::direct(desk.me, &peer.member(), 0)));
+    };
+    // The server lets nobody begin a chain who has not accepted; whether he has may be on its way to us.
+    let is_in = |held: &&GroupMember| {
+        held.member.id == peer.id && !matches!(held.membership, Membership::Declined | Membership::Revoked)
+    };
+    match group.members.iter().find(is_in) {
+        Some(_) => Ok(present(desk, &group)?),
+        None => Ok(None),
     }
 }
 

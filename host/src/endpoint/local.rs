@@ -17,22 +17,56 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::agent::Handle;
+use super::groups::GroupView;
+use super::history::HistoryEntry;
 use super::{Failure, Home};
 use crate::store::home::LetterId;
 
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// What a command asks of the agent.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
+    /// Accept or decline an invitation.
+    Answer {
+        /// What the group is called here.
+        group: String,
+        /// Whether to join it.
+        accept: bool,
+    },
     /// The channels that can be resumed.
     Channels,
+    /// Close a group for everybody.
+    CloseGroup {
+        /// What it is called here.
+        group: String,
+    },
     /// Enrol these devices, all or none.
     Enrol(Vec<NewDevice>),
     /// End all channels, here and at the server.
     ExpireChannels,
     /// The secret that binds statements to the present connection.
     Exporter,
+    /// Found a group.
+    Found {
+        /// Its name.
+        name: String,
+        /// The names of those who are invited.
+        members: Vec<String>,
+        /// Whether nobody else may close it.
+        creator_closes: bool,
+    },
+    /// The groups that this client is in, was in, or is invited to.
+    Groups,
+    /// What was said in chats with somebody, or in a group.
+    History {
+        /// His name, or what the group is called here.
+        with: String,
+        /// So many of the latest.
+        limit: u32,
+        /// Erase all of it instead.
+        erase: bool,
+    },
     /// The keys of this client, pinned now if this is the first contact.
     Peer {
         /// Its name.
@@ -58,6 +92,9 @@ pub enum Request {
         signed: bool,
         /// The rung with which it is done.
         until: Rung,
+        /// Whether it is kept in the history, too.
+        #[serde(default)]
+        keep: bool,
     },
     /// Who this client is, and how it stands with its server.
     Status,
@@ -99,6 +136,12 @@ pub enum Reply {
     Exporter([u8; 32]),
     /// It failed.
     Failed(Failure),
+    /// The group that was founded or accepted.
+    Group(GroupView),
+    /// The groups, the oldest first.
+    Groups(Vec<GroupView>),
+    /// What was said, in its order.
+    History(Vec<HistoryEntry>),
     /// The holder of the home has gone without a final answer.
     Gone {
         /// Whether it had begun.

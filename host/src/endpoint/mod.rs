@@ -18,6 +18,8 @@
 
 mod access;
 mod agent;
+mod groups;
+mod history;
 mod home;
 mod inbox;
 mod kept;
@@ -36,6 +38,8 @@ use serde::{Deserialize, Serialize};
 pub use access::Access;
 pub(crate) use access::WATCHER;
 pub use agent::Notice;
+pub use groups::{GroupNews, GroupView};
+pub use history::HistoryEntry;
 pub use home::{Home, HomeLock};
 pub use local::{
     HeldChannel, NewDevice, PeerKeys, PinnedKey, Presence, Reply, Request, Requested, Seen, Status, Verification,

@@ -136,7 +136,7 @@ impl Outbox {
         Ok(outbox)
     }
 
-    /// Takes a letter, or, if it has it already, says what becomes of it.
+    /// Takes a letter, or, if it has it already, says what becomes of it. Whether it has taken it now.
     pub(super) fn post(
         &mut self,
         id: LetterId,
@@ -145,17 +145,17 @@ impl Outbox {
         signed: bool,
         until: Rung,
         replies: Replies,
-    ) {
+    ) -> bool {
         if let Some(row) = self.ledger.rows.get(&id) {
             self.attend(*row, &replies);
-            return;
+            return false;
         }
         if let Some((_, outcome)) = self.ledger.settled.iter().find(|(settled, _)| *settled == id) {
             if let Ok(rung) = *outcome {
                 let _ = replies.send(Reply::Rung { rung, id: None });
             }
             let _ = replies.send(end(*outcome, None));
-            return;
+            return false;
         }
         let len = body.len();
         if !self.has_room(length(len)) {
@@ -167,7 +167,7 @@ impl Outbox {
                 MAX_LETTER_BYTES >> 20
             );
             let _ = replies.send(Reply::Refused { reason: Reason::QueueFull, detail: Some(detail) });
-            return;
+            return false;
         }
         let letter = Letter {
             row: self.ledger.next,
@@ -192,6 +192,7 @@ impl Outbox {
         let correspondence = self.correspondences.entry(key).or_insert_with(|| Correspondence::new(name));
         correspondence.lull = None;
         correspondence.queue.insert(letter.row, letter);
+        true
     }
 
     const fn has_room(&self, len: u64) -> bool {

@@ -6,6 +6,7 @@
 //! never apart. Sending chains and channel secrets are never in here. The file has mode 0600; what is erased is overwritten.
 
 pub mod groups;
+mod history;
 mod letters;
 
 use std::fs::{File, OpenOptions};
@@ -13,6 +14,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+pub use history::MAX_HISTORY;
 pub use letters::{Letter, LetterChain, LetterChange, LetterId, MAX_LETTER_BYTES, MAX_LETTERS, MAX_SETTLED, Outcome};
 use ossicle_core::{Bundle, BundleKeys, BundleView, ExchangeKey, FORMER, Member, Prekey, Prekeys, Secret, SigningKey};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -37,7 +39,7 @@ const PUBLISHED: i64 = 1;
 const RESTORED: i64 = 2;
 
 /// What each version adds to the one before; a new file goes through all of them.
-const VERSIONS: [&str; 6] = [
+const VERSIONS: [&str; 7] = [
     "
 CREATE TABLE profile (
     one INTEGER PRIMARY KEY CHECK (one = 1), complete INTEGER NOT NULL,
@@ -118,13 +120,21 @@ PRAGMA user_version = 5;
     "
 CREATE TABLE conversation (
     sid BLOB PRIMARY KEY, name TEXT NOT NULL, name_key TEXT NOT NULL, number INTEGER NOT NULL, creator BLOB NOT NULL,
-    flags INTEGER NOT NULL, signature BLOB NOT NULL, standing INTEGER NOT NULL, since INTEGER NOT NULL, names BLOB,
-    closed_by BLOB, UNIQUE (name_key, number)
+    flags INTEGER NOT NULL, version INTEGER NOT NULL, signature BLOB NOT NULL, standing INTEGER NOT NULL,
+    since INTEGER NOT NULL, names BLOB, closed_by BLOB, UNIQUE (name_key, number)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE membership (
     sid BLOB NOT NULL, member BLOB NOT NULL, key BLOB NOT NULL, state INTEGER NOT NULL, PRIMARY KEY (sid, member)
 ) STRICT, WITHOUT ROWID;
 PRAGMA user_version = 6;
+",
+    "
+CREATE TABLE history_key (one INTEGER PRIMARY KEY CHECK (one = 1), sealed BLOB NOT NULL) STRICT;
+CREATE TABLE history (
+    place INTEGER PRIMARY KEY AUTOINCREMENT, conversation TEXT NOT NULL, sealed BLOB NOT NULL
+) STRICT;
+CREATE INDEX history_conversation ON history (conversation, place);
+PRAGMA user_version = 7;
 ",
 ];
 
@@ -258,6 +268,8 @@ pub struct Waiting {
     pub row: i64,
     /// The name of its sender.
     pub from: String,
+    /// What the group is called here that it was said in, if it was said in one.
+    pub group: Option<String>,
     /// The message.
     pub message: Received,
 }
@@ -844,12 +856,17 @@ impl HomeStore {
     /// [`HomeStoreError`].
     pub fn waiting(&self, after: i64, limit: u32) -> Result<Vec<Waiting>> {
         let sql =
-            "SELECT row, peer.name, chain, n, salt, peer, sid, signed, kind, time, body, opened_tag, delivered_tag, accepted
-                   FROM inbox JOIN peer ON peer.id = inbox.peer
+            "SELECT row, peer.name, chain, n, salt, peer, inbox.sid, signed, kind, time, body, opened_tag, delivered_tag,
+                          accepted, conversation.name, conversation.number
+                   FROM inbox JOIN peer ON peer.id = inbox.peer LEFT JOIN conversation ON conversation.sid = inbox.sid
                    WHERE opened = 0 AND row > ?1 ORDER BY row LIMIT ?2";
         let mut statement = self.db.prepare_cached(sql)?;
         let rows = statement.query_map(params![after, limit], |row| {
-            Ok(Waiting { row: row.get(0)?, from: row.get(1)?, message: read_message(row)? })
+            let group = match (row.get::<_, Option<String>>(14)?, row.get(15)?) {
+                (Some(name), Some(number)) => Some(groups::label(&name, number)),
+                _ => None,
+            };
+            Ok(Waiting { row: row.get(0)?, from: row.get(1)?, group, message: read_message(row)? })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }

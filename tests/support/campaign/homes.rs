@@ -96,7 +96,7 @@ pub(super) async fn home(book: Arc<Book>, me: usize, count: usize, home: Home, m
 async fn give(book: &Arc<Book>, me: usize, access: &Access, to: &str, number: u64, signed: bool) -> bool {
     let until = if signed { Rung::Delivered } else { Rung::Stored };
     let (letter, body) = (new_letter().expect("randomness"), number.to_string().into_bytes());
-    let mut requested = access.request(Request::Send { letter, to: to.to_owned(), body, signed, until });
+    let mut requested = access.request(Request::Send { letter, to: to.to_owned(), body, signed, until, keep: false });
     loop {
         match requested.next().await {
             Reply::Kept => break,
@@ -153,7 +153,7 @@ async fn read(book: &Book, from: usize, me: usize, access: &mut Access, row: &mu
                 return false;
             }
             read.store(expected + 1, Ordering::SeqCst);
-            if let Err(failure) = access.read(&message).await {
+            if let Err(failure) = access.read(&message, false).await {
                 book.fault(format!("home {me} cannot mark {expected}: {failure}"));
                 return false;
             }

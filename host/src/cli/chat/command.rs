@@ -5,8 +5,14 @@ use crate::endpoint::{Failure, MAX_TEXT_LEN};
 use crate::name::{Name, Pattern};
 
 /// Every command, with what it takes, in the order in which help shows them.
-pub(super) const COMMANDS: [(&str, &str, &str); 7] = [
+pub(super) const COMMANDS: [(&str, &str, &str); 13] = [
     ("tell", "NAME [TEXT]", "send TEXT to NAME, who becomes your partner"),
+    ("init", "GROUP @NAME ...", "found GROUP and invite these to it, for good"),
+    ("accept", "GROUP", "join a group that you are invited to"),
+    ("decline", "GROUP", "stay away from it"),
+    ("members", "[GROUP]", "who is in GROUP, or your groups and invitations"),
+    ("close", "GROUP", "end GROUP for everybody"),
+    ("history", "[NAME [erase]]", "what was said with NAME, or in a group; erase it"),
     ("list", "", "who is online"),
     ("who", "[PATTERN]", "everybody, or such names (* ? [...]), and when last seen"),
     ("status", "", "the connection, and who you are"),
@@ -22,8 +28,16 @@ const SHOWN: usize = 20;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Command {
+    /// An invitation to the group that is called so, and whether to accept it.
+    Answer(String, bool),
+    Close(String),
     Help,
+    /// With whom, and whether to erase it.
+    History(Option<String>, bool),
+    /// Name and members of a group, as they were typed.
+    Init(String, Vec<String>),
     List,
+    Members(Option<String>),
     Nothing,
     Quit,
     Status,
@@ -49,7 +63,31 @@ impl Command {
         let (word, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
         let rest = rest.trim_start();
         let mut words = rest.split_whitespace();
+        let mut group = || match words.next() {
+            Some(group) => Ok(group.to_owned()),
+            None => Err(Failure::usage(format!("which group? /{word} GROUP; /members shows what there is"))),
+        };
         let parsed = match word {
+            "accept" => Self::Answer(group()?, true),
+            "close" => Self::Close(group()?),
+            "decline" => Self::Answer(group()?, false),
+            "init" => {
+                let (Some(group), members) = (words.next(), words.by_ref().map(str::to_owned).collect::<Vec<_>>())
+                else {
+                    return Err(Failure::usage("what is it called, and who is in it? /init GROUP @NAME @NAME ..."));
+                };
+                Self::Init(group.to_owned(), members)
+            }
+            "members" => Self::Members(words.next().map(str::to_owned)),
+            "history" => {
+                let with = words.next().map(str::to_owned);
+                let erase = match words.next() {
+                    None => false,
+                    Some("erase") => true,
+                    Some(_) => return Err(Failure::usage("/history NAME shows, /history NAME erase erases")),
+                };
+                Self::History(with, erase)
+            }
             "help" => Self::Help,
             "list" => Self::List,
             "quit" => Self::Quit,
@@ -150,7 +188,20 @@ mod tests {
         assert_eq!(parse("/verify"), Command::Verify(None, false));
         assert_eq!(parse("/verify bob"), Command::Verify(Some(bob()), false));
         assert_eq!(parse("/verify bob accept"), Command::Verify(Some(bob()), true));
+        let init = |group: &str, members: &[&str]| {
+            Command::Init(group.into(), members.iter().map(|member| (*member).to_owned()).collect())
+        };
+        assert_eq!(parse("/init plans @bob  @carol"), init("plans", &["@bob", "@carol"]));
+        assert_eq!(parse("/init plans"), init("plans", &[]));
         for (line, command) in [
+            ("/accept plans~2", Command::Answer("plans~2".into(), true)),
+            ("/decline plans", Command::Answer("plans".into(), false)),
+            ("/close plans", Command::Close("plans".into())),
+            ("/members", Command::Members(None)),
+            ("/members plans", Command::Members(Some("plans".into()))),
+            ("/history", Command::History(None, false)),
+            ("/history bob", Command::History(Some("bob".into()), false)),
+            ("/history bob erase", Command::History(Some("bob".into()), true)),
             ("/help", Command::Help),
             ("/list ", Command::List),
             ("/status", Command::Status),
@@ -169,7 +220,11 @@ mod tests {
         assert!(wrong("/exit").contains("/help"));
         assert!(wrong("/").contains("/help"));
         assert!(wrong("/usr/bin/env").contains("//"));
+        assert!(wrong("/history bob now").contains("erase"));
         assert!(wrong("/tell").contains("NAME"));
+        assert!(wrong("/init").contains("/init GROUP"));
+        assert!(wrong("/accept").contains("/accept GROUP") && wrong("/close").contains("/close GROUP"));
+        assert!(wrong("/decline a b").contains("too many words"));
         assert!(wrong("/tell a@b hi").contains("'@'"));
         assert!(wrong("/quit now").contains("/quit"));
         assert!(wrong("/verify bob yes").contains("accept"));

@@ -115,6 +115,8 @@ pub struct Group {
     pub creator: [u8; 16],
     /// What the founder signed beside the members.
     pub flags: u8,
+    /// The sum of the members' key epochs then.
+    pub version: u32,
     /// The founder's signature.
     pub signature: [u8; 64],
     /// Where this client stands in it.
@@ -132,15 +134,20 @@ pub struct Group {
 impl Group {
     /// What a person calls it: its name, with its number where there is another one of that name.
     pub fn label(&self) -> String {
-        match self.number {
-            1 => self.name.as_str().to_owned(),
-            number => format!("{}{NUMBER_SIGN}{number}", self.name),
-        }
+        label(self.name.as_str(), self.number)
     }
 
     /// The other members.
     pub fn others(&self, me: &[u8; 16]) -> impl Iterator<Item = &GroupMember> {
         self.members.iter().filter(move |other| other.member.id != *me)
+    }
+}
+
+/// What a person calls the group with this name and number.
+pub(super) fn label(name: &str, number: u32) -> String {
+    match number {
+        1 => name.to_owned(),
+        number => format!("{name}{NUMBER_SIGN}{number}"),
     }
 }
 
@@ -181,13 +188,12 @@ impl HomeStore {
             }
         }
         let sql = "INSERT INTO conversation
-                   (sid, name, name_key, number, creator, flags, signature, standing, since, names, closed_by)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (sid) DO NOTHING";
-        let Group { sid, name, creator, flags, signature, standing, since, names, closed_by, .. } = &*group;
-        let since = seconds(*since);
-        let standing = standing.code();
+                   (sid, name, name_key, number, creator, flags, version, signature, standing, since, names, closed_by)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) ON CONFLICT (sid) DO NOTHING";
+        let Group { sid, name, creator, flags, version, signature, names, closed_by, .. } = &*group;
+        let (name, standing, since) = (name.as_str(), group.standing.code(), seconds(group.since));
         let values =
-            params![sid, name.as_str(), key, free, creator, flags, signature, standing, since, names, closed_by];
+            params![sid, name, key, free, creator, flags, version, signature, standing, since, names, closed_by];
         if transaction.execute(sql, values)? == 0 {
             return Ok(false);
         }
@@ -229,7 +235,7 @@ impl HomeStore {
 
     fn find_groups(&self, which: &str, values: impl rusqlite::Params) -> Result<Vec<Group>> {
         let sql = format!(
-            "SELECT sid, name, number, creator, flags, signature, standing, since, names, closed_by
+            "SELECT sid, name, number, creator, flags, signature, standing, since, names, closed_by, version
              FROM conversation {which}"
         );
         let mut statement = self.db.prepare_cached(&sql)?;
@@ -314,6 +320,7 @@ fn read_group(row: &Row<'_>) -> rusqlite::Result<Option<Group>> {
         since: since.unsigned_abs(),
         names: row.get(8)?,
         closed_by: row.get(9)?,
+        version: row.get(10)?,
         members: Vec::new(),
     }))
 }
@@ -330,6 +337,7 @@ mod tests {
             number: 1,
             creator: [1; 16],
             flags: 1,
+            version: 3,
             signature: [sid; 64],
             standing: Standing::Founding,
             since: 1_700_000_000 + u64::from(sid),
