@@ -34,6 +34,7 @@ use std::time::UNIX_EPOCH;
 
 use ossicle_core::{Reason, Rung};
 use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, timeout_at};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -105,6 +106,24 @@ pub enum Command {
     Doctor(doctor::Doctor),
 }
 
+/// Hears of interrupts from its making on. Who begins to listen only when he has nothing else to do is ended in the middle
+/// by one that comes before: with a terminal that shows nothing of what is typed, say.
+struct Interrupt(io::Result<Signal>);
+
+impl Interrupt {
+    fn new() -> Self {
+        Self(signal(SignalKind::interrupt()))
+    }
+
+    async fn heard(self) {
+        match self.0 {
+            Ok(mut interrupt) => drop(interrupt.recv().await),
+            // Then it ends as every program does.
+            Err(_) => core::future::pending().await,
+        }
+    }
+}
+
 impl Cli {
     /// Does it, says on standard error what went wrong, and returns the exit code.
     pub async fn run(self) -> u8 {
@@ -116,13 +135,16 @@ impl Cli {
             // It clears away what it made when it is interrupted.
             Command::Demo(demo) => demo.run().await,
             // It has more to say about its end than that it failed, and a log that does not break the line being typed.
-            Command::Chat(chat) => tokio::select! {
-                done = chat.run() => match done {
-                    Ok(code) => return code,
-                    Err(failure) => Err(failure),
-                },
-                _ = tokio::signal::ctrl_c() => return 130,
-            },
+            Command::Chat(chat) => {
+                let interrupt = Interrupt::new();
+                tokio::select! {
+                    done = chat.run() => match done {
+                        Ok(code) => return code,
+                        Err(failure) => Err(failure),
+                    },
+                    () = interrupt.heard() => return 130,
+                }
+            }
             // It finishes what it has begun when it is interrupted.
             Command::Listen(listen) => {
                 log(io::stderr);
@@ -133,9 +155,10 @@ impl Cli {
             }
             command => {
                 log(io::stderr);
+                let interrupt = Interrupt::new();
                 tokio::select! {
                     done = command.run() => done,
-                    _ = tokio::signal::ctrl_c() => return 130,
+                    () = interrupt.heard() => return 130,
                 }
             }
         };
