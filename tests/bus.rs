@@ -8,16 +8,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use ossicle::bus::Bus;
+use ossicle::bus::{Bus, Hint};
 use ossicle::crypto::IdentityKey;
 use ossicle::server::Config;
-use ossicle::store::{ClientId, ItemKind, NewItem, SharedStore, SqliteStore, Store};
+use ossicle::store::{ItemKind, NewItem, SharedStore, SqliteStore, Store};
 use ossicle_core::{
-    Answer, CloseConversation, Closed, Fixed, GroupFlags, Init, Invite, Member, MemberChanged, Members, Message, Names,
-    Reason, Receipt, Rung, Rungs, SEALED_NAME_LEN,
+    Answer, CloseConversation, Closed, Fixed, Follow, FollowResponse, GroupFlags, Init, Invite, Member, MemberChanged,
+    Members, Message, Names, News, Reason, Receipt, Rung, Rungs, SEALED_NAME_LEN, Said, Say,
 };
 use ossicle_tests::keys;
-use ossicle_tests::node::{Client, Node, Published, envelope, open, wrap};
+use ossicle_tests::node::{Client, Node, Published, envelope, open, post, wrap};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, mpsc};
 
@@ -48,8 +48,8 @@ impl Way {
 struct End {
     way: Way,
     hints: AtomicU64,
-    to: mpsc::UnboundedSender<ClientId>,
-    heard: Mutex<mpsc::UnboundedReceiver<ClientId>>,
+    to: mpsc::UnboundedSender<Hint>,
+    heard: Mutex<mpsc::UnboundedReceiver<Hint>>,
 }
 
 #[async_trait]
@@ -58,27 +58,27 @@ impl Bus for End {
         false
     }
 
-    fn hint(&self, client: &ClientId) {
+    fn hint(&self, hint: Hint) {
         let hints = self.hints.fetch_add(1, Ordering::Relaxed);
         match self.way {
-            Way::Told => drop(self.to.send(*client)),
+            Way::Told => drop(self.to.send(hint)),
             Way::Lost => {}
             Way::LateAndOften => {
-                let (to, client) = (self.to.clone(), *client);
+                let to = self.to.clone();
                 tokio::spawn(async move {
                     for times in 1..=3 {
                         tokio::time::sleep(Duration::from_millis(hints * 7 % 20 * times)).await;
                         // The other node may have stopped.
-                        let _ = to.send(client);
+                        let _ = to.send(hint);
                     }
                 });
             }
         }
     }
 
-    async fn heard(&self) -> ClientId {
+    async fn heard(&self) -> Hint {
         match self.heard.lock().await.recv().await {
-            Some(client) => client,
+            Some(hint) => hint,
             None => core::future::pending().await,
         }
     }
@@ -293,6 +293,46 @@ async fn a_group_is_one_wherever_its_members_are() {
         alice.say(CHAIN, 1, Rungs::NONE).await;
         assert_eq!(alice.told().await.reason, Some(Reason::Rekey));
         assert_eq!(alice.refusal(&init.encode(&mut [0; 512]).unwrap()).await, Reason::Closed);
+        a.stop().await;
+        b.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_said_to_everybody_comes_to_readers_at_every_node() {
+    for way in [Way::Told, Way::LateAndOften, Way::Lost] {
+        let directory = TempDir::new().unwrap();
+        let [a, b] = two(way, &directory).await;
+        let mut alice = a.enrol(ALICE, "alice", keys::alice()).await;
+        let bundle = Published::new(ALICE, &keys::alice(), 1);
+        alice.done(&Message::Publish { request: 1, bundle: bundle.signed() }).await;
+        let mut bob = b.enrol(BOB, "bob", keys::bob()).await;
+        let mut after = 0;
+        for count in 1..=10 {
+            let said = post(ALICE, &keys::alice(), count, b"hello, all");
+            alice.done(&Say { request: 2, post: said.post() }.encode(&mut [0; 256]).unwrap()).await;
+            // Words that come late or often cost him a question.
+            while after < count {
+                let payload = bob.ask(&Follow { request: 3, after }.encode(&mut [0; 16]).unwrap()).await;
+                let mut page = payload;
+                while page[..2] == News::CODE.to_be_bytes() {
+                    page = bob.message().await;
+                }
+                let Ok(Message::Other(body)) = Message::decode(&page) else { panic!("{page:02x?}") };
+                let page = FollowResponse::decode(body).unwrap();
+                for line in Said::lines(page.lines) {
+                    let line = line.unwrap();
+                    assert_eq!((line.seq, line.author, line.post), (after + 1, [ALICE; 16], said.post()), "{way:?}");
+                    after += 1;
+                }
+                if after < count {
+                    assert_eq!(bob.message().await[..2], News::CODE.to_be_bytes());
+                }
+            }
+            // He has all of it, and waits for more.
+            bob.send(&Follow { request: 4, after }.encode(&mut [0; 16]).unwrap()).await;
+            while bob.message().await[..2] == News::CODE.to_be_bytes() {}
+        }
         a.stop().await;
         b.stop().await;
     }

@@ -10,7 +10,7 @@ use std::path::Path;
 use ossicle::name::Name;
 use ossicle::store::{
     Announce, BundleRecord, ChannelRecord, ClientRecord, Enrolment, Founding, Invitation, ItemKind, MemberAnswer,
-    NewItem, NewKey, Refuse, SqliteStore, Store, StoreError, Token,
+    NewItem, NewKey, NewPost, Post, Refuse, SqliteStore, Store, StoreError, Token,
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -73,6 +73,12 @@ async fn fill(store: &SqliteStore) {
         }
     }
     store.revoke(&[CLIENTS; 16], NOW, Refuse::silently(), announce()).await.unwrap();
+    for n in 1..=20 {
+        let body = vec![n; 30 * usize::from(n)];
+        let post = Post { number: n.into(), at: NOW * 1000, epoch: 1, kind: 0, signature: [n; 64], body };
+        let author = 10 + n % 5;
+        store.say(NewPost { author: [author; 16], key_epoch: 0, post, now: NOW }).await.unwrap();
+    }
     for batch in 0..60_u32 {
         let recipient = [1 + (batch % 8) as u8; 16];
         let items = (0..1 + batch % 12).map(|place| {
@@ -117,6 +123,7 @@ async fn view(store: &SqliteStore) -> Result<View, StoreError> {
         note("waiting", n, &store.waiting(&id).await?);
         note("queue", n, &store.queue(&id, 0, usize::MAX, usize::MAX).await?);
     }
+    note("posts", 0, &store.posts(0, 1000).await?);
     let all = store.clients(None, 1000).await?;
     note("names", 0, &all.into_iter().map(|client| client.name).collect::<Vec<_>>());
     Ok(view)

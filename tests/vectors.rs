@@ -796,6 +796,42 @@ fn conversations_and_decisions() {
     }
 }
 
+#[test]
+fn posts() {
+    let file = file("public.json");
+    let unsigned = [0; 64];
+    fn post<'v>(given: &Value, body: &'v [u8], signature: &'v [u8; 64]) -> Post<'v> {
+        Post {
+            number: number(given, "number"),
+            at: number(given, "at"),
+            epoch: number(given, "epoch"),
+            kind: number(given, "kind"),
+            signature: Fixed(signature),
+            body,
+        }
+    }
+    for case in cases(&file) {
+        let (given, expected) = (&case["given"], &case["gives"]);
+        let author = Party::of(&given["author"]);
+        let network: [u8; 32] = array(given, "network");
+        let body = bytes(&given["post"], "body");
+        let signature =
+            post(&given["post"], &body, &unsigned).sign(&network, &author.bundle.member(), &author.keys).unwrap();
+        gives(expected, "signature", &signature);
+        let post = post(&given["post"], &body, &signature);
+        assert_eq!(post.verify(&network, &author.bundle), Ok(()));
+        let (mut scratch, mut payload) = (vec![0; 2048], vec![0; 2048]);
+        let len = Say { request: 16, post }.encode(&mut scratch).unwrap().encode(&mut payload).unwrap();
+        gives(expected, "Say", &payload[..len]);
+    }
+    for row in list(&file, "refused") {
+        let (body, signature) = (bytes(&row["post"], "body"), array(row, "signature"));
+        let verified =
+            post(&row["post"], &body, &signature).verify(&array(row, "network"), &Party::of(&row["author"]).bundle);
+        assert_eq!(verified, Err(Error::Crypto), "{}", text(row, "why"));
+    }
+}
+
 /// A client of a case.
 struct Party {
     keys: BundleKeys,
@@ -1083,7 +1119,7 @@ fn messages() {
         .filter(|(family, rest)| family.len() == 2 && rest.len() == 2)
         .map(|(family, rest)| format!("{family}{rest}").to_lowercase())
         .collect();
-    assert_eq!(catalogue.len(), 41);
+    assert_eq!(catalogue.len(), 45);
     assert_eq!(codes, catalogue, "every message of the catalogue, and no other");
     for case in list(&file, "malformed") {
         assert_eq!(Message::decode(&bytes(case, "payload")), Err(Error::Decode), "{}", text(case, "why"));
@@ -1116,6 +1152,12 @@ fn fields(message: &Message<'_>) -> Value {
         json!({
             "rung": receipt.rung.code(), "reason": receipt.reason.map(Reason::code), "chain": encode(receipt.chain),
             "from": receipt.from, "to": receipt.to, "tag": receipt.tag.map(encode),
+        })
+    };
+    let post = |post: &Post<'_>| {
+        json!({
+            "number": post.number, "at": post.at, "epoch": post.epoch, "kind": post.kind,
+            "signature": encode(post.signature.0), "body": encode(post.body),
         })
     };
     let subject = |subject: &Subject<'_>| match subject {
@@ -1281,6 +1323,27 @@ fn fields(message: &Message<'_>) -> Value {
                 let told = ToldBy::decode(*body).unwrap();
                 json!({"from": encode(told.from), "receipt": receipt(&told.receipt)})
             }
+            Say::CODE => {
+                let say = Say::decode(*body).unwrap();
+                json!({"request": say.request, "post": post(&say.post)})
+            }
+            Follow::CODE => {
+                let follow = Follow::decode(*body).unwrap();
+                json!({"request": follow.request, "after": follow.after})
+            }
+            FollowResponse::CODE => {
+                let page = FollowResponse::decode(*body).unwrap();
+                let line = |said: Result<Said<'_>, Error>| {
+                    let said = said.unwrap();
+                    json!({"seq": said.seq, "author": encode(said.author), "post": post(&said.post)})
+                };
+                let lines: Vec<_> = Said::lines(page.lines).map(line).collect();
+                json!({"request": page.request, "more": page.more, "lines": lines})
+            }
+            News::CODE => {
+                News::decode(*body).unwrap();
+                json!({})
+            }
             code => panic!("{code:04x}"),
         },
         other => panic!("{other:?}"),
@@ -1383,6 +1446,8 @@ fn chapter_15_prints_the_same() {
     let (wraps, chains, receipts) = (file("wrap.json"), file("chain.json"), file("receipt.json"));
     let (rotations, numbers) = (file("rotation.json"), file("safety_number.json"));
     let (retries, groups) = (file("retry.json"), file("group.json"));
+    let posts = file("public.json");
+    let said = &case(&posts, "A")["gives"];
     let founded = &case(&groups, "three")["gives"];
     let asked = case(&retries, "work for a full handshake");
     let key = case(&handshakes, "key");
@@ -1400,7 +1465,7 @@ fn chapter_15_prints_the_same() {
     let joined = |value: &Value, name: &str| text(value, name).replace(' ', "");
 
     let mut count = 0;
-    for section in ["15.1", "15.2", "15.3", "15.4", "15.5", "15.6"] {
+    for section in ["15.1", "15.2", "15.3", "15.4", "15.5", "15.6", "15.8"] {
         for (name, value) in printed(section) {
             let handshake = match section {
                 "15.1" => key,
@@ -1450,6 +1515,7 @@ fn chapter_15_prints_the_same() {
                     hex::encode(if name == "bundle_hash" { bundle.hash() } else { bundle.statement().digest() })
                 }
                 ("15.3", _) => text(wrap, &name).to_owned(),
+                ("15.8", _) => text(said, &name).to_owned(),
                 ("15.6", _) => text(founded, &name).to_owned(),
                 ("15.4", "channel") => text(&accepted["given"], "channel").to_owned(),
                 ("15.4", "CS") => text(&accepted["given"], "CS").to_owned(),
@@ -1465,7 +1531,7 @@ fn chapter_15_prints_the_same() {
         }
     }
     println!("{count} values of chapter 15");
-    assert_eq!(count, 149, "the values that were found");
+    assert_eq!(count, 152, "the values that were found");
     gives(&accepted["given"], "CS", &bytes(&key["gives"], "CS"));
 }
 
@@ -1473,7 +1539,7 @@ fn chapter_15_prints_the_same() {
 fn section_7_1_prints_the_same() {
     let file = file("messages.json");
     let printed = printed("7.1");
-    assert_eq!(printed.len(), 39, "the messages that were found");
+    assert_eq!(printed.len(), 43, "the messages that were found");
     for (name, value) in printed {
         let case = cases(&file).iter().find(|case| case["case"] == name.as_str());
         assert_eq!(text(case.unwrap_or_else(|| panic!("no case {name}")), "payload"), value, "{name}");

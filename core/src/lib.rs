@@ -139,11 +139,11 @@ pub use page::{IdentityPage, MAX_PAGE_LEN, MAX_PAGE_MODULUS_LEN, PageError, Page
 pub use rsa::{RsaKey, verify as verify_rsa};
 pub use wire::{
     Answer, Body, Change, Changed, ChannelInfo, Channels, ChannelsResponse, CloseConversation, Closed, DirectoryEntry,
-    DirectoryList, Enrol, ExpireChannels, Fixed, GroupFlags, HEADER_LEN, ID_LEN, Init, Invite, Login, Lookup,
-    MAX_ENROL_BATCH, MAX_MEMBERS, MAX_NAME_LEN, MAX_PASSWORD_LEN, MAX_RECORD_LEN, MAX_WATCHED, MIN_RECORD_LIMIT,
-    Member, MemberChanged, MemberState, Members, Message, Names, Password, PeerStatus, Presence, RECORD_OVERHEAD,
-    Receipt, Rotate, Rung, Rungs, SEALED_NAME_LEN, Settings, SignedBundle, Subject, Successor, SuccessorQuery, ToldBy,
-    Unwatch, Watch, WatchResponse,
+    DirectoryList, Enrol, ExpireChannels, Fixed, Follow, FollowResponse, GroupFlags, HEADER_LEN, ID_LEN, Init, Invite,
+    Login, Lookup, MAX_ENROL_BATCH, MAX_MEMBERS, MAX_NAME_LEN, MAX_PASSWORD_LEN, MAX_POST_LEN, MAX_RECORD_LEN,
+    MAX_WATCHED, MIN_RECORD_LIMIT, Member, MemberChanged, MemberState, Members, Message, Names, News, Password,
+    PeerStatus, Post, Presence, RECORD_OVERHEAD, Receipt, Rotate, Rung, Rungs, SEALED_NAME_LEN, Said, Say, Settings,
+    SignedBundle, Subject, Successor, SuccessorQuery, ToldBy, Unwatch, Watch, WatchResponse,
 };
 
 #[cfg(doctest)]

@@ -1,6 +1,6 @@
-//! Hints between the nodes that share a store: something in it is new for a client.
+//! Hints between the nodes that share a store: something in it is new for a client, or for everybody.
 //!
-//! The store is the truth, and a hint says only that it is worth asking: it names the recipient and carries nothing. So a
+//! The store is the truth, and a hint says only that it is worth asking: it names the recipient, or the public conversation, and carries nothing. So a
 //! bus may lose hints, delay them, repeat them and tell them in any order, and still no message is lost, given twice or
 //! out of order. Whoever serves a client asks the store when the client comes, when it begins to listen, when a hint
 //! comes, and once in [`Config::poll`](crate::server::Config::poll) whatever it was told: **a lost hint costs at most that
@@ -39,6 +39,15 @@ const PARTS: u32 = 60;
 /// The shortest time between two of them.
 const MIN_PAUSE: Duration = Duration::from_millis(1);
 
+/// For whom something in the store is new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// For this client.
+    Client(ClientId),
+    /// For everybody: something was said in the public conversation.
+    Public,
+}
+
 /// Takes hints to other nodes, and from them. See the module for what it need not do.
 #[async_trait]
 pub trait Bus: Debug + Send + Sync {
@@ -46,12 +55,12 @@ pub trait Bus: Debug + Send + Sync {
     fn alone(&self) -> bool;
 
     /// Takes a hint to the other nodes. Called after the commit of every single item, by tasks that others wait for: it
-    /// returns at once and reports no failure. Who has hinted at a client a moment ago need not do it again before
+    /// returns at once and reports no failure. Who has given the same hint a moment ago need not do it again before
     /// the other nodes were told.
-    fn hint(&self, client: &ClientId);
+    fn hint(&self, hint: Hint);
 
     /// Waits for a hint of another node's; a node may hear its own. Cancel-safe.
-    async fn heard(&self) -> ClientId;
+    async fn heard(&self) -> Hint;
 }
 
 /// The bus of one node: there is nobody to take a hint to.
@@ -64,9 +73,9 @@ impl Bus for Local {
         true
     }
 
-    fn hint(&self, _: &ClientId) {}
+    fn hint(&self, _: Hint) {}
 
-    async fn heard(&self) -> ClientId {
+    async fn heard(&self) -> Hint {
         pending().await
     }
 }
@@ -78,8 +87,10 @@ pub(crate) async fn run(server: Arc<Server>) {
 
 async fn hear(server: &Server) {
     loop {
-        let client = server.bus.heard().await;
-        server.router.heed(&client);
+        match server.bus.heard().await {
+            Hint::Client(client) => server.router.heed(&client),
+            Hint::Public => server.followers.tell(),
+        }
     }
 }
 
@@ -89,6 +100,12 @@ async fn poll(server: &Server) {
     for part in (0..PARTS).cycle() {
         due = due.max(Instant::now()) + (server.config().poll / PARTS).max(MIN_PAUSE);
         sleep_until(due).await;
+        if part == 0 {
+            match server.store.posts(u64::MAX, 0).await {
+                Ok(posts) => server.followers.see(posts.newest),
+                Err(error) => warn!(%error, "could not see whether something was said: looking again later"),
+            }
+        }
         let mut lacking = Vec::new();
         for mailbox in server.router.part(part, PARTS) {
             match server.store.waiting(mailbox.client()).await {

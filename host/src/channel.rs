@@ -1075,6 +1075,7 @@ impl<S: Stream> Peer<S> {
         self.server.router.leave(&self.id, &self.mailbox);
         self.mailbox.end(None);
         self.server.presence().forget(self.mailbox.connection());
+        self.server.followers.forget(self.mailbox.connection());
         self.job = None;
         self.fetch = None;
     }

@@ -1,4 +1,4 @@
-//! Requests that need the disk or RSA: who is who, bundles, chains, enrolling and revoking, keys that follow others.
+//! Requests that need the disk or RSA: who is who, bundles, chains, enrolling and revoking, keys that follow others, posts.
 //!
 //! Each runs as a job of the asking client's channel, which reads nothing more from that client until it is done, and
 //! puts its answer into the client's mailbox. The authority of the asker is checked here and nowhere else; that the asker
@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use ossicle_core::{
     Answer, Body, Bundle, Change, ChannelInfo, Channels, ChannelsResponse, CloseConversation, DirectoryEntry,
-    DirectoryList, Enrol, EnvelopeHeader, ExpireChannels, Init, Lookup, MAX_NAME_LEN, MAX_RSA_LEN, Message, Presence,
-    PublicKey, RECORD_OVERHEAD, Reason, Rotate, Rotation, Secret, SignedBundle, Subject, SuccessorQuery, Unwatch,
-    Watch, WatchResponse, WrapHeader,
+    DirectoryList, Enrol, EnvelopeHeader, ExpireChannels, Follow, Init, Lookup, MAX_NAME_LEN, MAX_RSA_LEN, Message,
+    Presence, PublicKey, RECORD_OVERHEAD, Reason, Rotate, Rotation, Say, Secret, SignedBundle, Subject, SuccessorQuery,
+    Unwatch, Watch, WatchResponse, WrapHeader,
 };
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -35,12 +35,13 @@ pub(crate) use enrol::Unfinished;
 
 mod enrol;
 pub(crate) mod groups;
+mod public;
 
 /// Lines of a directory page that are asked of the store at once.
 const PAGE: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// Codes of the requests that stand apart from the catalogue.
-pub(crate) const REQUESTS: [u16; 10] = [
+pub(crate) const REQUESTS: [u16; 12] = [
     Enrol::CODE,
     Rotate::CODE,
     SuccessorQuery::CODE,
@@ -51,6 +52,8 @@ pub(crate) const REQUESTS: [u16; 10] = [
     Init::CODE,
     Answer::CODE,
     CloseConversation::CODE,
+    Say::CODE,
+    Follow::CODE,
 ];
 
 /// The authenticated client that asks.
@@ -140,6 +143,8 @@ pub(crate) async fn answer(server: Arc<Server>, asker: Asker, payload: Vec<u8>) 
             Init::CODE => (body.request(), groups::init(&server, &asker, body).await),
             Answer::CODE => (body.request(), groups::answer(&server, &asker, body).await),
             CloseConversation::CODE => (body.request(), groups::close(&server, &asker, body).await),
+            Say::CODE => (body.request(), public::say(&server, &asker, body).await),
+            Follow::CODE => (body.request(), public::follow(&server, &asker, body).await),
             _ => (0, Err(Reason::Malformed.into())),
         },
         Message::Wrap { request, to, wrap, bundle } => {

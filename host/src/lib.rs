@@ -13,6 +13,7 @@
 //!        |  operator's door |   |                  |                       +-------------+
 //!        |  directory,limits|   |                  |
 //!        |  presence, bus,  |   |                  |
+//!        |  public: readers,|   |                  |
 //!        |  accounts,       |   |                  |
 //!        |  metrics         |   |                  |
 //!        +---+---------+----+   +----+--------+----+
@@ -46,6 +47,7 @@ pub mod mailbox;
 pub mod metrics;
 pub mod name;
 pub mod presence;
+mod public;
 pub mod resumption;
 pub mod router;
 pub mod search;

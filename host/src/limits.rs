@@ -63,6 +63,9 @@ const TRY_AGAIN: Duration = Duration::from_secs(10 * 60);
 const SOURCE_TRIES: NonZeroU32 = NonZeroU32::new(30).unwrap();
 const SOURCE_TRY_AGAIN: Duration = Duration::from_secs(20);
 
+/// Posts of one client.
+const POSTS: Rate = Rate { per_second: 1, burst: 30 };
+
 type Single = RateLimiter<NotKeyed, InMemoryState, Clock, NoOpMiddleware<Duration>>;
 
 /// See the module.
@@ -74,6 +77,7 @@ pub struct Limits {
     handshakes: ArcSwap<Keyed>,
     /// Tries of passwords, by account and by source.
     logins: [Keyed; 2],
+    posts: Keyed,
     refusals: Single,
     lines: Single,
     /// Lines that were left out since the last one.
@@ -111,6 +115,7 @@ impl Limits {
                 let quota = Quota::with_period(again).unwrap_or_else(|| Quota::per_hour(tries)).allow_burst(tries);
                 RateLimiter::hashmap_with_clock(quota, clock.clone())
             }),
+            posts: RateLimiter::hashmap_with_clock(quota(POSTS), clock.clone()),
             refusals: RateLimiter::direct_with_clock(refusals, clock.clone()),
             lines: RateLimiter::direct_with_clock(quota(LINES), clock.clone()),
             left_out: AtomicU64::new(0),
@@ -190,6 +195,14 @@ impl Limits {
         self.count(by_account, self.hasher.hash_one(name.key()).into())
     }
 
+    /// Counts a post of a client in the public conversation: what everybody reads and the server keeps for them is bounded.
+    ///
+    /// # Errors
+    /// The milliseconds to wait.
+    pub fn post(&self, client: &ClientId) -> Result<(), u32> {
+        self.count(&self.posts, u128::from_be_bytes(*client))
+    }
+
     /// Whether a stranger is worth a line of the log: then with how many were not since the last one.
     pub fn line(&self) -> Option<u64> {
         if self.lines.check().is_ok() {
@@ -205,7 +218,7 @@ impl Limits {
             limiter.retain_recent();
             limiter.shrink_to_fit();
         }
-        for limiter in &self.logins {
+        for limiter in self.logins.iter().chain([&self.posts]) {
             limiter.retain_recent();
             limiter.shrink_to_fit();
         }

@@ -166,6 +166,8 @@ pub struct Metrics {
     pub messages: Counter,
     /// Those of them that went no further, by the reason that their sender was told at once.
     pub messages_refused: ByReason,
+    /// Posts in the public conversation.
+    pub posts: Counter,
     /// Messages and wraps that were sealed for a client which took them from memory.
     pub delivered_passing: Counter,
     /// The same, of what waited in the store; what is not acknowledged is delivered again.
@@ -321,6 +323,7 @@ impl Collector for Scrape {
         out.counter("received", "Bytes of clients' records", Some(Unit::Bytes), received)?;
         out.counter("sent", "Bytes of records that clients' sockets took", Some(Unit::Bytes), sent)?;
         out.counter("messages", "Messages that clients sent", None, counted.messages.total())?;
+        out.counter("posts", "What clients said in the public conversation", None, counted.posts.total())?;
         let refused = counted.messages_refused.each();
         out.counters(
             "messages_refused",

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use ossicle_core::{EnvelopeHeader, Reason, Receipt, Rung, Rungs};
 use tokio::time::Instant;
 
-use crate::bus::Bus;
+use crate::bus::{Bus, Hint};
 use crate::keeper::{self, Keeper};
 use crate::mailbox::{Mailbox, NotPassed, Owed, Passing, refusal};
 use crate::presence::SUCCESSION;
@@ -383,7 +383,7 @@ impl Router {
     pub fn greet<'c>(&self, clients: impl IntoIterator<Item = &'c ClientId>) {
         for client in clients {
             self.heed(client);
-            self.bus.hint(client);
+            self.bus.hint(Hint::Client(*client));
         }
     }
 
@@ -577,11 +577,12 @@ mod tests {
             false
         }
 
-        fn hint(&self, client: &ClientId) {
-            self.0.lock().unwrap().push(*client);
+        fn hint(&self, hint: Hint) {
+            let Hint::Client(client) = hint else { panic!("{hint:?}") };
+            self.0.lock().unwrap().push(client);
         }
 
-        async fn heard(&self) -> ClientId {
+        async fn heard(&self) -> Hint {
             core::future::pending().await
         }
     }

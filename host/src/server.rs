@@ -31,6 +31,7 @@ use crate::limits::{Limits, Rates};
 use crate::mailbox::{Budget, Mailbox, MailboxLimits, Owed, Shared, refuse_waiting};
 use crate::metrics::Metrics;
 use crate::presence::{self, Presence};
+use crate::public::Followers;
 use crate::resumption::{ChannelKey, Channels};
 use crate::router::Router;
 use crate::store::{
@@ -89,6 +90,8 @@ pub struct Config {
 pub const MAX_CHANNEL_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// For so long an invitation can be accepted.
 pub const INVITATION_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// For so long what was said to everybody is kept.
+pub const POST_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// So often the server looks for what waited for too long, and takes so much at once.
 const EXPIRE: Duration = Duration::from_secs(60);
 const EXPIRED_AT_ONCE: usize = 1000;
@@ -127,6 +130,7 @@ pub struct Server {
     pub(crate) router: Router,
     pub(crate) gate: Arc<Gate>,
     pub(crate) limits: Limits,
+    pub(crate) followers: Followers,
     pub(crate) channels: Channels,
     pub(crate) keeper: Keeper,
     /// What all mailboxes share.
@@ -192,6 +196,7 @@ impl Server {
             channels: Channels::new(channel_key.with_random(random.clone())),
             gate: Arc::new(Gate::new(config.gate, world)),
             limits: Limits::with_clock(&config.rates, clock.clone()),
+            followers: Followers::default(),
             held_devices: Arc::new(Semaphore::new(config.held_devices)),
             config: ArcSwap::from_pointee(config),
             store,
@@ -523,6 +528,7 @@ async fn expire(server: Arc<Server>) {
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ages = Ages::new(server.clock.clone(), server.now());
     let mut invitation_ages = Ages::new(server.clock.clone(), server.now());
+    let mut post_ages = Ages::new(server.clock.clone(), server.now());
     loop {
         due.tick().await;
         let (at, queue_age) = (server.now(), server.config().queue_age);
@@ -554,6 +560,12 @@ async fn expire(server: Arc<Server>) {
                 server.greet(&told).await;
             }
             Err(error) => warn!(%error, "could not look for invitations that nobody has answered"),
+        }
+        let before = post_ages.date(at, POST_AGE).saturating_sub(POST_AGE.as_secs());
+        match server.store.expire_posts(before).await {
+            Ok(0) => {}
+            Ok(posts) => debug!(posts, "forgot what was said long ago"),
+            Err(error) => warn!(%error, "could not look for what was said long ago"),
         }
     }
 }

@@ -4,9 +4,10 @@ use core::time::Duration;
 
 use ossicle_core::{
     Answer, Bundle, Channels, CloseConversation, Closed as GroupClosed, DirectoryEntry, DirectoryList,
-    ENVELOPE_OVERHEAD, Enrol, ExpireChannels, Fixed, GroupFlags, Init, Invite, Lookup, Member, MemberChanged,
-    MemberState, Members, Message, Names, PeerStatus, PublicKey, Reason, Receipt, Rotate, Rotation, Rung, Rungs,
-    SEALED_NAME_LEN, Secret, SignedBundle, Subject, Successor, SuccessorQuery, ToldBy, Unwatch, Watch,
+    ENVELOPE_OVERHEAD, Enrol, ExpireChannels, Fixed, Follow, FollowResponse, GroupFlags, Init, Invite, Lookup, Member,
+    MemberChanged, MemberState, Members, Message, Names, PeerStatus, Post, PublicKey, Reason, Receipt, Rotate,
+    Rotation, Rung, Rungs, SEALED_NAME_LEN, Say, Secret, SignedBundle, Subject, Successor, SuccessorQuery, ToldBy,
+    Unwatch, Watch,
 };
 use ossicle_tests::node::{Published, envelope, wrap};
 use ossicle_tests::raw::{self, APPLICATION, RawClient, RawHeard, clear, payload};
@@ -119,6 +120,11 @@ fn invite() -> Vec<u8> {
         }
         .encode(out)
     })
+}
+
+fn saying(body: &[u8]) -> Vec<u8> {
+    let post = Post { number: 7, at: 1, epoch: 1, kind: 0, signature: SIGNATURE, body };
+    encoded(|out| Say { request: REQUEST, post }.encode(out))
 }
 
 fn answer() -> Vec<u8> {
@@ -273,6 +279,32 @@ pub(crate) const WORDS: &[Row] = &[
     word!("a group with a name too many", init([BOB, MALLORY], 2), &[Refused(REQUEST, Reason::Malformed), Alive]),
     word!("a group with somebody's wrong key", init([BOB, MALLORY], 1), &[Refused(REQUEST, Reason::KeyChanged), Alive]),
     word!("a group with somebody unknown", init([MALLORY, 0xfe], 1), &[Refused(REQUEST, Reason::Unknown), Alive]),
+    // The public conversation.
+    word!("a post without a bundle", saying(b"hello"), &[Refused(REQUEST, Reason::Unauthorised), Alive]),
+    word!("a post that is empty", saying(b""), &[Refused(REQUEST, Reason::Malformed), Alive]),
+    word!("a post that is too long", saying(&[7; 801]), &[Refused(REQUEST, Reason::TooLarge), Alive]),
+    word!(
+        "a post with half a signature",
+        raw_body(0x0201, &[&[9, 1, 1, 1, 0, 32], &[7; 32], &[1, 7]]),
+        &[Refused(9, Reason::Malformed), Alive]
+    ),
+    word!(
+        "a post of endless length",
+        raw_body(0x0201, &[&[9, 1, 1, 1, 0, 64], &[7; 64], &ENDLESS]),
+        &[Refused(9, Reason::Malformed), Alive]
+    ),
+    word!(
+        "posts behind a number that there is not",
+        encoded(|out| Follow { request: REQUEST, after: u64::MAX }.encode(out)),
+        &[Refused(REQUEST, Reason::Rewound), Alive]
+    ),
+    word!("posts from the beginning", [2, 2, 9, 0], &[Seen::Message(0x0212), Alive]),
+    word!(
+        "posts, by a client",
+        encoded(|out| FollowResponse { request: 1, more: false, lines: &[] }.encode(out)),
+        MALFORMED
+    ),
+    word!("news, by a client", [2, 0x22], MALFORMED),
     // What nobody says.
     word!("an empty payload", [], MALFORMED),
     word!("half a code", [4], MALFORMED),
@@ -355,6 +387,8 @@ pub(crate) const WORDS: &[Row] = &[
     cut!("Init, cut", init([BOB, MALLORY], 1), 2, REQUEST),
     cut!("Answer, cut", answer(), 2, REQUEST),
     cut!("CloseConversation, cut", closing(), 2, REQUEST),
+    cut!("Say, cut", saying(b"hello"), 2, REQUEST),
+    cut!("Follow, cut", encoded(|out| Follow { request: REQUEST, after: 300 }.encode(out)), 2, REQUEST),
     cut!("Channels, cut", encoded(|out| Channels { request: REQUEST }.encode(out)), 2, REQUEST),
     cut!("ExpireChannels, cut", encoded(|out| ExpireChannels { request: REQUEST }.encode(out)), 2, REQUEST),
     cut!("Listening, lengthened", vec![7, 0], 2, 0),

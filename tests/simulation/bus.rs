@@ -3,8 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use ossicle::bus::Bus;
-use ossicle::store::ClientId;
+use ossicle::bus::{Bus, Hint};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -17,8 +16,8 @@ struct End {
     /// Of a hundred hints, so many are lost.
     lost: usize,
     dice: Mutex<Dice>,
-    to: mpsc::UnboundedSender<ClientId>,
-    heard: tokio::sync::Mutex<mpsc::UnboundedReceiver<ClientId>>,
+    to: mpsc::UnboundedSender<Hint>,
+    heard: tokio::sync::Mutex<mpsc::UnboundedReceiver<Hint>>,
 }
 
 /// The two ends of a bus that is made anew.
@@ -39,24 +38,24 @@ impl Bus for End {
         false
     }
 
-    fn hint(&self, client: &ClientId) {
+    fn hint(&self, hint: Hint) {
         let mut dice = self.dice.lock().unwrap();
         if dice.chance(self.lost) {
             return;
         }
         for _ in 0..if dice.chance(20) { 2 } else { 1 } {
-            let (to, client, after) = (self.to.clone(), *client, dice.millis(0, 1000));
+            let (to, after) = (self.to.clone(), dice.millis(0, 1000));
             tokio::spawn(async move {
                 sleep(after).await;
                 // The other server may have stopped.
-                let _ = to.send(client);
+                let _ = to.send(hint);
             });
         }
     }
 
-    async fn heard(&self) -> ClientId {
+    async fn heard(&self) -> Hint {
         match self.heard.lock().await.recv().await {
-            Some(client) => client,
+            Some(hint) => hint,
             None => core::future::pending().await,
         }
     }

@@ -10,8 +10,9 @@ use ossicle::store::{
     Account, AccountChange, AccountError, Announce, AnswerError, BundleRecord, ChainError, ChainId, ChainRoute,
     ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord, CloseError, Closing, Conversation, ConversationId,
     EnrolError, Enrolled, Enrolment, FoundError, Founded, Founding, Item, LoggedIn, LoginEntry, LoginError,
-    MemberAnswer, MemberSignature, Meta, NewItem, NewKey, PublishError, Put, PutError, Refuse, RefusedEntry,
-    RotateError, SharedStore, Store, StoreError, Successor, Token, TokenError, TokenId, Tokens, Verifier, Waiting,
+    MemberAnswer, MemberSignature, Meta, NewItem, NewKey, NewPost, Posts, PublishError, Put, PutError, Refuse,
+    RefusedEntry, RotateError, Said, SayError, SharedStore, Store, StoreError, Successor, Token, TokenError, TokenId,
+    Tokens, Verifier, Waiting,
 };
 
 /// When an operation fails.
@@ -133,6 +134,9 @@ operations! {
         sid: &ConversationId, by: &ClientId, signature: &MemberSignature, now: u64, refuse: Refuse, announce: Announce
     ) -> Closing, CloseError;
     expire_invitations(before: u64, limit: usize, now: u64, announce: Announce) -> (usize, Vec<ClientId>), StoreError;
+    say(new: NewPost) -> Said, SayError;
+    posts(after: u64, limit: usize) -> Posts, StoreError;
+    expire_posts(before: u64) -> u64, StoreError;
     register_chain(chain: &ChainId, sender: &ClientId, sid: &ConversationId, recipient: &ClientId) -> (), ChainError;
     chain(chain: &ChainId) -> Option<ChainRoute>, StoreError;
     put_channel(client: &ClientId, channel: ChannelRecord, keep: Option<ChannelId>) -> (), ChannelError;

@@ -19,8 +19,8 @@ use ossicle::store::{SharedStore, SqliteStore, Token as StoredToken};
 use ossicle::world::World;
 use ossicle_core::{
     Ask, Bundle, BundleKeys, Channel, ClientConfig, Closed, Connection, Credentials, ENVELOPE_OVERHEAD, Error, Event,
-    Invite, Login, Member, MemberChanged, Message, PeerError, Puzzle, Reason, Receipt, Received, Rungs, Secret,
-    Settings, SignedBundle, Token, ToldBy, WRAP_LEN, token_verifier,
+    Fixed, Invite, Login, Member, MemberChanged, Message, PeerError, Post, Puzzle, Reason, Receipt, Received, Rungs,
+    Say, Secret, Settings, SignedBundle, Token, ToldBy, WRAP_LEN, token_verifier,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -641,6 +641,60 @@ pub fn wrap(chain: u8) -> Vec<u8> {
     bytes
 }
 
+/// The keys of this client's bundles, with this prekey id.
+pub fn bundle_keys(number: u8, prekey_id: u32) -> BundleKeys {
+    BundleKeys::new(
+        ossicle_core::ExchangeKey::new(Secret::new([number; 32])),
+        ossicle_core::ExchangeKey::new(Secret::new([number ^ 0x55; 32])),
+        prekey_id,
+        ossicle_core::SigningKey::new(Secret::new([number ^ 0xaa; 32])),
+    )
+}
+
+/// What this client says to everybody under this number, signed by the key of its bundles, for the servers of the tests.
+pub fn post(number: u8, key: &IdentityKey, count: u64, body: &[u8]) -> Saying {
+    let author = Member { id: [number; 16], key: key.fingerprint() };
+    let mut saying =
+        Saying { number: count, at: count ^ 0x5a5a, epoch: 1, kind: 0, signature: [0; 64], body: body.to_vec() };
+    let network = keys::server().fingerprint();
+    saying.signature = saying.post().sign(&network, &author, &bundle_keys(number, 1)).unwrap_or([0; 64]);
+    saying
+}
+
+/// The fields of a post, which owns its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saying {
+    /// The author's count.
+    pub number: u64,
+    /// When, as the author says.
+    pub at: u64,
+    /// The epoch of the bundle.
+    pub epoch: u32,
+    /// The application's kind.
+    pub kind: u8,
+    /// The author's signature.
+    pub signature: [u8; 64],
+    /// What is said.
+    pub body: Vec<u8>,
+}
+
+impl Saying {
+    /// As it is sent.
+    pub fn post(&self) -> Post<'_> {
+        let Self { number, at, epoch, kind, signature, body } = self;
+        Post { number: *number, at: *at, epoch: *epoch, kind: *kind, signature: Fixed(signature), body }
+    }
+
+    /// The payload of the request.
+    pub fn say(&self, request: u16) -> Vec<u8> {
+        let (mut scratch, mut payload) = (vec![0; 2048], vec![0; 2048]);
+        let message = Say { request, post: self.post() }.encode(&mut scratch).expect("room");
+        let len = message.encode(&mut payload).expect("room");
+        payload.truncate(len);
+        payload
+    }
+}
+
 /// A client's bundle and its signature.
 pub struct Published {
     /// The bundle.
@@ -652,12 +706,7 @@ pub struct Published {
 impl Published {
     /// A right bundle of this client.
     pub fn new(number: u8, key: &IdentityKey, epoch: u32) -> Self {
-        let keys = BundleKeys::new(
-            ossicle_core::ExchangeKey::new(Secret::new([number; 32])),
-            ossicle_core::ExchangeKey::new(Secret::new([number ^ 0x55; 32])),
-            epoch,
-            ossicle_core::SigningKey::new(Secret::new([number ^ 0xaa; 32])),
-        );
+        let keys = bundle_keys(number, epoch);
         let member = Member { id: [number; 16], key: key.fingerprint() };
         Self::sign(&keys.bundle(&member, epoch, [0; 32]), key)
     }

@@ -18,6 +18,8 @@
 //!  invitation --pins--> Membership                      group.rs    who is in a group, verifies what its members decide
 //!  GroupChains                                          chain/      all chains of a group on a device, in few bytes
 //!
+//!  Post                                                 public.rs   what one says to everybody, signed and in clear
+//!
 //!  two identities --> SafetyNumber                      identity.rs what two people compare
 //! ```
 //!
@@ -42,6 +44,7 @@ mod bundle;
 mod chain;
 mod group;
 mod identity;
+mod public;
 
 pub use bundle::{
     BUNDLE_LEN, Bundle, BundleError, BundleKeys, BundleView, Conversation, Decision, FORMER, Prekey, Prekeys,

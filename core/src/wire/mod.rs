@@ -9,6 +9,7 @@ mod groups;
 mod hello;
 mod hosts;
 mod message;
+mod public;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -31,6 +32,7 @@ pub use message::{
     Body, DirectoryEntry, DirectoryList, Lookup, Message, PeerStatus, Presence, Receipt, Rung, Rungs, Settings,
     SignedBundle, Subject,
 };
+pub use public::{Follow, FollowResponse, MAX_POST_LEN, News, Post, Said, Say};
 
 use crate::error::Error;
 

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use super::*;
 
 mod conversation;
+mod public;
 mod queue;
 
 pub(crate) use conversation::*;
+pub(crate) use public::*;
 pub(crate) use queue::*;
 
 /// How the cases get at a store.
@@ -97,6 +99,10 @@ macro_rules! conformance {
             a_revoked_member_is_told_to_the_others
             notices_are_never_refused_and_never_too_old
             at_most_one_closes
+            what_is_said_is_kept_whole_and_in_order
+            nothing_is_said_twice_or_out_of_order
+            the_oldest_posts_go
+            posts_go_with_the_key_that_signed_them
         }
     };
     ($backend:expr; $($case:ident)*) => {

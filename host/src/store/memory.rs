@@ -18,10 +18,11 @@ use super::conversation::{Decision, decide, goes_with_its_conversation, is_told_
 use super::{
     Account, AccountChange, AccountError, Announce, AnswerError, BundleRecord, ChainError, ChainId, ChainRoute,
     ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord, CloseError, Closing, Conversation, ConversationId,
-    EnrolError, Enrolled, Enrolment, FoundError, Founded, Founding, Item, ItemKind, LoggedIn, LoginEntry, LoginError,
-    MAX_CONVERSATIONS, MAX_INVITATIONS, MAX_ROUTES, Member, MemberAnswer, MemberSignature, MemberState, Meta, NewItem,
-    NewKey, Notice, PublishError, Put, PutError, QueueLimits, Refuse, RefusedEntry, RotateError, Store, StoreError,
-    Successor, Token, TokenError, TokenId, TokenRefusal, Tokens, Verifier, Waiting,
+    EnrolError, Enrolled, Enrolment, FoundError, Founded, Founding, Item, ItemKind, KeptPost, LoggedIn, LoginEntry,
+    LoginError, MAX_CONVERSATIONS, MAX_INVITATIONS, MAX_ROUTES, Member, MemberAnswer, MemberSignature, MemberState,
+    Meta, NewItem, NewKey, NewPost, Notice, Posts, PublishError, Put, PutError, QueueLimits, Refuse, RefusedEntry,
+    RotateError, Said, SayError, Store, StoreError, Successor, Token, TokenError, TokenId, TokenRefusal, Tokens,
+    Verifier, Waiting,
 };
 use crate::metrics::StoreHealth;
 use crate::name::Name;
@@ -278,6 +279,11 @@ struct State {
     tombstones: BTreeMap<ConversationId, (u64, ClientId)>,
     channels: BTreeMap<ChannelId, (ClientId, ChannelRecord)>,
     queues: BTreeMap<ClientId, BTreeMap<u64, Item>>,
+    /// With the time at which each was kept.
+    posts: BTreeMap<u64, (KeptPost, u64)>,
+    newest_post: u64,
+    /// The last post of each author: its count and its signature.
+    authors: BTreeMap<ClientId, (u64, MemberSignature)>,
     /// The last number that was given to an item.
     last: u64,
 }
@@ -451,6 +457,29 @@ impl State {
     fn cut_off(&mut self, id: &ClientId) {
         self.channels.retain(|_, (client, _)| client != id);
         self.chains.retain(|route| route.sender != *id && route.recipient != *id);
+        self.posts.retain(|_, (kept, _)| kept.author != *id);
+    }
+
+    fn say(&mut self, new: NewPost, most: u64) -> Result<Said, SayError> {
+        let NewPost { author, key_epoch, post, now } = new;
+        let client = self.clients.get(&author).filter(|client| !client.record.revoked);
+        client.filter(|client| client.record.key_epoch == key_epoch).ok_or(SayError::Unknown)?;
+        let name = (post.number, post.signature);
+        if let Some(last) = self.authors.get(&author)
+            && post.number <= last.0
+        {
+            let of_author = |kept: &KeptPost| kept.author == author && (kept.post.number, kept.post.signature) == name;
+            let repeats = name == *last || self.posts.values().any(|(kept, _)| of_author(kept));
+            return if repeats { Ok(Said::Repeat) } else { Err(SayError::Rewound) };
+        }
+        self.newest_post += 1;
+        let seq = self.newest_post;
+        self.posts.insert(seq, (KeptPost { seq, author, post }, now));
+        self.authors.insert(author, name);
+        while u64::try_from(self.posts.len()).is_ok_and(|len| len > most) {
+            self.posts.pop_first();
+        }
+        Ok(Said::New { seq })
     }
 
     fn revoke(
@@ -466,6 +495,7 @@ impl State {
         client.record.revoked = true;
         self.accounts.remove(&client.key);
         self.bundles.remove(id);
+        self.authors.remove(id);
         self.cut_off(id);
         let queue = self.queues.remove(id).unwrap_or_default();
         running.newest.remove(id);
@@ -1055,6 +1085,29 @@ impl Store for MemoryStore {
     ) -> Result<(usize, Vec<ClientId>), StoreError> {
         let which = (before, limit);
         self.update(move |state, running| state.expire_invitations(running, self.limits, which, now, &announce)).await
+    }
+
+    async fn say(&self, new: NewPost) -> Result<Said, SayError> {
+        let most = self.limits.posts;
+        self.write(move |state, _| state.say(new, most)).await?
+    }
+
+    async fn posts(&self, after: u64, limit: usize) -> Result<Posts, StoreError> {
+        self.read(|state| {
+            let behind = after.checked_add(1).map(|first| state.posts.range(first..));
+            let posts = behind.into_iter().flatten().take(limit).map(|(_, (kept, _))| kept.clone()).collect();
+            Posts { newest: state.newest_post, posts }
+        })
+        .await
+    }
+
+    async fn expire_posts(&self, before: u64) -> Result<u64, StoreError> {
+        self.update(|state, _| {
+            let held = state.posts.len();
+            state.posts.retain(|_, (_, kept_at)| *kept_at >= before);
+            u64::try_from(held - state.posts.len()).unwrap_or(u64::MAX)
+        })
+        .await
     }
 
     async fn register_chain(

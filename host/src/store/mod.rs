@@ -21,6 +21,7 @@ mod conversation;
 pub mod home;
 pub mod inspect;
 pub mod memory;
+mod public;
 mod queue;
 pub(crate) mod snapshot;
 mod sqlite;
@@ -29,6 +30,7 @@ pub use conversation::{
     Announce, AnswerError, CloseError, Closing, Conversation, FoundError, Founded, Founding, Invitation,
     MAX_CONVERSATIONS, MAX_INVITATIONS, Member, MemberAnswer, MemberSignature, MemberState, Notice,
 };
+pub use public::{KeptPost, NewPost, Post, Posts, Said, SayError};
 pub use queue::{Item, ItemKind, NewItem, Put, PutError, QueueLimits, Refuse, Waiting};
 pub use sqlite::SqliteStore;
 
@@ -99,7 +101,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`RefusedEntry`]: the first that cannot be entered.
     async fn enrol_all(&self, batch: Vec<Enrolment>) -> Result<Vec<Enrolled>, RefusedEntry>;
 
-    /// Ends a client for good: its bundle, channels, chain routes, queue and account go, its id and key are never admitted again,
+    /// Ends a client for good: its bundle, channels, chain routes, queue, posts and account go, its id and key are never admitted again,
     /// its name is free for a new key. What `refuse` makes of its queue waits for the senders from then on, and in its
     /// conversations the creator and those who accepted are told by `announce`.
     ///
@@ -115,8 +117,8 @@ pub trait Store: Send + Sync + fmt::Debug {
         announce: Announce,
     ) -> Result<Option<Vec<ClientId>>, StoreError>;
 
-    /// Replaces a client's identity key and bundle, and keeps the step for [`Store::successor`]. Its channels and chain
-    /// routes go, its queue stays; the former key is never admitted again. The same rotation again is fine and changes
+    /// Replaces a client's identity key and bundle, and keeps the step for [`Store::successor`]. Its channels, chain
+    /// routes and posts go, its queue stays; the former key is never admitted again. The same rotation again is fine and changes
     /// nothing.
     ///
     /// # Errors
@@ -154,7 +156,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn change_account(&self, name: &Name, change: AccountChange, now: u64) -> Result<bool, StoreError>;
 
     /// Gives the client of an account another key, or makes that client: checks that the account still is what the
-    /// password was verified against, all or nothing. The former key's channels, routes and bundle go, its queue stays; it
+    /// password was verified against, all or nothing. The former key's channels, routes, posts and bundle go, its queue stays; it
     /// is never admitted again, and nothing says that it gave way. The same again changes nothing.
     ///
     /// # Errors
@@ -268,6 +270,25 @@ pub trait Store: Send + Sync + fmt::Debug {
         now: u64,
         announce: Announce,
     ) -> Result<(usize, Vec<ClientId>), StoreError>;
+
+    /// Keeps what a client says to everybody, under the next number. The same again is a [`Said::Repeat`], as long as it is
+    /// kept, or the author's last. Beyond [`QueueLimits::posts`] the oldest goes.
+    ///
+    /// # Errors
+    /// [`SayError`].
+    async fn say(&self, new: NewPost) -> Result<Said, SayError>;
+
+    /// At most `limit` of the posts beyond the number `after`, in the order of their numbers.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn posts(&self, after: u64, limit: usize) -> Result<Posts, StoreError>;
+
+    /// Removes the posts that were kept before `before`, and returns how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn expire_posts(&self, before: u64) -> Result<u64, StoreError>;
 
     /// Notes that `chain` is `sender`'s in the conversation `sid`, and that `recipient` has its wrap. The same again is
     /// fine. Of more than [`MAX_ROUTES`] routes from one sender to one recipient the oldest goes.

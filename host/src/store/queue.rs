@@ -128,7 +128,7 @@ pub struct Waiting {
     pub newest: u64,
 }
 
-/// How much may wait for one client.
+/// How much may wait for one client, and how much is kept for all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueLimits {
     /// Messages and wraps; the next is refused.
@@ -139,11 +139,13 @@ pub struct QueueLimits {
     pub receipts: u64,
     /// Notices; with as many the client is not invited to another conversation, but told of those that there are.
     pub notices: u64,
+    /// Posts in the public conversation, of all clients together; the oldest goes.
+    pub posts: u64,
 }
 
 impl Default for QueueLimits {
     fn default() -> Self {
-        Self { items: 10_000, bytes: 64 << 20, receipts: 10_000, notices: 10_000 }
+        Self { items: 10_000, bytes: 64 << 20, receipts: 10_000, notices: 10_000, posts: 1_000 }
     }
 }
 

@@ -32,15 +32,16 @@ use super::{
     Account, AccountChange, AccountError, Announce, AnswerError, BundleRecord, ChainError, ChainId, ChainRoute,
     ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord, CloseError, Closing, Conversation, ConversationId,
     EnrolError, Enrolled, Enrolment, FoundError, Founded, Founding, Item, LoggedIn, LoginEntry, LoginError, MAX_ROUTES,
-    MemberAnswer, MemberSignature, Meta, NewItem, NewKey, PublishError, Put, PutError, QueueLimits, Refuse,
-    RefusedEntry, RotateError, Store, StoreError, Successor, Token, TokenError, TokenId, TokenRefusal, Tokens,
-    Verifier, Waiting,
+    MemberAnswer, MemberSignature, Meta, NewItem, NewKey, NewPost, Posts, PublishError, Put, PutError, QueueLimits,
+    Refuse, RefusedEntry, RotateError, Said, SayError, Store, StoreError, Successor, Token, TokenError, TokenId,
+    TokenRefusal, Tokens, Verifier, Waiting,
 };
 use crate::metrics::{StoreHealth, WriterMetrics};
 use crate::name::{Name, Pattern};
 
 mod conversation;
 mod parcel;
+mod public;
 mod queue;
 pub(super) mod sums;
 #[cfg(test)]
@@ -63,7 +64,7 @@ const TOKEN_MEMORY: u64 = 30 * 24 * 60 * 60;
 /// "OSSI": tells our files from any other SQLite file.
 const APPLICATION_ID: i32 = 0x4f53_5349;
 /// Version of the tables. A newer one is refused, an older one is brought up to date.
-const SCHEMA_VERSION: i32 = 7;
+const SCHEMA_VERSION: i32 = 8;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (
@@ -144,6 +145,7 @@ CREATE TABLE account (
 /// A store in a data directory. Dropping it waits for what was acknowledged to be written out, then frees the directory.
 pub struct SqliteStore {
     meta: Meta,
+    limits: QueueLimits,
     shared: Arc<Shared>,
     queues: Arc<Queues>,
     /// `None` only while dropping, as `reader`.
@@ -237,6 +239,7 @@ impl SqliteStore {
         let threads = [Some(spawn("ossicle-read", Box::new(read))?), Some(spawn("ossicle-write", Box::new(write))?)];
         Ok(Self {
             meta,
+            limits,
             shared,
             queues,
             writer: Some(write_jobs),
@@ -453,6 +456,7 @@ impl Store for SqliteStore {
                     .execute([id])?;
             }
             db.prepare_cached("DELETE FROM bundle WHERE client = ?")?.execute([id])?;
+            db.prepare_cached("DELETE FROM author WHERE client = ?")?.execute([id])?;
             let mut told = queue::end(db, ledger, &id, &refuse)?;
             told.extend(conversation::revoke(db, &id, now, &announce)?);
             let told = conversation::tell(db, ledger, &told)?;
@@ -700,6 +704,19 @@ impl Store for SqliteStore {
         let nature = Nature { weight: limit.min(MAX_BATCH), ..Nature::ALONE };
         self.update_queues(nature, move |db, ledger| conversation::expire(db, ledger, (before, limit), now, &announce))
             .await
+    }
+
+    async fn say(&self, new: NewPost) -> Result<Said, SayError> {
+        let most = self.limits.posts;
+        self.write(move |db| public::say(db, &new, most)).await?
+    }
+
+    async fn posts(&self, after: u64, limit: usize) -> Result<Posts, StoreError> {
+        self.read(move |db| public::read(db, after, limit)).await
+    }
+
+    async fn expire_posts(&self, before: u64) -> Result<u64, StoreError> {
+        self.update(move |db| public::expire(db, before)).await
     }
 
     async fn register_chain(
@@ -972,11 +989,11 @@ fn replace_key(
     cut_off(db, id)
 }
 
-/// Drops channels and routes of a client.
+/// Drops channels, routes and posts of a client.
 fn cut_off(db: &Connection, id: &ClientId) -> rusqlite::Result<()> {
     db.prepare_cached("DELETE FROM channel WHERE client = ?")?.execute([id])?;
     db.prepare_cached("DELETE FROM chain WHERE sender = ?1 OR recipient = ?1")?.execute([id])?;
-    Ok(())
+    public::forget(db, id)
 }
 
 fn use_token(db: &Connection, id: &TokenId, enrolment: &Enrolment) -> Result<(), Fault<EnrolError>> {
@@ -1644,6 +1661,7 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         transaction.execute_batch(parcel::TABLES)?;
         transaction.execute_batch(conversation::TABLES)?;
         transaction.execute_batch(ACCOUNTS)?;
+        transaction.execute_batch(public::TABLES)?;
         sums::add(&transaction, 0)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
@@ -1669,6 +1687,9 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         }
         if version < 7 {
             transaction.execute_batch(ACCOUNTS)?;
+        }
+        if version < 8 {
+            transaction.execute_batch(public::TABLES)?;
         }
         sums::add(&transaction, version)?;
         if version == 3 {

@@ -1,11 +1,12 @@
 //! The message catalogue: what an authenticated peer may put into a record. An input is one payload.
 
 use ossicle_core::{
-    Answer, Body, Change, Changed, ChannelInfo, Channels, ChannelsResponse, CloseConversation, Closed, Conversation,
-    DirectoryEntry, DirectoryList, Enrol, Error, ExpireChannels, Fixed, GroupFlags, Init, Invite, Lookup, MAX_MEMBERS,
-    Member, MemberChanged, MemberState, Members, Membership, MembershipError, Message, Names, PeerStatus, Presence,
-    Reason, Receipt, Rotate, Rung, Rungs, SEALED_NAME_LEN, Settings, SignedBundle, Subject, Successor, SuccessorQuery,
-    ToldBy, Unwatch, Watch, WatchResponse, name_prekey_id,
+    Answer, Body, Bundle, Change, Changed, ChannelInfo, Channels, ChannelsResponse, CloseConversation, Closed,
+    Conversation, DirectoryEntry, DirectoryList, Enrol, Error, ExpireChannels, Fixed, Follow, FollowResponse,
+    GroupFlags, Init, Invite, Lookup, MAX_MEMBERS, MAX_POST_LEN, Member, MemberChanged, MemberState, Members,
+    Membership, MembershipError, Message, Names, News, PeerStatus, Post, Presence, Reason, Receipt, Rotate, Rung,
+    Rungs, SEALED_NAME_LEN, Said, Say, Settings, SignedBundle, Subject, Successor, SuccessorQuery, ToldBy, Unwatch,
+    Watch, WatchResponse, name_prekey_id,
 };
 
 use crate::{Reached, Target};
@@ -19,10 +20,14 @@ const NAMES: &[(u16, &str)] = &[
     (0x0100, "0100 CloseConversation"),
     (0x0120, "0120 Closed"),
     (0x0200, "0200 Send"),
+    (0x0201, "0201 Say"),
+    (0x0202, "0202 Follow"),
     (0x0210, "0210 Told"),
     (0x0211, "0211 ToldBy"),
+    (0x0212, "0212 FollowResponse"),
     (0x0220, "0220 Deliver"),
     (0x0221, "0221 Waited"),
+    (0x0222, "0222 News"),
     (0x0230, "0230 Tell"),
     (0x0231, "0231 Acknowledge"),
     (0x0300, "0300 Answer"),
@@ -66,6 +71,8 @@ fn states() -> Vec<&'static str> {
         "changes with a broken line",
         "a group whose invitees have names",
         "a group whose invitees have none",
+        "a post",
+        "posts with a broken line",
         "an invitation to be held against pins",
         "an invitation without its creator",
         "malformed",
@@ -127,6 +134,25 @@ fn changes(lines: &[u8], reached: Reached<'_>) {
             assert!(Change::lines(&room[..len]).eq([Ok(line)]), "what is written can be read");
         }
     }
+}
+
+fn said(lines: &[u8], reached: Reached<'_>) {
+    let mut room = vec![0; lines.len()];
+    for line in Said::lines(lines) {
+        let Ok(line) = line else { return reached("posts with a broken line") };
+        post(&line.post, reached);
+        let len = line.append(&mut room).expect("what was read can be written");
+        assert!(Said::lines(&room[..len]).eq([Ok(line)]), "what is written can be read");
+        assert!(len <= Said::MAX_LEN || !line.post.is_proper());
+    }
+}
+
+/// Nobody signs with filler, and what nobody may say is not looked at.
+fn post(post: &Post<'_>, reached: Reached<'_>) {
+    reached("a post");
+    let nobody = Bundle::decode(&[1; 184]).expect("a bundle");
+    let error = if post.is_proper() { Error::Crypto } else { Error::Decode };
+    assert_eq!(post.verify(&[1; 32], &nobody), Err(error));
 }
 
 /// What a list of members promises.
@@ -216,7 +242,14 @@ fn other(body: Body<'_>, reached: Reached<'_>) {
     read!(Enrol Rotate SuccessorQuery Successor Watch Unwatch Channels ExpireChannels ChannelsResponse);
     read_lines!(WatchResponse Changed);
     read!(Init Answer CloseConversation);
-    told!(Invite MemberChanged Closed ToldBy);
+    read!(Say Follow FollowResponse);
+    told!(Invite MemberChanged Closed ToldBy News);
+    if let Ok(say) = Say::decode(body) {
+        post(&say.post, reached);
+    }
+    if let Ok(page) = FollowResponse::decode(body) {
+        said(page.lines, reached);
+    }
     if let Ok(init) = Init::decode(body) {
         group(&init, reached);
     }
@@ -225,7 +258,14 @@ fn other(body: Body<'_>, reached: Reached<'_>) {
         invited(&invite, reached);
     }
     match read.as_slice() {
-        [] if Body::CODES.iter().chain(Body::GROUP_CODES).any(|code| *code == body.code()) => reached("malformed"),
+        [] if Body::CODES
+            .iter()
+            .chain(Body::GROUP_CODES)
+            .chain(Body::PUBLIC_CODES)
+            .any(|code| *code == body.code()) =>
+        {
+            reached("malformed")
+        }
         [] => reached("unknown code"),
         [code] => {
             assert_eq!(*code, body.code());
@@ -302,8 +342,20 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let expired = MemberChanged { state: MemberState::Expired, signature: None, ..accepted };
     let by_member = Closed { sid, by: Some([5; 16]), signature: Some(decided) };
     let by_server = Closed { by: None, signature: None, ..by_member };
-    let mut rooms = [const { [0; 2048] }; 23];
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w] = &mut rooms;
+    let post = Post { number: 7, at: 1_790_000_000_123, epoch: 3, kind: 0, signature: decided, body: b"hello, all" };
+    let mut posts = Vec::new();
+    for said in [
+        Said { seq: 300, author: [5; 16], post },
+        Said { seq: 302, author: [6; 16], post: Post { body: &[7; MAX_POST_LEN], ..post } },
+    ] {
+        let mut room = [0; Said::MAX_LEN];
+        let len = said.append(&mut room).expect("a line");
+        posts.extend_from_slice(&room[..len]);
+    }
+    let broken_post = [&posts[..], &[0xff; 3]].concat();
+    let page_of_posts = FollowResponse { request: 17, more: true, lines: &posts };
+    let mut rooms = [const { [0; 2048] }; 29];
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w, x, y, z, a1, b1, c1] = &mut rooms;
     let messages = [
         ("0000-init", init.encode(m).expect("room")),
         ("0000-without-names", nameless.encode(n).expect("room")),
@@ -319,6 +371,12 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("0320-without-creator", alien.encode(w).expect("room")),
         ("0321-accepted", accepted.encode(u).expect("room")),
         ("0321-expired", expired.encode(v).expect("room")),
+        ("0201-say", Say { request: 16, post }.encode(x).expect("room")),
+        ("0201-empty", Say { request: 16, post: Post { body: &[], ..post } }.encode(y).expect("room")),
+        ("0202-follow", Follow { request: 17, after: 299 }.encode(z).expect("room")),
+        ("0212-follow-response", page_of_posts.encode(a1).expect("room")),
+        ("0212-broken-line", FollowResponse { lines: &broken_post, ..page_of_posts }.encode(b1).expect("room")),
+        ("0222-news", News {}.encode(c1).expect("room")),
         ("0200-send", Message::Send { wanted: Rungs::NONE.with(Rung::Delivered), envelope: &[7; 49] }),
         ("0210-told", Message::Told(told)),
         ("0220-deliver", Message::Deliver { wanted: Rungs::NONE, envelope: &[7; 49] }),
@@ -374,7 +432,8 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
 #[cfg(test)]
 #[test]
 fn every_code_has_a_name() {
-    let mut codes: Vec<_> = Message::CODES.iter().chain(Body::CODES).chain(Body::GROUP_CODES).copied().collect();
+    let others = [Body::CODES, Body::GROUP_CODES, Body::PUBLIC_CODES].concat();
+    let mut codes: Vec<_> = Message::CODES.iter().copied().chain(others).collect();
     codes.sort_unstable();
     assert_eq!(codes, NAMES.iter().map(|(code, _)| *code).collect::<Vec<_>>());
 }

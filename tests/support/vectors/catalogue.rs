@@ -100,6 +100,18 @@ impl Writer {
         self.group("subject", |writer| writer.variant(1).string("name", name))
     }
 
+    fn post(self, epoch: u32, kind: u8, signature: &[u8; 64], body: &[u8]) -> Self {
+        self.group("post", |writer| {
+            writer
+                .number("number", 1_790_000_000_123)
+                .number("at", 1_790_000_000_123)
+                .number("epoch", epoch.into())
+                .byte("kind", kind)
+                .bytes("signature", signature)
+                .bytes("body", body)
+        })
+    }
+
     /// Lines of PROTOCOL 7.5, as bytes.
     fn changes(mut self, all: Vec<Self>) -> Self {
         let bytes: Vec<u8> = all.iter().flat_map(|line| line.payload.clone()).collect();
@@ -229,6 +241,29 @@ fn messages() -> Fields {
         w("Closed", 0x0120).array("sid", &sid).none("by").none("signature").end("Closed-server"),
         w("Send", 0x0200).byte("wanted", 4).array("envelope", &[7; 37]).end("Send"),
         w("Send", 0x0200).byte("wanted", 15).array("envelope", &[0xfe; 1_000]).end("Send, everything wanted"),
+        w("Say", 0x0201).number("request", 16).post(3, 0, &decided, b"hello, all").end("Say"),
+        w("Say", 0x0201).number("request", 300).post(u32::MAX, 127, &decided, &[0xfe; 800]).end("Say, the longest"),
+        w("Follow", 0x0202).number("request", 17).number("after", 299).end("Follow"),
+        w("Follow", 0x0202).number("request", 17).number("after", u64::MAX).end("Follow, behind the highest number"),
+        w("FollowResponse", 0x0212)
+            .number("request", 17)
+            .flag("more", false)
+            .changes(vec![empty().number("seq", 300).array("author", &five).post(3, 0, &decided, b"hello, all")])
+            .end("FollowResponse"),
+        w("FollowResponse", 0x0212)
+            .number("request", 300)
+            .flag("more", true)
+            .changes(vec![
+                empty().number("seq", 1).array("author", &five).post(1, 1, &decided, &[0xff]),
+                empty().number("seq", 300).array("author", &[7; 16]).post(9, 127, &decided, &[7; 800]),
+            ])
+            .end("FollowResponse, and there is more"),
+        w("FollowResponse", 0x0212)
+            .number("request", 18)
+            .flag("more", false)
+            .changes(Vec::new())
+            .end("FollowResponse, empty"),
+        w("News", 0x0222).end("News"),
         w("Told", 0x0210).receipt(3, None, [3; 8], (1, 200), Some([4; 16])).end("Told"),
         w("Told", 0x0210).receipt(1, None, [3; 8], (0, 0), None).end("Told, accepted"),
         w("Told", 0x0210).receipt(5, Some(8), [3; 8], (65_535, 65_535), None).end("Told, refused by the server"),

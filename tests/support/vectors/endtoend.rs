@@ -280,6 +280,7 @@ pub(super) fn files(keys: &Keys) -> Vec<(&'static str, Fields)> {
         ("safety_number.json", safety_number(keys)),
         ("conversation.json", conversation()),
         ("group.json", group()),
+        ("public.json", public()),
         ("wrap.json", wrap()),
         ("chain.json", chain()),
         ("receipt.json", receipt()),
@@ -623,6 +624,120 @@ fn group() -> Fields {
     let refused = refused.map(|(why, sealed)| Fields::new().with("why", why).hex("name", sealed));
     head("A group from its founding to its end; the names in `refused` are for B of the case", &["9.1", "9.2", "15.6"])
         .with("cases", vec![case])
+        .with("refused", refused.to_vec())
+}
+
+/// A post, and what is signed of it: PROTOCOL 9.9.
+#[derive(Clone, Copy)]
+struct Post<'b> {
+    network: [u8; 32],
+    author: Member,
+    epoch: u32,
+    number: u64,
+    at: u64,
+    kind: u8,
+    body: &'b [u8],
+}
+
+impl Post<'_> {
+    fn said(&self) -> Vec<u8> {
+        join(&[
+            b"ossicle public\0",
+            &self.network,
+            &self.author.id,
+            &self.author.key,
+            &self.epoch.to_be_bytes(),
+            &self.number.to_be_bytes(),
+            &self.at.to_be_bytes(),
+            &[self.kind],
+            &hash(&[self.body]),
+        ])
+    }
+
+    fn fields(&self) -> Fields {
+        Fields::new()
+            .with("number", self.number)
+            .with("at", self.at)
+            .with("epoch", self.epoch)
+            .with("kind", self.kind)
+            .hex("body", self.body)
+    }
+
+    /// The request with this number below 128.
+    fn say(&self, request: u8, signature: &[u8]) -> Vec<u8> {
+        let varint = |mut value: u64| {
+            let mut bytes = Vec::new();
+            while value >= 0x80 {
+                bytes.push(u8::try_from(value & 0x7f | 0x80).expect("a byte"));
+                value >>= 7;
+            }
+            bytes.push(u8::try_from(value).expect("a byte"));
+            bytes
+        };
+        let len = varint(u64::try_from(self.body.len()).expect("short"));
+        let (number, at, epoch) = (varint(self.number), varint(self.at), varint(self.epoch.into()));
+        join(&[&[2, 1, request], &number, &at, &epoch, &[self.kind, 64], signature, &len, self.body])
+    }
+}
+
+fn public() -> Fields {
+    let (a, b) = bundles();
+    let time = 1_790_000_000_123;
+    let printed =
+        Post { network: [0xa5; 32], author: A, epoch: 9, number: time, at: time, kind: 0, body: b"who is in the lab?" };
+    let case = |name: &str, about: &str, by: &Bundle, post: Post<'_>| {
+        let signature = ed25519(&by.signing, &post.said());
+        Fields::new()
+            .with("name", name)
+            .with("about", about)
+            .with(
+                "given",
+                Fields::new().hex("network", post.network).with("author", by.given()).with("post", post.fields()),
+            )
+            .with(
+                "gives",
+                Fields::new()
+                    .hex("H(body)", hash(&[post.body]))
+                    .hex("said", post.said())
+                    .hex("signature", signature)
+                    .hex("Say", post.say(16, &signature)),
+            )
+    };
+    let signature = ed25519(&a.signing, &printed.said());
+    let mut broken = signature;
+    broken[63] ^= 1;
+    let refused = [
+        ("a broken signature", printed, broken, &a),
+        ("another author's", printed, signature, &b),
+        ("of another network", Post { network: [0xa6; 32], ..printed }, signature, &a),
+        ("under another number", Post { number: time + 1, ..printed }, signature, &a),
+        ("of another time", Post { at: 0, ..printed }, signature, &a),
+        ("of another epoch", Post { epoch: 8, ..printed }, signature, &a),
+        ("of another kind", Post { kind: 1, ..printed }, signature, &a),
+        ("another text", Post { body: b"who is in the lab!", ..printed }, signature, &a),
+        ("a key that was replaced", printed, signature, &Bundle { member: Member { key: [9; 32], ..A }, ..a }),
+    ];
+    let refused = refused.map(|(why, post, signature, by)| {
+        Fields::new()
+            .with("why", why)
+            .hex("network", post.network)
+            .with("author", by.given())
+            .with("post", post.fields())
+            .hex("signature", signature)
+    });
+    head("The public conversation: posts, and what is nobody's word", &["9.9", "15.8"])
+        .with(
+            "cases",
+            vec![
+                case("A", "PROTOCOL 15.8", &a, printed),
+                case(
+                    "B",
+                    "the longest, of the last kind",
+                    &b,
+                    Post { author: B, epoch: 3, number: u64::MAX, at: 0, kind: 127, body: &[0xfe; 800], ..printed },
+                ),
+            ],
+        )
         .with("refused", refused.to_vec())
 }
 

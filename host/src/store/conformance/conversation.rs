@@ -448,7 +448,7 @@ pub(crate) async fn a_revoked_member_is_told_to_the_others(backend: &impl Backen
 }
 
 pub(crate) async fn notices_are_never_refused_and_never_too_old(backend: &impl Backend) {
-    let limits = QueueLimits { items: 1, bytes: 60, receipts: 1, notices: 1 };
+    let limits = QueueLimits { items: 1, bytes: 60, receipts: 1, notices: 1, ..QueueLimits::default() };
     let store = with(backend, 4, limits).await;
     store.put(vec![envelope(2, 1, 1, 0)]).await.unwrap();
     assert_eq!(store.found(founding(SID, 1, 2..=4)).await, Ok(Founded::New));

@@ -426,7 +426,7 @@ impl Dice {
 }
 
 pub(crate) async fn any_order_of_operations_comes_to_what_a_list_comes_to(backend: &impl Backend) {
-    const LIMITS: QueueLimits = QueueLimits { items: 60, bytes: 300_000, receipts: 20, notices: 20 };
+    const LIMITS: QueueLimits = QueueLimits { items: 60, bytes: 300_000, receipts: 20, notices: 20, posts: 20 };
     let mut dice = Dice(7);
     let mut store = with_three(backend, LIMITS).await;
     let mut lists: [Vec<(u64, NewItem)>; 3] = Default::default();

@@ -15,7 +15,7 @@ const NAME: &str = "ossicle_sum";
 
 /// The tables that triggers keep the sums of: since which version there are such tables with sums, their keys, and what else
 /// of them is summed.
-const TABLES: [(i32, &str, &str, &str); 11] = [
+const TABLES: [(i32, &str, &str, &str); 14] = [
     (5, "meta", "only", "server_id, store_epoch"),
     (5, "sequence", "only", "reserved"),
     // When a client was last seen is written all the time, and nothing rests on it.
@@ -28,6 +28,9 @@ const TABLES: [(i32, &str, &str, &str); 11] = [
     (6, "member", "sid, client", "state, signature"),
     (6, "tombstone", "sid", "closed_at, closed_by"),
     (7, "account", "name_key", "name, verifier, locked, changed_at"),
+    (8, "post", "seq", "author, number, at, epoch, kind, signature, body, kept_at"),
+    (8, "author", "client", "number, signature"),
+    (8, "public", "only", "newest"),
 ];
 
 const CHANNEL: (&str, &str, &str) = ("channel", "sum", "id, client, sealed, expires");

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 
 use super::super::conformance::{Backend, conformance};
-use super::super::{Invitation, ItemKind, SharedStore, TokenRefusal};
+use super::super::{Invitation, ItemKind, Post, SharedStore, TokenRefusal};
 use super::*;
 
 struct Directory(tempfile::TempDir);
@@ -556,7 +556,7 @@ fn fourth(directory: &Directory) -> Connection {
     }
     db.execute_batch(
         "DROP INDEX chain_conversation; DROP TABLE member; DROP TABLE conversation; DROP TABLE tombstone;
-        DROP TABLE account; PRAGMA user_version = 4",
+        DROP TABLE account; DROP TABLE post; DROP TABLE author; DROP TABLE public; PRAGMA user_version = 4",
     )
     .unwrap();
     db
@@ -569,7 +569,10 @@ async fn a_store_of_the_sixth_version_is_brought_up_to_date() {
     store.enrol(enrolment(1)).await.unwrap();
     drop(store);
     let db = Connection::open(directory.path().join("store.db")).unwrap();
-    db.execute_batch("DROP TABLE account; PRAGMA user_version = 6").unwrap();
+    db.execute_batch(
+        "DROP TABLE account; DROP TABLE post; DROP TABLE author; DROP TABLE public; PRAGMA user_version = 6",
+    )
+    .unwrap();
     drop(db);
     let name = Name::parse("client-1").unwrap();
     let store = directory.store();
@@ -585,6 +588,44 @@ async fn a_store_of_the_sixth_version_is_brought_up_to_date() {
     db.execute_batch("UPDATE account SET verifier = 'other'").unwrap();
     drop(db);
     assert!(matches!(SqliteStore::open(&directory.path()), Err(StoreError::Corrupt(_))));
+}
+
+fn post(number: u64) -> NewPost {
+    let post = Post { number, at: 5, epoch: 1, kind: 0, signature: [7; 64], body: vec![number as u8; 20] };
+    NewPost { author: [1; 16], key_epoch: 0, post, now: NOW }
+}
+
+#[tokio::test]
+async fn a_store_of_the_seventh_version_gets_its_public_conversation() {
+    let directory = Directory::new();
+    let store = directory.store();
+    store.enrol(enrolment(1)).await.unwrap();
+    drop(store);
+    let db = connect(&directory.path().join("store.db")).unwrap();
+    db.execute_batch("DROP TABLE post; DROP TABLE author; DROP TABLE public; PRAGMA user_version = 7").unwrap();
+    drop(db);
+    let store = directory.store();
+    assert_eq!(store.posts(0, 10).await, Ok(Posts::default()));
+    assert_eq!(store.say(post(3)).await, Ok(Said::New { seq: 1 }));
+    assert_eq!(store.say(post(4)).await, Ok(Said::New { seq: 2 }));
+    let kept = store.posts(0, 10).await;
+    drop(store);
+    let store = directory.store();
+    assert_eq!(store.posts(0, 10).await, kept);
+    drop(store);
+    let db = connect(&directory.path().join("store.db")).unwrap();
+    sums::check_all(&db).unwrap();
+    // What a disk forgets of it is noticed.
+    for (table, change) in [
+        ("post", "UPDATE post SET body = x'00' WHERE seq = 2"),
+        ("author", "UPDATE author SET number = 1"),
+        ("public", "UPDATE public SET newest = 1"),
+    ] {
+        let begun = db.unchecked_transaction().unwrap();
+        begun.execute_batch(&format!("DROP TRIGGER {table}_change; {change}")).unwrap();
+        assert!(sums::check(&begun).is_err(), "{table}");
+        begun.rollback().unwrap();
+    }
 }
 
 /// The file of a store that is closed, in which changes leave sums as they are.
@@ -736,7 +777,7 @@ async fn a_store_of_the_fifth_version_gets_its_conversations() {
     let db = connect(&directory.path().join("store.db")).unwrap();
     db.execute_batch(
         "DROP INDEX chain_conversation; DROP TABLE member; DROP TABLE conversation; DROP TABLE tombstone;
-        DROP TABLE account; PRAGMA user_version = 5",
+        DROP TABLE account; DROP TABLE post; DROP TABLE author; DROP TABLE public; PRAGMA user_version = 5",
     )
     .unwrap();
     drop(db);
