@@ -456,6 +456,8 @@ fn a_full_outbox_takes_nothing_more_and_says_so() {
         row,
         id: i128::from(row).to_be_bytes(),
         to: "bob".into(),
+        sid: None,
+        parent: None,
         len: 1,
         signed: true,
         until: Rung::Delivered,

@@ -51,6 +51,8 @@ const FAREWELL: Duration = Duration::from_secs(10);
 const SHOWN_HISTORY: u32 = 100;
 /// Names are asked for again after this time.
 const NAMES_AGE: Duration = Duration::from_secs(5);
+/// What members of a group say within this time is shown in one line.
+const TOGETHER: Duration = Duration::from_millis(300);
 /// Characters that are shown of a text to tell it from others.
 const SHOWN: usize = 48;
 
@@ -63,7 +65,8 @@ const SHOWN: usize = 48;
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   ossicle chat
-  printf '/tell bob hi\\n/list\\n' | ossicle chat
+  printf '/msg bob hi\\n/list\\n' | ossicle chat
+  printf '/init plans @bob @carol\\n' | ossicle chat
 
 What is said is kept in the home for /history, encrypted under a key that only the identity key opens; with --no-history a message
 is kept only until it is delivered. Other lines that are typed are never kept on disk. Colours appear only in a terminal, and not if NO_COLOR is set.")]
@@ -108,6 +111,7 @@ impl Chat {
             open: BTreeMap::new(),
             last: 0,
             partner: None,
+            unread: BTreeMap::new(),
             is_connected: None,
             names_asked: None,
             page: VecDeque::new(),
@@ -180,12 +184,18 @@ async fn next_reply(open: &mut BTreeMap<u64, Open>) -> (u64, Reply) {
 enum Asked {
     /// A connection, or why there is none, to say how it stands.
     Connection,
-    /// A message to somebody, and its beginning.
+    /// A message to somebody or to a group, and its beginning.
     Letter {
-        to: Name,
+        to: String,
         text: String,
         /// Whether nobody needs to wait for more.
         is_there: bool,
+        /// Those of the group who have it and of whom that was not shown yet.
+        fresh: Vec<String>,
+        /// When it is.
+        show_at: Option<Instant>,
+        /// Those of the group who have opened it; `None` until anything was said of a member.
+        opened: Option<Vec<String>>,
     },
     /// To answer an invitation, found or close a group; what that is for a person, and what he is told when it is done.
     Group {
@@ -227,7 +237,9 @@ struct Talk<'c> {
     open: BTreeMap<u64, Open>,
     last: u64,
     /// To whom lines without a slash go.
-    partner: Option<Name>,
+    partner: Option<String>,
+    /// Messages in conversations since this person last had to do with them.
+    unread: BTreeMap<String, u64>,
     /// Unknown until the first connection, or the first trouble.
     is_connected: Option<bool>,
     names_asked: Option<Instant>,
@@ -276,7 +288,11 @@ impl Talk<'_> {
             let letters = self.open.values().filter(is_letter).count();
             let takes =
                 self.leaving.is_none() && (is_terminal || (letters == self.open.len() && self.unconfirmed() < WINDOW));
-            let deadline = self.open.values().filter_map(|open| open.deadline).chain(self.leaving).min();
+            let shows = self.open.values().filter_map(|open| match &open.what {
+                Asked::Letter { show_at, .. } => *show_at,
+                _ => None,
+            });
+            let deadline = self.open.values().filter_map(|open| open.deadline).chain(shows).chain(self.leaving).min();
             tokio::select! {
                 input = self.console.input(), if takes => self.typed(input).await?,
                 (number, reply) = next_reply(&mut self.open) => self.answered(number, reply).await?,
@@ -342,6 +358,10 @@ impl Talk<'_> {
             return Err(Ended::With(self.code));
         }
         if let Some((message, _)) = message {
+            let conversation = message.group.as_ref().unwrap_or(&message.from);
+            if self.partner.as_ref().is_none_or(|partner| !is_same(partner, conversation)) {
+                *self.unread.entry(conversation.clone()).or_default() += 1;
+            }
             self.access.read(&message, self.keeps).await?;
         }
         Ok(())
@@ -391,7 +411,7 @@ impl Talk<'_> {
             Command::History(..) if !self.keeps => {
                 self.fail(2, "this chat keeps no history: leave out --no-history").await?;
             }
-            Command::History(with, erase) => match with.or_else(|| Some(self.partner.as_ref()?.as_str().to_owned())) {
+            Command::History(with, erase) => match with.or_else(|| self.partner.clone()) {
                 Some(with) => {
                     let limit = SHOWN_HISTORY;
                     self.ask(Request::History { with: with.clone(), limit, erase }, Asked::History { with, erase });
@@ -408,6 +428,7 @@ impl Talk<'_> {
                 self.ask(request, Asked::Verify { name, accept });
             }
             Command::Tell(name, text) => {
+                self.unread.retain(|conversation, _| !is_same(&name, conversation));
                 self.partner = Some(name.clone());
                 match text {
                     Some(text) => self.tell(name, text).await?,
@@ -416,7 +437,7 @@ impl Talk<'_> {
             }
             Command::Text(text) => match self.partner.clone() {
                 Some(name) => self.tell(name, text).await?,
-                None => self.fail(2, "to whom? /tell NAME TEXT; after that a line without a slash goes there").await?,
+                None => self.fail(2, "to whom? /msg NAME TEXT; after that a line without a slash goes there").await?,
             },
         }
         Ok(())
@@ -426,16 +447,27 @@ impl Talk<'_> {
         self.ask(request, Asked::Group { what, done });
     }
 
-    async fn tell(&mut self, to: Name, text: String) -> Result<(), Ended> {
+    async fn tell(&mut self, to: String, text: String) -> Result<(), Ended> {
         if self.is_connected == Some(false) {
             self.show(Tone::Plain, "  … there is no connection: it goes as soon as there is one").await?;
         }
         // Who reads sees also when it was read; a script ends before that.
         let until = if self.console.is_terminal() { Rung::Opened } else { Rung::Delivered };
         let body = text.clone().into_bytes();
-        let (letter, name, keep) = (new_letter()?, to.as_str().to_owned(), self.keeps);
+        let (letter, name, keep) = (new_letter()?, to.clone(), self.keeps);
         let request = Request::Send { letter, to: name, body, signed: true, until, keep };
-        self.ask(request, Asked::Letter { to, text: beginning(&text), is_there: false });
+        let to = to.strip_prefix('@').unwrap_or(&to).to_owned();
+        self.ask(
+            request,
+            Asked::Letter {
+                to,
+                text: beginning(&text),
+                is_there: false,
+                fresh: Vec::new(),
+                show_at: None,
+                opened: None,
+            },
+        );
         Ok(())
     }
 
@@ -462,7 +494,24 @@ impl Talk<'_> {
         Ok(())
     }
 
+    /// Shows which members of a group have a message by now; `all` also if more may come in a moment.
+    async fn show_fresh(&mut self, number: u64, all: bool) -> Result<(), Ended> {
+        let Some(Open { what: Asked::Letter { to, text, fresh, show_at, .. }, .. }) = self.open.get_mut(&number) else {
+            return Ok(());
+        };
+        if fresh.is_empty() || !(all || show_at.is_some_and(|at| at <= Instant::now())) {
+            return Ok(());
+        }
+        *show_at = None;
+        let who = core::mem::take(fresh).join(", ");
+        let said = format!("  ✓ delivered to {who} in {to}: {text}");
+        self.show(Tone::Good, &said).await
+    }
+
     async fn late(&mut self) -> Result<(), Ended> {
+        for number in self.open.keys().copied().collect::<Vec<_>>() {
+            self.show_fresh(number, false).await?;
+        }
         let now = Instant::now();
         let late: Vec<u64> = self
             .open
@@ -557,12 +606,37 @@ impl Talk<'_> {
                     open.trouble = Some(trouble);
                     return Ok(());
                 }
-                (Asked::Letter { to, text, is_there }, Reply::Away { last_seen }) => {
+                (Asked::Letter { to, text, is_there, .. }, Reply::AwayBy { name, last_seen, last }) => {
+                    *is_there = last;
+                    (
+                        Tone::Plain,
+                        format!("  … {}: stored until {name} comes: {text} (in {to})", away(&name, last_seen)),
+                    )
+                }
+                (Asked::Letter { to, text, opened, .. }, Reply::RefusedBy { name, reason, detail }) => {
+                    opened.get_or_insert_default();
+                    let failure = why(&name, Reply::Refused { reason, detail });
+                    let said = format!("  ✗ not delivered to {name} in {to}: {text}: {}", failure.sentence);
+                    open.deadline = None;
+                    return self.fail(failure.code, &said).await;
+                }
+                (Asked::Letter { fresh, show_at, opened, .. }, Reply::By { name, rung }) => {
+                    match rung {
+                        Rung::Opened => opened.get_or_insert_default().push(name),
+                        _ => fresh.push(name),
+                    }
+                    opened.get_or_insert_default();
+                    // Others may say so in a moment.
+                    show_at.get_or_insert_with(|| Instant::now() + TOGETHER);
+                    open.deadline = None;
+                    return Ok(());
+                }
+                (Asked::Letter { to, text, is_there, .. }, Reply::Away { last_seen }) => {
                     *is_there = true;
-                    (Tone::Plain, format!("  … {}: stored until {to} comes: {text}", away(to.as_str(), last_seen)))
+                    (Tone::Plain, format!("  … {}: stored until {to} comes: {text}", away(to, last_seen)))
                 }
                 // A person is told of `opened` by itself.
-                (Asked::Letter { to, text, is_there }, Reply::Rung { rung, .. })
+                (Asked::Letter { to, text, is_there, .. }, Reply::Rung { rung, .. })
                     if rung == Rung::Delivered || (rung == Rung::Opened && !is_terminal) =>
                 {
                     *is_there = true;
@@ -574,11 +648,18 @@ impl Talk<'_> {
             open.deadline = None;
             return self.show(shown.0, &shown.1).await;
         }
+        self.show_fresh(number, true).await?;
         let Some(open) = self.open.remove(&number) else {
             return Ok(());
         };
         match (open.what, reply) {
-            (Asked::Letter { to, text, .. }, Reply::Done) if self.console.is_terminal() => {
+            (Asked::Letter { to, text, opened: Some(opened), .. }, Reply::Done)
+                if !opened.is_empty() && self.console.is_terminal() =>
+            {
+                let who = opened.join(", ");
+                self.show(Tone::Good, &format!("  ✓ opened by {who} in {to}: {text}")).await
+            }
+            (Asked::Letter { to, text, opened: None, .. }, Reply::Done) if self.console.is_terminal() => {
                 self.show(Tone::Good, &format!("  ✓ opened by {to}: {text}")).await
             }
             (Asked::Letter { .. }, Reply::Done) => Ok(()),
@@ -614,7 +695,13 @@ impl Talk<'_> {
             (Asked::List, Reply::Who(lines)) => {
                 let mut known = self.keep_names(lines, None);
                 known.retain(|(_, presence)| presence.online);
-                self.show_presence(&known, "nobody is online").await
+                self.show_presence(&known, "nobody is online").await?;
+                if self.unread.is_empty() {
+                    return Ok(());
+                }
+                let unread: Vec<String> =
+                    self.unread.iter().map(|(with, count)| format!("{count} from {with}")).collect();
+                self.show(Tone::Plain, &format!("since you last wrote there: {}", unread.join(", "))).await
             }
             (Asked::Who(pattern), Reply::Who(lines)) => {
                 let known = self.keep_names(lines, pattern.as_ref());
@@ -644,7 +731,7 @@ impl Talk<'_> {
                 Ok(())
             }
             (Asked::Verify { name, .. }, reply) => {
-                let failure = why(&name, reply);
+                let failure = why(name.as_str(), reply);
                 self.fail(failure.code, &failure.sentence).await
             }
             (_, Reply::Refused { reason, detail }) => {
@@ -704,18 +791,30 @@ impl Talk<'_> {
 }
 
 /// Why something about somebody was not done, in the words of a chat.
-fn why(name: &Name, reply: Reply) -> Failure {
+fn why(name: &str, reply: Reply) -> Failure {
     match reply {
         Reply::Refused { reason: reason @ Reason::KeyChanged, detail: Some(_) } => Failure::refused(format!(
             "refused({reason}): the key of {name} is not the one that was pinned: see /verify {name}"
         )),
+        Reply::Refused { reason: reason @ (Reason::Closed | Reason::NotMember), detail } => {
+            why_not(name, reason, detail.as_deref())
+        }
         Reply::Refused { reason: reason @ Reason::Unknown, .. } => Failure::refused(format!(
             "refused({reason}): the server knows nobody named {name}: /who shows who is there"
         )),
-        Reply::Refused { reason, detail } => refusal(reason, name.as_str(), detail.as_deref()),
+        Reply::Refused { reason, detail } => refusal(reason, name, detail.as_deref()),
         Reply::Failed(failure) => failure,
         _ => Failure::refused("there is no answer: whether it was done is not known"),
     }
+}
+
+/// Whether two names are of one conversation.
+fn is_same(one: &str, other: &str) -> bool {
+    let key = |name: &str| {
+        let name = name.strip_prefix('@').unwrap_or(name);
+        Name::parse(name).map_or_else(|_| name.to_owned(), |name| name.key().to_owned())
+    };
+    key(one) == key(other)
 }
 
 /// Something that was said, in one line.
@@ -792,8 +891,7 @@ mod tests {
 
     #[test]
     fn refusals_name_commands_of_the_chat() {
-        let bob = Name::parse("bob").unwrap();
-        let refused = |reason| why(&bob, Reply::Refused { reason, detail: Some(String::new()) }).sentence;
+        let refused = |reason| why("bob", Reply::Refused { reason, detail: Some(String::new()) }).sentence;
         assert!(refused(Reason::KeyChanged).contains("/verify bob"));
         assert!(refused(Reason::Unknown).contains("/who"));
         assert!(refused(Reason::Offline).starts_with("refused(offline)"));

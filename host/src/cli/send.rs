@@ -5,7 +5,7 @@
 //! process holds the home next. Whoever asks another process and loses it sends nothing twice.
 
 use core::time::Duration;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::OsString;
 use std::io::{self, BufRead, Read};
 use std::os::unix::ffi::OsStringExt;
@@ -18,12 +18,13 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{HomeArg, away, harmless, json, print, refusal, say, too_late};
 use crate::endpoint::{Access, Failure, Home, LetterId, MAX_TEXT_LEN, Reply, Request, Requested, new_letter};
-use crate::name::Name;
+use crate::name::{Name, NameError};
+use crate::store::home::groups::NUMBER_SIGN;
 
 /// Lines under way at a time.
 const WINDOW: usize = 32;
 
-/// Send a message to one client
+/// Send a message to one client, or to a group
 ///
 /// Ends when the message has come as far as --wait says, or is refused. Each step goes to standard error as it comes, with
 /// --json to standard output. A message that did not come so far in time is not lost: it stays in this home's outbox and
@@ -35,6 +36,8 @@ const WINDOW: usize = 32;
   make 2>&1 | ossicle send bob -                 one message per line
   ossicle send --wait stored bob 'read this'     bob may be offline: the server keeps it for him
   ossicle send sensor-01 'led on'                messages are signed: an actuator asks for that
+  ossicle send plans 'at eight'                  a group of this home; each member confirms for himself
+  ossicle send @plans hi                         the client of that name, where a group has it, too
 
 A refusal ends it with exit code 1 and its reason, as in refused(queue-full); a timeout with 3: the message is in the
 outbox then, and must not be sent again.")]
@@ -42,9 +45,9 @@ pub struct Send {
     #[command(flatten)]
     #[allow(missing_docs, reason = "its own documentation is its help")]
     pub home: HomeArg,
-    /// To whom
-    #[arg(value_parser = Name::parse)]
-    pub name: Name,
+    /// To whom: a client, or a group that this home is in
+    #[arg(value_parser = recipient)]
+    pub name: String,
     /// The message; `-` sends each line of standard input
     #[arg(allow_hyphen_values = true)]
     pub text: OsString,
@@ -86,9 +89,24 @@ impl Wait {
     }
 }
 
+/// A client's name, with or without `@`, or what a group is called here.
+pub(super) fn recipient(given: &str) -> Result<String, NameError> {
+    let is_number = |number: &str| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    // Of a group of a name that several have, with its number.
+    let name = match given.rsplit_once(NUMBER_SIGN) {
+        Some(("", number)) if is_number(number) => return Ok(given.to_owned()),
+        Some((name, number)) if is_number(number) => name,
+        _ => given.strip_prefix('@').unwrap_or(given),
+    };
+    Name::parse(name).map(|_| given.to_owned())
+}
+
 #[derive(Serialize)]
 struct Step<'s> {
     to: &'s str,
+    /// The member of the group that this is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    member: Option<&'s str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'s str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -115,6 +133,10 @@ struct UnderWay {
     trouble: Option<String>,
     /// Why its recipient does not confirm it.
     away: Option<String>,
+    /// Why members of the group do not have it.
+    refused: Vec<String>,
+    /// What was said of members of the group: another process says it again.
+    members: HashSet<(String, Rung)>,
 }
 
 impl UnderWay {
@@ -194,11 +216,30 @@ impl Send {
                             front.away = None;
                             is_away = false;
                         }
-                        self.show(front.line, id.as_deref(), rung.as_str(), None)?;
+                        self.show(front.line, None, id.as_deref(), rung.as_str(), None)?;
+                    }
+                    Reply::By { name, rung } if !front.members.insert((name.clone(), rung)) => {}
+                    Reply::RefusedBy { name, .. } if !front.members.insert((name.clone(), Rung::Refused)) => {}
+                    Reply::By { name, rung } => {
+                        if rung > Rung::Stored {
+                            front.away = None;
+                        }
+                        self.show(front.line, Some(&name), None, rung.as_str(), None)?;
+                    }
+                    Reply::RefusedBy { name, reason, detail } => {
+                        self.show(front.line, Some(&name), None, Rung::Refused.as_str(), Some(reason.as_str()))?;
+                        front.refused.push(format!("{name}: {}", refusal(reason, &name, detail.as_deref())));
+                    }
+                    Reply::AwayBy { name, last_seen, .. } => {
+                        let said = away(&name, last_seen);
+                        if !core::mem::replace(&mut is_away, true) {
+                            say(&harmless(&format!("{said}: the server keeps it until {name} comes")));
+                        }
+                        front.away = Some(said);
                     }
                     Reply::Kept => front.kept = true,
                     Reply::Away { last_seen } => {
-                        let said = away(self.name.as_str(), last_seen);
+                        let said = away(&self.name, last_seen);
                         // Once, however many lines wait for the same.
                         if !core::mem::replace(&mut is_away, true) {
                             say(&harmless(&format!("{said}: the server keeps it until {} comes", self.name)));
@@ -207,17 +248,21 @@ impl Send {
                     }
                     Reply::Trouble(what) => front.trouble = Some(what),
                     Reply::Done => {
+                        if !front.refused.is_empty() {
+                            let sentence = format!("not delivered to everybody in {}: {}", self.name, front.refused.join("; "));
+                            return Err(Failure::refused(sentence));
+                        }
                         under_way.pop_front();
                     }
                     Reply::Refused { reason, detail } => {
-                        self.show(front.line, None, Rung::Refused.as_str(), Some(reason.as_str()))?;
+                        self.show(front.line, None, None, Rung::Refused.as_str(), Some(reason.as_str()))?;
                         if reason == Reason::Forbidden && detail.is_none() {
                             return Err(Failure::refused(format!(
                                 "refused(forbidden): {} takes nothing from this client: a device listens to its owner only",
                                 self.name
                             )));
                         }
-                        return Err(refusal(reason, self.name.as_str(), detail.as_deref()));
+                        return Err(refusal(reason, &self.name, detail.as_deref()));
                     }
                     Reply::Failed(failure) => return Err(failure),
                     gone @ Reply::Gone { .. } => {
@@ -248,11 +293,13 @@ impl Send {
             reached: None,
             trouble: None,
             away: None,
+            refused: Vec::new(),
+            members: HashSet::new(),
         })
     }
 
     fn request(&self, access: Option<&Access>, letter: LetterId, body: Vec<u8>) -> Requested {
-        let (to, signed, until) = (self.name.as_str().to_owned(), !self.no_sign, self.wait.rung());
+        let (to, signed, until) = (self.name.clone(), !self.no_sign, self.wait.rung());
         let request = Request::Send { letter, to, body, signed, until, keep: false };
         access.map_or_else(Requested::gone, |access| access.request(request))
     }
@@ -301,20 +348,21 @@ impl Send {
     fn show(
         &self,
         line: u64,
+        member: Option<&str>,
         id: Option<&str>,
         rung: &'static str,
         reason: Option<&'static str>,
     ) -> Result<(), Failure> {
         let line = (self.text == "-").then_some(line);
         if self.json {
-            let step = Step { to: self.name.as_str(), id, line, rung, reason };
+            let step = Step { to: &self.name, member, id, line, rung, reason };
             // Nobody may want to read it; the message goes its way all the same.
             print(&json(&step)?)?;
         } else if reason.is_none() {
-            match line {
-                Some(line) => say(&format!("line {line}: {rung}")),
-                None => say(rung),
-            }
+            let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+            let how = if rung == Rung::Opened.as_str() { "by" } else { "to" };
+            let whose = member.map(|member| format!(" {how} {}", harmless(member))).unwrap_or_default();
+            say(&format!("{line}{rung}{whose}"));
         }
         Ok(())
     }

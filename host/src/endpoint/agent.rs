@@ -13,7 +13,7 @@ use ossicle_core::{
     Bundle, BundleKeys, Changed, Channel, ChannelInfo, Channels, ChannelsResponse, Closed as GroupClosed, Credentials,
     Enrol, ExpireChannels, Invite, Lookup, MAX_ENROL_BATCH, MAX_NAME_LEN, MAX_RECORD_LEN, Member, MemberChanged,
     Message, PeerStatus, Reason, Receipt, Rotate, Rotation, Settings, SignedBundle, Subject, Successor, SuccessorQuery,
-    Unwatch, Watch, WatchResponse,
+    ToldBy, Unwatch, Watch, WatchResponse,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -25,7 +25,7 @@ use super::inbox::{Inbox, Waited, opened_receipt};
 use super::kept::Kept;
 use super::link::{Incoming, Link, LinkError, Server, Target};
 use super::local::{HeldChannel, NewDevice, PeerKeys, Presence, Reply, Request, Requested, Status};
-use super::outbox::{Outbox, Replies, Settled, member};
+use super::outbox::{Outbox, Recipient, Replies, Settled, member};
 use super::peers::{Alarm, Rejected, admit, check_bundle, verification};
 use super::rotation::{self, Walk};
 use super::url::address;
@@ -33,6 +33,7 @@ use super::watch::{Ask, Watches};
 use super::{Failure, Home, now};
 use crate::crypto::{IdentityKey, verify};
 use crate::name::{MAX_PATTERN_LEN, Name};
+use crate::store::home::groups::Standing;
 use crate::store::home::{HomeStore, HomeStoreError, OwnKeys, Profile, Progress, Waiting};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -266,6 +267,10 @@ pub(super) enum Pending {
     Recipient { key: String },
     /// Whether the recipient of letters is there.
     Whereabouts { key: String },
+    /// A member of a group that letters go to.
+    Recipients { sid: [u8; 16], member: [u8; 16] },
+    /// Whether a member of a group that letters go to is there.
+    Members { sid: [u8; 16], member: [u8; 16] },
     /// The sender of a wrap.
     Sender { id: [u8; 16] },
     /// Somebody whom a person invites to a group.
@@ -288,6 +293,8 @@ pub(super) enum Pending {
     Watch { ask: Ask },
     /// A wrap of ours.
     Wrap { chain: [u8; 8] },
+    /// A wrap of ours to one member of a group.
+    GroupWrap { chain: [u8; 8], member: [u8; 16] },
 }
 
 impl Pending {
@@ -305,6 +312,9 @@ impl Pending {
             Self::Publish
             | Self::Recipient { .. }
             | Self::Whereabouts { .. }
+            | Self::Recipients { .. }
+            | Self::Members { .. }
+            | Self::GroupWrap { .. }
             | Self::Sender { .. }
             | Self::Invitee { .. }
             | Self::Acquaintance { .. }
@@ -554,6 +564,9 @@ impl Agent {
                 Pending::Publish
                 | Pending::Recipient { .. }
                 | Pending::Whereabouts { .. }
+                | Pending::Recipients { .. }
+                | Pending::Members { .. }
+                | Pending::GroupWrap { .. }
                 | Pending::Sender { .. }
                 | Pending::Invitee { .. }
                 | Pending::Acquaintance { .. }
@@ -613,6 +626,11 @@ impl Agent {
         if self.listening {
             self.expected = link.settings().waiting;
             link.send(&Message::Listening)?;
+        }
+        if self.expected > 0 {
+            self.early_until = Some(Instant::now() + NEWS_COME);
+        } else {
+            self.outbox.informed();
         }
         for (request, replies) in core::mem::take(&mut self.asked) {
             self.request(&mut link, request, replies)?;
@@ -705,12 +723,13 @@ impl Agent {
 
     /// Answers what waited for news of groups.
     fn release(&mut self, link: &mut Link) -> Result<(), Ended> {
-        if self.early.is_empty()
-            || !(self.is_up_to_date() || self.early_until.is_some_and(|until| until <= Instant::now()))
-        {
+        if !(self.is_up_to_date() || self.early_until.is_some_and(|until| until <= Instant::now())) {
             return Ok(());
         }
         self.early_until = None;
+        if self.outbox.informed() {
+            self.with_desk(link, |outbox, _, desk| outbox.pump(desk))?;
+        }
         for (request, replies) in core::mem::take(&mut self.early) {
             self.about_groups(link, request, replies)?;
         }
@@ -1050,7 +1069,12 @@ impl Agent {
         work: impl FnOnce(&mut Groups, &mut Inbox, &mut Desk<'_>) -> Result<T, Ended>,
     ) -> Result<T, Ended> {
         let mut groups = core::mem::take(&mut self.groups);
-        let done = self.with_desk(link, |_, inbox, desk| work(&mut groups, inbox, desk));
+        let done = self.with_desk(link, |outbox, inbox, desk| {
+            let done = work(&mut groups, inbox, desk)?;
+            outbox.look_at_groups();
+            outbox.pump(desk)?;
+            Ok(done)
+        });
         self.groups = groups;
         for (label, news) in self.groups.take_news() {
             self.tell_reader(Notice::Group { label, news });
@@ -1106,12 +1130,11 @@ impl Agent {
     fn take(&mut self, request: Request, replies: Replies, link: Option<&mut Link>) -> Result<(), Ended> {
         match (request, link) {
             (Request::Send { letter, to, body, signed, until, keep }, link) => {
-                let Some(name) = self.other(&to, "send to somebody else", &replies) else {
+                let Some((to, conversation)) = self.recipient(&to, signed, &replies)? else {
                     return Ok(());
                 };
-                let conversation = of_person(name.as_str());
                 let entry = keep.then(|| HistoryEntry { time: now(), from: None, signed, body: body.clone() });
-                if self.outbox.post(letter, name, body, signed, until, replies)
+                if self.outbox.post(letter, to, body, signed, until, replies)
                     && let Some(entry) = entry
                 {
                     self.keep(&conversation, &entry)?;
@@ -1223,6 +1246,47 @@ impl Agent {
             letters: self.outbox.letters(),
             keys_made: self.own.made,
             full_handshake: self.kept.since(),
+        }
+    }
+
+    /// To whom a message goes, and what its conversation is kept under: the group that is called so, or else a client.
+    fn recipient(
+        &self,
+        to: &str,
+        signed: bool,
+        replies: &Replies,
+    ) -> Result<Option<(Recipient, String)>, HomeStoreError> {
+        let name = to.strip_prefix('@');
+        let group = if name.is_some() { None } else { self.store.group_labelled(to)? };
+        let is_open = group.as_ref().is_some_and(|group| group.standing.is_open());
+        let is_known = || -> Result<bool, HomeStoreError> {
+            let Ok(name) = Name::parse(to) else { return Ok(false) };
+            Ok(self.store.peer_by_name(name.key())?.is_some())
+        };
+        match group {
+            Some(_) if is_open && !signed => {
+                let sentence = "messages to a group are always signed: leave out --no-sign";
+                let _ = replies.send(Reply::Failed(Failure::usage(sentence)));
+                Ok(None)
+            }
+            Some(group) if is_open => {
+                let conversation = of_group(&group.sid);
+                Ok(Some((Recipient::Group(group.sid, group.label()), conversation)))
+            }
+            // Whoever has the name of a group that is over is meant.
+            Some(group) if !is_known()? => {
+                let (reason, how) = match group.standing {
+                    Standing::Closed => (Reason::Closed, "is closed"),
+                    _ => (Reason::NotMember, "goes on without this client"),
+                };
+                let detail = Some(format!("{} {how}", group.label()));
+                let _ = replies.send(Reply::Refused { reason, detail });
+                Ok(None)
+            }
+            _ => Ok(self.other(name.unwrap_or(to), "send to somebody else", replies).map(|name| {
+                let conversation = of_person(name.as_str());
+                (Recipient::One(name), conversation)
+            })),
         }
     }
 
@@ -1404,13 +1468,7 @@ impl Agent {
                 let waited = self.take_waited()?;
                 self.with_desk(link, |_, inbox, desk| inbox.wrap(desk, from, wrap, &bundle, waited))
             }
-            Message::Told(receipt) => {
-                self.take_waited()?;
-                if self.is_behind(&receipt) {
-                    return self.begin_anew(link);
-                }
-                self.with_desk(link, |outbox, _, desk| outbox.told(desk, &receipt))
-            }
+            Message::Told(receipt) => self.told(link, None, &receipt),
             Message::Waited { seq, at } => {
                 self.waited = Some((seq, at));
                 Ok(())
@@ -1471,6 +1529,10 @@ impl Agent {
                 }
                 Err(_) => Ok(()),
             },
+            Message::Other(body) if body.code() == ToldBy::CODE => match ToldBy::decode(body) {
+                Ok(told) => self.told(link, Some(told.from), &told.receipt),
+                Err(_) => self.take_waited().map(drop),
+            },
             Message::Other(body) if [Invite::CODE, MemberChanged::CODE, GroupClosed::CODE].contains(&body.code()) => {
                 let waited = self.take_waited()?;
                 self.with_groups(link, |groups, inbox, desk| groups.came(desk, inbox, &payload, waited))
@@ -1478,6 +1540,15 @@ impl Agent {
             // A newer server may say things that this client does not know; they need not be kept for it.
             _ => self.take_waited().map(drop),
         }
+    }
+
+    /// What became of messages of ours.
+    fn told(&mut self, link: &mut Link, by: Option<[u8; 16]>, receipt: &Receipt) -> Result<(), Ended> {
+        self.take_waited()?;
+        if self.is_behind(receipt) {
+            return self.begin_anew(link);
+        }
+        self.with_desk(link, |outbox, _, desk| outbox.told(desk, by.as_ref(), receipt))
     }
 
     /// Asks the server who is there, and to say whatever becomes of them.
@@ -1520,7 +1591,7 @@ impl Agent {
         self.with_desk(link, |_, inbox, desk| inbox.commit(desk))?;
         self.store.replace_peer(&peer.id, peer)?;
         self.inbox.forget(&peer.id);
-        self.outbox.followed(&peer.name_key);
+        self.outbox.followed(&peer.name_key, &peer.id);
         self.alarm.key_followed(&peer.name);
         self.look_again(link, *walk)
     }
@@ -1612,7 +1683,7 @@ impl Agent {
                         if let (Some(former), Some(shown)) = (replaced, &verified.shown) {
                             self.inbox.forget(&former);
                             self.inbox.forget(&shown.id);
-                            self.outbox.rekeyed(name.key());
+                            self.outbox.rekeyed(name.key(), &former);
                             self.alarm.settled();
                         }
                         Reply::Verified(verified)
@@ -1645,6 +1716,18 @@ impl Agent {
             Pending::Whereabouts { key } => {
                 let answer = entry();
                 self.with_desk(link, |outbox, _, desk| outbox.located(desk, &key, answer))
+            }
+            Pending::Recipients { sid, member } => {
+                let answer = entry();
+                self.with_desk(link, |outbox, _, desk| outbox.found_member(desk, (&sid, &member), answer))
+            }
+            Pending::Members { sid, member } => {
+                let answer = entry();
+                self.with_desk(link, |outbox, _, desk| outbox.located_member(desk, (&sid, &member), answer))
+            }
+            Pending::GroupWrap { chain, member } => {
+                let answer = answer.map(|_| ());
+                self.with_desk(link, |outbox, _, desk| outbox.wrapped_to(desk, (&chain, &member), answer))
             }
             Pending::Sender { id } => {
                 let answer = entry();

@@ -22,7 +22,7 @@ use super::history::HistoryEntry;
 use super::{Failure, Home};
 use crate::store::home::LetterId;
 
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 /// What a command asks of the agent.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,16 +79,16 @@ pub enum Request {
     },
     /// Replace this client's identity key by the one that [`super::prepare_rotation`] made.
     Rotate,
-    /// Send a direct message. It does no harm to ask again with the same `letter`: it is sent once.
+    /// Send a message to one client or to a group. It does no harm to ask again with the same `letter`: it is sent once.
     Send {
         /// The asker's name for it, at random.
         letter: LetterId,
-        /// The recipient's name.
+        /// The recipient's name, or what a group is called here. With an `@` before it, a client's name in any case.
         to: String,
         /// The text, or data.
         #[serde(with = "base64_text")]
         body: Vec<u8>,
-        /// Whether it carries this client's signature.
+        /// Whether it carries this client's signature; in a group it always does.
         signed: bool,
         /// The rung with which it is done.
         until: Rung,
@@ -128,6 +128,22 @@ pub enum Reply {
         /// When he was last seen, in seconds since 1970.
         last_seen: Option<u64>,
     },
+    /// The message waits at the server for this member of the group, who is not there.
+    AwayBy {
+        /// His name.
+        name: String,
+        /// When he was last seen, in seconds since 1970.
+        last_seen: Option<u64>,
+        /// Whether everybody else has it, has refused it, or is not there either.
+        last: bool,
+    },
+    /// How far a message to a group came with one of its members.
+    By {
+        /// His name.
+        name: String,
+        /// The rung.
+        rung: Rung,
+    },
     /// The channels that the server would resume.
     Channels(Vec<HeldChannel>),
     /// It was done.
@@ -160,6 +176,15 @@ pub enum Reply {
     Peer(PeerKeys),
     /// It was refused.
     Refused {
+        /// Why.
+        reason: Reason,
+        /// More about it, for a person.
+        detail: Option<String>,
+    },
+    /// A message to a group was refused by one of its members, or for him.
+    RefusedBy {
+        /// His name.
+        name: String,
         /// Why.
         reason: Reason,
         /// More about it, for a person.
@@ -209,7 +234,17 @@ pub enum Reply {
 impl Reply {
     /// Whether nothing follows.
     pub const fn is_final(&self) -> bool {
-        !matches!(self, Self::Away { .. } | Self::Kept | Self::Rung { .. } | Self::Taken | Self::Trouble(_))
+        !matches!(
+            self,
+            Self::Away { .. }
+                | Self::AwayBy { .. }
+                | Self::By { .. }
+                | Self::Kept
+                | Self::RefusedBy { .. }
+                | Self::Rung { .. }
+                | Self::Taken
+                | Self::Trouble(_)
+        )
     }
 }
 

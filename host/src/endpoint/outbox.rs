@@ -18,16 +18,20 @@
 //!
 //! ```text
 //!   outbox --> correspondence (one recipient) --> chain --> letter
+//!      | \              ^                          ^
+//!      |  \             | what one member refused  |
+//!      |   +-> gathering (one group) --------------+
 //!      +-----------------+--------------------------+-----> ledger --> store::home
 //! ```
 
 mod chain;
 mod correspondence;
+mod gathering;
 mod ledger;
 mod letter;
 
 use core::time::Duration;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use ossicle_core::{DirectoryEntry, Member, Message, PeerStatus, Reason, Receipt, Rung};
 use tokio::sync::mpsc;
@@ -36,8 +40,9 @@ use zeroize::Zeroizing;
 
 use self::chain::{Announced, Chain, remember};
 use self::correspondence::Correspondence;
-use self::ledger::Ledger;
-use self::letter::{Letter, end, length};
+use self::gathering::{Gathering, Joint};
+use self::ledger::{Ledger, Word};
+use self::letter::{Letter, Parent, Part, end, length};
 use super::agent::{Desk, Ended};
 use super::local::Reply;
 use super::peers::Rejected;
@@ -63,11 +68,36 @@ pub(super) type Replies = mpsc::UnboundedSender<Reply>;
 
 #[derive(Default)]
 pub(super) struct Outbox {
-    /// By the recipient's normalised name.
+    /// By the recipient's normalised name; with members of a group who are written to alone, see [`alone`].
     correspondences: HashMap<String, Correspondence>,
+    /// By the group's id.
+    gatherings: HashMap<[u8; 16], Gathering>,
     /// Whose chain it is.
-    chains: HashMap<[u8; 8], String>,
+    chains: HashMap<[u8; 8], Whose>,
     ledger: Ledger,
+    /// Whether what the server had to say of groups when the connection was made has come.
+    informed: bool,
+}
+
+/// Who has a chain.
+#[derive(Clone)]
+enum Whose {
+    /// The recipient in the correspondence with this key.
+    One(String),
+    /// The members of a group.
+    Group([u8; 16]),
+}
+
+/// To whom a letter goes.
+pub(super) enum Recipient {
+    One(Name),
+    /// A group, by its id and what it is called here.
+    Group([u8; 16], String),
+}
+
+/// The key of a correspondence with one member of a group. No name has a slash.
+fn alone(sid: &[u8; 16], name: &Name) -> String {
+    format!("{}/{}", hex::encode(sid), name.key())
 }
 
 /// What became of a letter for whose fate nobody waited any more.
@@ -100,10 +130,14 @@ impl Outbox {
         let mut outbox = Self { ledger: Ledger { next, ..Ledger::default() }, ..Self::default() };
         outbox.ledger.settled.extend(store.settled_letters()?);
         for kept in letters {
-            let name = Name::parse(&kept.to).map_err(|_| HomeStoreError::Damaged)?;
-            let letter = Letter {
+            let parent = kept.sid.zip(kept.parent);
+            let parent = parent.map(|(sid, (row, member))| Parent { sid, row, member, replies: None });
+            let sid = kept.sid.filter(|_| parent.is_none());
+            let part = |(member, kept)| (member, Part { kept, ..Part::default() });
+            let mut letter = Letter {
                 row: kept.row,
                 id: kept.id,
+                sid,
                 body: None,
                 len: usize::try_from(kept.len).map_err(|_| HomeStoreError::Damaged)?,
                 signed: kept.signed,
@@ -115,19 +149,36 @@ impl Outbox {
                 salt: kept.sealed.map_or([0; 8], |(_, _, salt)| salt),
                 answered: false,
                 away: false,
+                parts: BTreeMap::new(),
+                parent,
             };
             outbox.ledger.rows.insert(letter.id, letter.row);
             outbox.ledger.letters += 1;
             outbox.ledger.bytes += kept.len;
-            let key = name.key().to_owned();
-            let correspondence = outbox.correspondences.entry(key.clone()).or_insert_with(|| Correspondence::new(name));
+            if let Some(sid) = sid {
+                letter.parts = store.letter_parts(letter.row)?.into_iter().map(part).collect();
+                let gathering = outbox.gatherings.entry(sid).or_insert_with(|| Gathering::new(sid, kept.to));
+                let sealed = kept.sealed.map(|(id, n, _)| (id, n));
+                if let Some(parts) = sealed.and_then(|(id, _)| parts.remove(&id)) {
+                    let id = *parts.receipts.chain_id();
+                    gathering.chains.push(Joint::kept(parts, store.letter_wraps(&id)?));
+                    outbox.chains.insert(id, Whose::Group(sid));
+                }
+                gathering.take_in(letter, sealed)?;
+                continue;
+            }
+            let name = Name::parse(&kept.to).map_err(|_| HomeStoreError::Damaged)?;
+            let with = letter.parent.as_ref().map(|parent| parent.sid);
+            let key = with.map_or_else(|| name.key().to_owned(), |sid| alone(&sid, &name));
+            let correspondence =
+                outbox.correspondences.entry(key.clone()).or_insert_with(|| Correspondence::new(name, with));
             let Some((id, n, _)) = kept.sealed else {
                 correspondence.queue.insert(letter.row, letter);
                 continue;
             };
             if let Some(parts) = parts.remove(&id) {
                 correspondence.chains.push(Chain::new(parts, true, None));
-                outbox.chains.insert(id, key);
+                outbox.chains.insert(id, Whose::One(key));
             }
             let chain = correspondence.chains.iter_mut().find(|chain| chain.is(&id)).ok_or(HomeStoreError::Damaged)?;
             let place = if letter.reached >= Some(Rung::Stored) { &mut chain.resting } else { &mut chain.unsent };
@@ -140,7 +191,7 @@ impl Outbox {
     pub(super) fn post(
         &mut self,
         id: LetterId,
-        name: Name,
+        to: Recipient,
         body: Vec<u8>,
         signed: bool,
         until: Rung,
@@ -172,6 +223,7 @@ impl Outbox {
         let letter = Letter {
             row: self.ledger.next,
             id,
+            sid: None,
             body: Some(Zeroizing::new(body)),
             len,
             signed,
@@ -183,15 +235,24 @@ impl Outbox {
             salt: [0; 8],
             answered: false,
             away: false,
+            parts: BTreeMap::new(),
+            parent: None,
         };
-        self.ledger.rows.insert(id, letter.row);
-        self.ledger.next += 1;
-        self.ledger.letters += 1;
-        self.ledger.bytes += length(len);
-        let key = name.key().to_owned();
-        let correspondence = self.correspondences.entry(key).or_insert_with(|| Correspondence::new(name));
-        correspondence.lull = None;
-        correspondence.queue.insert(letter.row, letter);
+        self.ledger.enter(&letter);
+        match to {
+            Recipient::One(name) => {
+                let key = name.key().to_owned();
+                let correspondence = self.correspondences.entry(key).or_insert_with(|| Correspondence::new(name, None));
+                correspondence.lull = None;
+                correspondence.queue.insert(letter.row, letter);
+            }
+            Recipient::Group(sid, label) => {
+                let letter = Letter { sid: Some(sid), signed: true, ..letter };
+                let gathering = self.gatherings.entry(sid).or_insert_with(|| Gathering::new(sid, label));
+                gathering.lull = None;
+                gathering.queue.insert(letter.row, letter);
+            }
+        }
         true
     }
 
@@ -205,9 +266,16 @@ impl Outbox {
         for chain in self.correspondences.values().flat_map(|correspondence| &correspondence.chains) {
             resting.extend(chain.resting.values().filter(|letter| !letter.is_attended()).map(|letter| letter.row));
         }
+        for joint in self.gatherings.values().flat_map(|gathering| &gathering.chains) {
+            let letters = joint.chain.resting.values();
+            let is_stored = |letter: &&Letter| !letter.is_attended() && letter.reached >= Some(Rung::Stored);
+            resting.extend(letters.filter(is_stored).map(|letter| letter.row));
+        }
         resting.sort_unstable();
         resting.truncate(EVICTED);
-        for chain in self.correspondences.values_mut().flat_map(|correspondence| &mut correspondence.chains) {
+        let joints = self.gatherings.values_mut().flat_map(|gathering| &mut gathering.chains);
+        let joints = joints.map(|joint| &mut joint.chain);
+        for chain in self.correspondences.values_mut().flat_map(|kept| &mut kept.chains).chain(joints) {
             let evicted = chain.resting.extract_if(.., |_, letter| resting.binary_search(&letter.row).is_ok());
             for (n, letter) in evicted {
                 self.ledger.erase(&letter, Ok(Rung::Stored));
@@ -218,6 +286,30 @@ impl Outbox {
 
     /// Somebody waits for a letter again.
     fn attend(&mut self, row: i64, replies: &Replies) {
+        for gathering in self.gatherings.values_mut() {
+            let Some(letter) = gathering.letter(row) else { continue };
+            letter.replies = Some(replies.clone());
+            letter.tell(Reply::Kept);
+            if let Some(rung) = letter.reached {
+                letter.tell(Reply::Rung { rung, id: None });
+                if rung >= letter.until {
+                    letter.tell(Reply::Done);
+                    letter.replies = None;
+                    return;
+                }
+            }
+            if let Some(letter) = gathering.letters().find(|letter| letter.row == row) {
+                gathering.report(letter);
+            }
+            for kept in self.correspondences.values_mut() {
+                let sealed = kept.chains.iter_mut().flat_map(Chain::letters_mut);
+                let parents = kept.queue.values_mut().chain(sealed).filter_map(|letter| letter.parent.as_mut());
+                for parent in parents.filter(|parent| parent.row == row) {
+                    parent.replies = Some(replies.clone());
+                }
+            }
+            return;
+        }
         for correspondence in self.correspondences.values_mut() {
             let queued = correspondence.queue.get_mut(&row).map(|letter| (None, letter));
             let mut sealed = correspondence.chains.iter_mut().flat_map(|chain| {
@@ -245,6 +337,12 @@ impl Outbox {
     /// There is a connection. A server that was killed may have lost a recipient's word: once what waits has come, letters
     /// that the server had are sent again, if somebody waits for them or they are old. Whoever has them says so again.
     pub(super) fn connected(&mut self) {
+        for gathering in self.gatherings.values_mut() {
+            gathering.stale = true;
+            if gathering.chains.iter().any(|joint| !joint.chain.resting.is_empty()) {
+                gathering.doubt = Some(Instant::now() + RECEIPTS_COME);
+            }
+        }
         for correspondence in self.correspondences.values_mut() {
             if correspondence.chains.iter().any(|chain| !chain.resting.is_empty()) {
                 correspondence.doubt = Some(Instant::now() + RECEIPTS_COME);
@@ -258,6 +356,10 @@ impl Outbox {
     /// [`HomeStoreError`].
     pub(super) fn disconnected(&mut self, store: &mut HomeStore) -> Result<(), HomeStoreError> {
         self.save(store)?;
+        self.informed = false;
+        for gathering in self.gatherings.values_mut() {
+            gathering.disconnected();
+        }
         for correspondence in self.correspondences.values_mut() {
             (correspondence.looking, correspondence.asking) = (false, false);
             (correspondence.doubt, correspondence.doubts) = (None, false);
@@ -281,6 +383,9 @@ impl Outbox {
                 letter.tell(reply.clone());
             }
         }
+        for letter in self.gatherings.values().flat_map(Gathering::letters) {
+            letter.tell(reply.clone());
+        }
     }
 
     /// The time before which some correspondence may not go on.
@@ -289,19 +394,82 @@ impl Outbox {
             let Correspondence { hold, lull, next_start, doubt, .. } = correspondence;
             [*hold, *lull, *next_start, *doubt]
         };
-        self.correspondences.values().flat_map(waits).flatten().min()
+        let gatherings = self.gatherings.values().flat_map(Gathering::held_until);
+        self.correspondences.values().flat_map(waits).flatten().chain(gatherings).min()
     }
 
     /// Sends what can be sent.
     pub(super) fn pump(&mut self, desk: &mut Desk<'_>) -> Result<(), Ended> {
+        for sid in self.gatherings.keys().copied().collect::<Vec<_>>() {
+            self.gather(desk, &sid)?;
+        }
         for (key, correspondence) in &mut self.correspondences {
             correspondence.pump(key, desk, &mut self.ledger)?;
         }
         self.commit(desk)
     }
 
+    /// What the server had to say of groups has come: who is in them is as well known as it can be.
+    pub(super) const fn informed(&mut self) -> bool {
+        !core::mem::replace(&mut self.informed, true)
+    }
+
+    /// Something has happened in a group, or to a key.
+    pub(super) fn look_at_groups(&mut self) {
+        for gathering in self.gatherings.values_mut() {
+            gathering.stale = true;
+        }
+    }
+
+    /// Does what is to be done in a group.
+    fn gather(&mut self, desk: &mut Desk<'_>, sid: &[u8; 16]) -> Result<(), Ended> {
+        let Some(gathering) = self.gatherings.get_mut(sid) else { return Ok(()) };
+        let is_other = gathering.refresh(desk, &mut self.ledger)?;
+        gathering.pump(desk, &mut self.ledger, self.informed)?;
+        for joint in &gathering.chains {
+            self.chains.entry(*joint.chain.id()).or_insert(Whose::Group(*sid));
+        }
+        let mut alone_with: Vec<String> = Vec::new();
+        for (name, letter) in gathering.take_own() {
+            let name = Name::parse(&name).map_err(|_| HomeStoreError::Damaged)?;
+            let key = alone(sid, &name);
+            let new = || Correspondence::new(name, Some(*sid));
+            self.correspondences.entry(key.clone()).or_insert_with(new).queue.insert(letter.row, letter);
+            alone_with.push(key);
+        }
+        let is_over = gathering.is_over();
+        for kept in self.correspondences.values_mut().filter(|kept| kept.sid.as_ref() == Some(sid)) {
+            if is_other {
+                kept.chains.iter_mut().for_each(Chain::end);
+            }
+            if is_over {
+                kept.close(&mut self.ledger);
+            }
+        }
+        for key in alone_with {
+            if let Some(correspondence) = self.correspondences.get_mut(&key) {
+                correspondence.pump(&key, desk, &mut self.ledger)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells letters to groups what became of those that brought them to one member alone.
+    fn settle_parts(&mut self) {
+        for word in core::mem::take(&mut self.ledger.parts) {
+            let Word { parent: Parent { sid, .. }, .. } = &word;
+            if let Some(gathering) = self.gatherings.get_mut(sid) {
+                gathering.word(&mut self.ledger, word);
+            }
+        }
+    }
+
     /// Makes durable what was noted, then sends what waited for that.
     pub(super) fn commit(&mut self, desk: &mut Desk<'_>) -> Result<(), Ended> {
+        self.settle_parts();
+        for gathering in self.gatherings.values_mut() {
+            gathering.ask(desk)?;
+        }
         for (wanted, envelope) in self.ledger.write(desk.store)? {
             desk.link.send(&Message::Send { wanted, envelope: &envelope })?;
         }
@@ -319,6 +487,10 @@ impl Outbox {
         for correspondence in self.correspondences.values_mut() {
             correspondence.keep(&mut self.ledger);
         }
+        for gathering in self.gatherings.values_mut() {
+            gathering.keep(&mut self.ledger);
+        }
+        self.settle_parts();
         // What was sealed and could not leave is sent over the next connection.
         self.ledger.write(store).map(drop)
     }
@@ -354,14 +526,22 @@ impl Outbox {
             for letter in old {
                 match letter.is_finished() {
                     true => self.ledger.erase(&letter, Ok(Rung::Delivered)),
-                    false => self.ledger.settle(name, letter, Err(Reason::Expired), None),
+                    false => self.ledger.settle(name.as_str(), letter, Err(Reason::Expired), None),
                 }
             }
+        }
+        self.settle_parts();
+        for gathering in self.gatherings.values_mut() {
+            let is_old = |letter: &Letter| letter.time < before && !letter.is_attended();
+            gathering.expire(&mut self.ledger, is_old, curious);
         }
     }
 
     /// The server's store is not the one that took these letters: nobody knows whether it has them.
     pub(super) fn unstored(&mut self) {
+        for gathering in self.gatherings.values_mut() {
+            gathering.unstored(&mut self.ledger);
+        }
         for chain in self.correspondences.values_mut().flat_map(|correspondence| &mut correspondence.chains) {
             chain.announced = Announced::No;
             for (n, mut letter) in chain.resting.extract_if(.., |_, letter| letter.reached == Some(Rung::Stored)) {
@@ -389,7 +569,7 @@ impl Outbox {
         };
         match begun {
             Ok(chain_id) => {
-                self.chains.insert(chain_id, key.to_owned());
+                self.chains.insert(chain_id, Whose::One(key.to_owned()));
                 correspondence.pump(key, desk, &mut self.ledger)
             }
             Err(rejected) => {
@@ -432,7 +612,7 @@ impl Outbox {
         chain_id: &[u8; 8],
         answer: Result<(), (Reason, Option<u32>)>,
     ) -> Result<(), Ended> {
-        let Some(key) = self.chains.get(chain_id).cloned() else {
+        let Some(Whose::One(key)) = self.chains.get(chain_id).cloned() else {
             return Ok(());
         };
         let Some(correspondence) = self.correspondences.get_mut(&key) else {
@@ -442,16 +622,61 @@ impl Outbox {
         correspondence.pump(&key, desk, &mut self.ledger)
     }
 
-    /// What became of letters.
-    pub(super) fn told(&mut self, desk: &mut Desk<'_>, receipt: &Receipt) -> Result<(), Ended> {
-        let Some(key) = self.chains.get(&receipt.chain).cloned() else {
-            return Ok(());
-        };
-        let Some(correspondence) = self.correspondences.get_mut(&key) else {
-            return Ok(());
-        };
-        correspondence.told(&mut self.ledger, receipt);
-        correspondence.pump(&key, desk, &mut self.ledger)?;
+    /// The directory has answered who a member of a group is.
+    pub(super) fn found_member(
+        &mut self,
+        desk: &mut Desk<'_>,
+        (sid, member): (&[u8; 16], &[u8; 16]),
+        answer: Result<DirectoryEntry<'_>, Reason>,
+    ) -> Result<(), Ended> {
+        let Some(gathering) = self.gatherings.get_mut(sid) else { return Ok(()) };
+        gathering.found(desk, member, answer)?;
+        self.gather(desk, sid)
+    }
+
+    /// The directory has answered whether a member of a group is there.
+    pub(super) fn located_member(
+        &mut self,
+        desk: &mut Desk<'_>,
+        (sid, member): (&[u8; 16], &[u8; 16]),
+        answer: Result<DirectoryEntry<'_>, Reason>,
+    ) -> Result<(), Ended> {
+        let Some(gathering) = self.gatherings.get_mut(sid) else { return Ok(()) };
+        gathering.located(member, answer);
+        self.gather(desk, sid)
+    }
+
+    /// The server has answered a wrap to one member of a group.
+    pub(super) fn wrapped_to(
+        &mut self,
+        desk: &mut Desk<'_>,
+        (chain, member): (&[u8; 8], &[u8; 16]),
+        answer: Result<(), (Reason, Option<u32>)>,
+    ) -> Result<(), Ended> {
+        let Some(Whose::Group(sid)) = self.chains.get(chain).cloned() else { return Ok(()) };
+        let Some(gathering) = self.gatherings.get_mut(&sid) else { return Ok(()) };
+        gathering.wrapped(desk, &mut self.ledger, (chain, member), answer)?;
+        self.gather(desk, &sid)
+    }
+
+    /// What became of letters; of one of several recipients, `by` whom.
+    pub(super) fn told(&mut self, desk: &mut Desk<'_>, by: Option<&[u8; 16]>, receipt: &Receipt) -> Result<(), Ended> {
+        match self.chains.get(&receipt.chain).cloned() {
+            None => return Ok(()),
+            Some(Whose::Group(sid)) => {
+                let Some(gathering) = self.gatherings.get_mut(&sid) else { return Ok(()) };
+                match by {
+                    Some(member) => gathering.told_by(desk, &mut self.ledger, member, receipt)?,
+                    None => gathering.told(&mut self.ledger, receipt),
+                }
+                self.gather(desk, &sid)?;
+            }
+            Some(Whose::One(key)) => {
+                let Some(correspondence) = self.correspondences.get_mut(&key) else { return Ok(()) };
+                correspondence.told(&mut self.ledger, receipt);
+                correspondence.pump(&key, desk, &mut self.ledger)?;
+            }
+        }
         self.forget_chains();
         Ok(())
     }
@@ -460,21 +685,34 @@ impl Outbox {
     /// and nothing of the chain has arrived. Without a tag: he has no keys to make one with.
     pub(super) fn is_behind(&self, receipt: &Receipt) -> bool {
         let rewound = receipt.rung == Rung::Refused && receipt.reason == Some(Reason::Rewound) && receipt.tag.is_none();
-        let kept = self.chains.get(&receipt.chain).and_then(|key| self.correspondences.get(key));
+        let kept = match self.chains.get(&receipt.chain) {
+            Some(Whose::One(key)) => self.correspondences.get(key),
+            Some(Whose::Group(sid)) => {
+                let is_unheard = |kept: &Gathering| kept.is_unheard(&receipt.chain);
+                return rewound && receipt.to == 0 && self.gatherings.get(sid).is_some_and(is_unheard);
+            }
+            None => None,
+        };
         let chain = kept.and_then(|kept| kept.chains.iter().find(|chain| chain.is(&receipt.chain)));
         let unheard = |chain: &Chain| chain.live.as_ref().is_some_and(|live| live.current && !live.heard);
         rewound && receipt.to == 0 && chain.is_some_and(unheard)
     }
 
     fn forget_chains(&mut self) {
-        let kept = &self.correspondences;
-        self.chains.retain(|id, key| kept.get(key).is_some_and(|kept| kept.chains.iter().any(|chain| chain.is(id))));
+        let (kept, gatherings) = (&self.correspondences, &self.gatherings);
+        self.chains.retain(|id, whose| match whose {
+            Whose::One(key) => kept.get(key).is_some_and(|kept| kept.chains.iter().any(|chain| chain.is(id))),
+            Whose::Group(sid) => {
+                let has = |gathering: &Gathering| gathering.chains.iter().any(|joint| joint.chain.is(id));
+                gatherings.get(sid).is_some_and(has)
+            }
+        });
     }
 
     /// Whether letters have left whose fate is not known yet.
     pub(super) fn is_under_way(&self) -> bool {
         let mut chains = self.correspondences.values().flat_map(|correspondence| &correspondence.chains);
-        chains.any(|chain| !chain.under_way.is_empty())
+        chains.any(|chain| !chain.under_way.is_empty()) || self.gatherings.values().any(Gathering::is_under_way)
     }
 
     /// This client has another key: every chain begins anew, and what was under way is sealed anew.
@@ -492,41 +730,54 @@ impl Outbox {
             }
             correspondence.retire(&mut self.ledger);
         }
+        for gathering in self.gatherings.values_mut() {
+            gathering.restart(&mut self.ledger);
+        }
         self.forget_chains();
     }
 
     /// This recipient has another key, which the former one signed: what comes is sealed on a new chain.
-    pub(super) fn followed(&mut self, key: &str) {
-        for chain in self.correspondences.get_mut(key).into_iter().flat_map(|kept| &mut kept.chains) {
+    pub(super) fn followed(&mut self, key: &str, id: &[u8; 16]) {
+        let kept = self.correspondences.values_mut().filter(|kept| kept.name.key() == key);
+        for chain in kept.flat_map(|kept| &mut kept.chains) {
             chain.end();
+        }
+        for gathering in self.gatherings.values_mut() {
+            gathering.followed(id);
         }
     }
 
     /// A person has accepted another key of this recipient. What was sealed for the former one is not sealed for the new
     /// one by itself: its sender may not have meant that.
-    pub(super) fn rekeyed(&mut self, key: &str) {
-        let Some(correspondence) = self.correspondences.get_mut(key) else {
-            return;
-        };
-        for mut chain in correspondence.chains.drain(..) {
+    pub(super) fn rekeyed(&mut self, key: &str, former: &[u8; 16]) {
+        for gathering in self.gatherings.values_mut() {
+            gathering.rekeyed(&mut self.ledger, former);
+        }
+        let kept = self.correspondences.values_mut().filter(|kept| kept.name.key() == key);
+        let chains = kept.flat_map(|kept| {
+            let name = kept.name.clone();
+            kept.chains.drain(..).map(move |chain| (name.clone(), chain))
+        });
+        for (name, mut chain) in chains {
             self.chains.remove(chain.id());
             for letter in chain.take_letters() {
                 let sentence = format!(
                     "refused({}): it went to the former key of {}: send it again if it is meant for the new one",
                     Reason::KeyChanged,
-                    correspondence.name
+                    name
                 );
-                if letter.is_attended() {
+                if letter.is_attended() && letter.parent.is_none() {
                     letter.tell(Reply::Failed(Failure::refused(sentence)));
                     self.ledger.erase(&letter, Err(Reason::KeyChanged));
                 } else {
-                    self.ledger.settle(&correspondence.name, letter, Err(Reason::KeyChanged), None);
+                    self.ledger.settle(name.as_str(), letter, Err(Reason::KeyChanged), None);
                 }
             }
             if chain.kept {
                 self.ledger.changes.push(LetterChange::Forget(*chain.id()));
             }
         }
+        self.settle_parts();
     }
 }
 
@@ -568,11 +819,13 @@ mod tests {
         let conversation = Conversation::direct(&alice, &bob, 0);
         let sealing = SendingChain::start(&alice, &conversation, 0, &mut SysRng).unwrap();
         let (receipts, chain) = (sealing.receipts().clone(), *sealing.chain_id());
-        let parts = LetterChain { peer: bob.id, receipts, wrap: vec![], bundle: vec![], signature: vec![] };
+        let parts = LetterChain { sid: None, peer: bob.id, receipts, wrap: vec![], bundle: vec![], signature: vec![] };
         let letter = |row| store::Letter {
             row,
             id: [u8::try_from(row).unwrap(); 16],
             to: "bob".into(),
+            sid: None,
+            parent: None,
             len: 4,
             signed: false,
             until: Rung::Delivered,
@@ -589,7 +842,7 @@ mod tests {
         for disconnects in [true, false] {
             let mut outbox = Outbox::load(&store).unwrap();
             let (replies, _said) = mpsc::unbounded_channel();
-            outbox.post([1; 16], Name::parse("bob").unwrap(), vec![], false, Rung::Delivered, replies);
+            outbox.post([1; 16], Recipient::One(Name::parse("bob").unwrap()), vec![], false, Rung::Delivered, replies);
             let bob = outbox.correspondences.get_mut("bob").unwrap();
             bob.doubts = true;
             bob.doubt(u16::try_from(MAX_RECORD_LEN).unwrap());
@@ -615,7 +868,8 @@ mod tests {
         let mut outbox = Outbox::load(&store).unwrap();
         let mut give = |id: u8| {
             let (replies, mut said) = mpsc::unbounded_channel();
-            outbox.post([id; 16], Name::parse("bob").unwrap(), b"text".to_vec(), true, Rung::Delivered, replies);
+            let bob = Recipient::One(Name::parse("bob").unwrap());
+            outbox.post([id; 16], bob, b"text".to_vec(), true, Rung::Delivered, replies);
             let said: Vec<Reply> = core::iter::from_fn(|| said.try_recv().ok()).collect();
             (said, outbox.letters())
         };

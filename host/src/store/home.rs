@@ -15,7 +15,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 pub use history::MAX_HISTORY;
-pub use letters::{Letter, LetterChain, LetterChange, LetterId, MAX_LETTER_BYTES, MAX_LETTERS, MAX_SETTLED, Outcome};
+pub use letters::{
+    Letter, LetterChain, LetterChange, LetterId, LetterPart, MAX_LETTER_BYTES, MAX_LETTERS, MAX_SETTLED, Outcome,
+};
 use ossicle_core::{Bundle, BundleKeys, BundleView, ExchangeKey, FORMER, Member, Prekey, Prekeys, Secret, SigningKey};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use zeroize::Zeroizing;
@@ -39,7 +41,7 @@ const PUBLISHED: i64 = 1;
 const RESTORED: i64 = 2;
 
 /// What each version adds to the one before; a new file goes through all of them.
-const VERSIONS: [&str; 7] = [
+const VERSIONS: [&str; 8] = [
     "
 CREATE TABLE profile (
     one INTEGER PRIMARY KEY CHECK (one = 1), complete INTEGER NOT NULL,
@@ -135,6 +137,21 @@ CREATE TABLE history (
 ) STRICT;
 CREATE INDEX history_conversation ON history (conversation, place);
 PRAGMA user_version = 7;
+",
+    "
+ALTER TABLE letter ADD COLUMN sid BLOB;
+ALTER TABLE letter ADD COLUMN parent INTEGER;
+ALTER TABLE letter ADD COLUMN member BLOB;
+ALTER TABLE letter_chain ADD COLUMN sid BLOB;
+CREATE TABLE letter_wrap (
+    chain BLOB NOT NULL, member BLOB NOT NULL, wrap BLOB NOT NULL, PRIMARY KEY (chain, member)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE letter_part (
+    letter INTEGER NOT NULL, member BLOB NOT NULL, reached INTEGER, reason INTEGER, own INTEGER NOT NULL,
+    PRIMARY KEY (letter, member)
+) STRICT, WITHOUT ROWID;
+ALTER TABLE conversation ADD COLUMN said BLOB;
+PRAGMA user_version = 8;
 ",
 ];
 

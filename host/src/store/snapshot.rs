@@ -152,7 +152,8 @@ pub(crate) fn copy_home(database: &Path, to: &Path) -> Result<(), HomeStoreError
     scrub(
         &copy,
         "DELETE FROM prekey; DELETE FROM chain; DELETE FROM sending; DELETE FROM successor;
-         DELETE FROM inbox WHERE opened = 2; DELETE FROM letter_chain; DELETE FROM letter WHERE reached >= 2;
+         DELETE FROM inbox WHERE opened = 2; DELETE FROM letter_chain; DELETE FROM letter_wrap;
+         DELETE FROM letter WHERE reached >= 2; DELETE FROM letter_part WHERE letter NOT IN (SELECT row FROM letter);
          UPDATE letter SET chain = NULL, n = NULL, salt = NULL, envelope = NULL, reached = NULL;
          UPDATE bundle SET exchange = x'', signing = x'', published = 0;
          UPDATE profile SET store_epoch = NULL",
@@ -171,7 +172,8 @@ pub(crate) fn check_home(database: &Path) -> Result<Bundle, HomeStoreError> {
     let db = Connection::open(database)?;
     let sound: String = db.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
     let count = "SELECT (SELECT count(*) FROM prekey) + (SELECT count(*) FROM chain)
-                     + (SELECT count(*) FROM letter_chain) + (SELECT count(*) FROM letter WHERE envelope NOT NULL)";
+                     + (SELECT count(*) FROM letter_chain) + (SELECT count(*) FROM letter_wrap)
+                     + (SELECT count(*) FROM letter WHERE envelope NOT NULL)";
     let secrets: i64 = db.query_row(count, [], |row| row.get(0))?;
     let bundle: Vec<u8> = db.query_row("SELECT bundle FROM bundle", [], |row| row.get(0))?;
     let bundle = Bundle::decode(&bundle).map_err(|_| HomeStoreError::Damaged)?;

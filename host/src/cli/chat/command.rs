@@ -1,19 +1,20 @@
 //! What a person types, as a command.
 
-use super::super::send::too_large;
+use super::super::send::{recipient, too_large};
 use crate::endpoint::{Failure, MAX_TEXT_LEN};
 use crate::name::{Name, Pattern};
 
 /// Every command, with what it takes, in the order in which help shows them.
-pub(super) const COMMANDS: [(&str, &str, &str); 13] = [
-    ("tell", "NAME [TEXT]", "send TEXT to NAME, who becomes your partner"),
+pub(super) const COMMANDS: [(&str, &str, &str); 14] = [
+    ("tell", "NAME [TEXT]", "send TEXT to NAME, a client or a group, your partner then"),
+    ("msg", "NAME [TEXT]", "the same"),
     ("init", "GROUP @NAME ...", "found GROUP and invite these to it, for good"),
     ("accept", "GROUP", "join a group that you are invited to"),
     ("decline", "GROUP", "stay away from it"),
     ("members", "[GROUP]", "who is in GROUP, or your groups and invitations"),
     ("close", "GROUP", "end GROUP for everybody"),
     ("history", "[NAME [erase]]", "what was said with NAME, or in a group; erase it"),
-    ("list", "", "who is online"),
+    ("list", "", "who is online, and what was not answered yet"),
     ("who", "[PATTERN]", "everybody, or such names (* ? [...]), and when last seen"),
     ("status", "", "the connection, and who you are"),
     ("verify", "[NAME [accept]]", "your key, or the safety number with NAME; take a new key"),
@@ -41,7 +42,8 @@ pub(super) enum Command {
     Nothing,
     Quit,
     Status,
-    Tell(Name, Option<String>),
+    /// To a client or a group.
+    Tell(String, Option<String>),
     /// To whom one talks at present.
     Text(String),
     Verify(Option<Name>, bool),
@@ -92,14 +94,15 @@ impl Command {
             "list" => Self::List,
             "quit" => Self::Quit,
             "status" => Self::Status,
-            "tell" => {
+            "msg" | "tell" => {
                 let (to, said) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
                 if to.is_empty() {
-                    return Err(Failure::usage("to whom? /tell NAME TEXT"));
+                    return Err(Failure::usage(format!("to whom? /{word} NAME TEXT")));
                 }
                 let said = said.trim_start();
                 let said = if said.is_empty() { None } else { Some(text(said)?) };
-                return Ok(Self::Tell(name(to)?, said));
+                let to = recipient(to).map_err(|error| Failure::usage(error.to_string()))?;
+                return Ok(Self::Tell(to, said));
             }
             "verify" => {
                 let name = words.next().map(name).transpose()?;
@@ -173,11 +176,14 @@ mod tests {
     #[test]
     fn lines_are_commands_or_text() {
         let parse = |line: &str| Command::parse(line).unwrap();
-        assert_eq!(parse("/tell bob hello there"), Command::Tell(bob(), Some("hello there".into())));
-        assert_eq!(parse("/tell BOB   hello  there "), Command::Tell(bob(), Some("hello  there ".into())));
-        assert_eq!(parse("/tell bob"), Command::Tell(bob(), None));
-        assert_eq!(parse("/tell bob  "), Command::Tell(bob(), None));
-        assert_eq!(parse("/tell bob /quit"), Command::Tell(bob(), Some("/quit".into())));
+        assert_eq!(parse("/tell bob hello there"), Command::Tell("bob".into(), Some("hello there".into())));
+        let to_bob = |text: &str| Command::Tell("BOB".into(), Some(text.into()));
+        assert_eq!(parse("/tell BOB   hello  there "), to_bob("hello  there "));
+        assert_eq!(parse("/msg BOB hi"), to_bob("hi"));
+        for to in ["bob", "@bob", "plans~2", "~1"] {
+            assert_eq!(parse(&format!("/msg {to}  ")), Command::Tell(to.into(), None));
+        }
+        assert_eq!(parse("/tell BOB /quit"), to_bob("/quit"));
         assert_eq!(parse("hello there"), Command::Text("hello there".into()));
         assert_eq!(parse(" /quit"), Command::Text(" /quit".into()));
         assert_eq!(parse("//quit"), Command::Text("/quit".into()));

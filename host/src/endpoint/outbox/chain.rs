@@ -12,7 +12,6 @@ use crate::crypto::HostAead;
 use crate::endpoint::agent::Ended;
 use crate::endpoint::local::Reply;
 use crate::endpoint::{Failure, KIND_TEXT};
-use crate::name::Name;
 use crate::store::home::{HomeStore, LetterChain, LetterChange};
 
 /// Salts that are remembered of a chain beyond those of its letters, to verify cumulative receipts with.
@@ -105,6 +104,10 @@ impl Chain {
         self.unsent.values().chain(self.under_way.values()).chain(self.resting.values())
     }
 
+    pub(super) fn letters_mut(&mut self) -> impl Iterator<Item = &mut Letter> {
+        self.unsent.values_mut().chain(self.under_way.values_mut()).chain(self.resting.values_mut())
+    }
+
     pub(super) fn take_letters(&mut self) -> impl Iterator<Item = Letter> {
         let places = [&mut self.unsent, &mut self.under_way, &mut self.resting];
         places.map(core::mem::take).into_iter().flat_map(BTreeMap::into_values)
@@ -132,7 +135,7 @@ impl Chain {
     /// Seals a letter, which leaves when that is durable; gives it back if the chain is used up.
     pub(super) fn seal(
         &mut self,
-        name: &Name,
+        name: &str,
         store: &HomeStore,
         ledger: &mut Ledger,
         mut letter: Letter,
@@ -162,13 +165,14 @@ impl Chain {
     }
 
     /// A letter came so far. Whether whoever waits for more may want to know where the recipient is.
-    pub(super) fn reach(&mut self, name: &Name, ledger: &mut Ledger, n: u32, rung: Rung) -> bool {
+    pub(super) fn reach(&mut self, name: &str, ledger: &mut Ledger, n: u32, rung: Rung) -> bool {
         let Some(mut letter) = self.take(n, |_| true) else {
             return false;
         };
         letter.answered = true;
         if letter.reached < Some(rung) {
             letter.reached = Some(rung);
+            ledger.reached(&letter, rung);
             letter.tell(Reply::Rung { rung, id: Some(message_id(self.id(), n)) });
             if rung >= letter.until && letter.is_attended() && !letter.is_finished() {
                 // It goes on without anybody.

@@ -16,23 +16,27 @@ use super::chain::{Announced, Chain, Live, remember};
 use super::ledger::Ledger;
 use super::letter::{Letter, passes};
 use crate::endpoint::agent::{Desk, Ended, Pending};
+use crate::endpoint::groups::present;
 use crate::endpoint::peers::{Rejected, admit, check_bundle};
 use crate::endpoint::{MESSAGE_HEAD_LEN, now};
 use crate::name::Name;
+use crate::store::home::groups::{GroupMember, Membership};
 use crate::store::home::{LetterChain, LetterChange};
 
 /// New chains that one letter may cost.
-const MAX_TRIES: u8 = 3;
+pub(super) const MAX_TRIES: u8 = 3;
 /// Letters under way to one recipient: fewer than the keys that a recipient keeps for what it missed.
-const WINDOW: usize = 48;
-const CHAIN_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(super) const WINDOW: usize = 48;
+pub(super) const CHAIN_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long to wait where a refusal for the rate does not say.
-const RATE_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const RATE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a letter that nobody waits for rests after a refusal that may pass.
-const LULL: Duration = Duration::from_secs(60);
+pub(super) const LULL: Duration = Duration::from_secs(60);
 
 pub(super) struct Correspondence {
     pub(super) name: Name,
+    /// The group in which this member is written to alone.
+    pub(super) sid: Option<[u8; 16]>,
     /// Bytes of the longest body that the recipient takes.
     max_body: usize,
     /// Whether the directory was asked for the recipient's keys.
@@ -59,10 +63,10 @@ pub(super) struct Correspondence {
 }
 
 /// New chains cost both sides public-key operations: so many at once, and then one a minute. What meets the limit waits.
-struct Starts {
-    pub(super) left: u32,
+pub(super) struct Starts {
+    left: u32,
     /// Since when the next one is growing.
-    pub(super) since: Instant,
+    since: Instant,
 }
 
 impl Starts {
@@ -80,7 +84,7 @@ impl Starts {
     }
 
     /// A recipient has the wrap of a new one.
-    fn count(&mut self, now: Instant) {
+    pub(super) fn count(&mut self, now: Instant) {
         self.grow(now);
         self.left = self.left.saturating_sub(1);
     }
@@ -97,9 +101,10 @@ impl Starts {
 }
 
 impl Correspondence {
-    pub(super) fn new(name: Name) -> Self {
+    pub(super) fn new(name: Name, sid: Option<[u8; 16]>) -> Self {
         Self {
             name,
+            sid,
             max_body: 0,
             looking: false,
             wonders: false,
@@ -125,8 +130,19 @@ impl Correspondence {
     /// Nothing is lost from here on.
     pub(super) fn keep(&mut self, ledger: &mut Ledger) {
         for letter in self.queue.values_mut() {
-            ledger.keep(&self.name, letter);
+            ledger.keep(self.name.as_str(), letter);
         }
+    }
+
+    /// The group is over in which this member is written to: nothing is any more.
+    pub(super) fn close(&mut self, ledger: &mut Ledger) {
+        let queue = core::mem::take(&mut self.queue).into_values();
+        let letters: Vec<Letter> = queue.chain(self.chains.iter_mut().flat_map(Chain::take_letters)).collect();
+        for letter in letters {
+            ledger.settle(self.name.as_str(), letter, Err(Reason::Closed), None);
+        }
+        self.chains.iter_mut().for_each(Chain::end);
+        self.retire(ledger);
     }
 
     /// Chains that are too old, and those that nothing is expected of.
@@ -178,10 +194,10 @@ impl Correspondence {
                 };
                 if letter.len > self.max_body {
                     let detail = format!("{} takes at most {} bytes", self.name, self.max_body);
-                    ledger.settle(&self.name, letter, Err(Reason::TooLarge), Some(detail));
+                    ledger.settle(self.name.as_str(), letter, Err(Reason::TooLarge), Some(detail));
                     continue;
                 }
-                if let Some(unsealed) = chain.seal(&self.name, desk.store, ledger, letter)? {
+                if let Some(unsealed) = chain.seal(self.name.as_str(), desk.store, ledger, letter)? {
                     self.queue.insert(row, unsealed);
                     chain.end();
                     used_up = true;
@@ -266,7 +282,10 @@ impl Correspondence {
         self.max_body = payload.saturating_sub(MESSAGE_HEAD_LEN + SIGNED_OVERHEAD);
 
         let to = peer.member();
-        let conversation = Conversation::direct(desk.me, &to, 0);
+        let conversation = match &self.sid {
+            Some(sid) => group_with(desk, sid, &to.id)?,
+            None => Conversation::direct(desk.me, &to, 0),
+        };
         // Durable before it is used: an epoch is never used twice.
         let epoch = desk.store.next_chain_epoch(&conversation.sid)?;
         let no_chain = |error: &dyn core::fmt::Display| Rejected::For {
@@ -283,6 +302,7 @@ impl Correspondence {
             chain.end();
         }
         let parts = LetterChain {
+            sid: None,
             peer: peer.id,
             receipts: sealing.receipts().clone(),
             wrap: wrap.to_vec(),
@@ -362,7 +382,7 @@ impl Correspondence {
         let stays = |letter: &Letter| passes(reason) && !letter.is_attended();
         let refused: Vec<_> = self.queue.extract_if(.., |_, letter| !stays(letter)).collect();
         for (_, letter) in refused {
-            ledger.settle(&self.name, letter, Err(reason), detail.map(str::to_owned));
+            ledger.settle(self.name.as_str(), letter, Err(reason), detail.map(str::to_owned));
         }
         if !self.queue.is_empty() {
             self.lull = Some(Instant::now() + LULL);
@@ -393,7 +413,7 @@ impl Correspondence {
         let numbers = chain.numbers(receipt);
         if receipt.rung != Rung::Refused {
             for n in numbers {
-                self.wonders |= chain.reach(&self.name, ledger, n, receipt.rung);
+                self.wonders |= chain.reach(self.name.as_str(), ledger, n, receipt.rung);
             }
             return;
         }
@@ -447,7 +467,7 @@ impl Correspondence {
     /// Queues a refused letter again, if that may help and was not tried too often.
     pub(super) fn again(&mut self, ledger: &mut Ledger, mut letter: Letter, reason: Reason, curable: bool) {
         if !curable || letter.tries >= MAX_TRIES {
-            ledger.settle(&self.name, letter, Err(reason), None);
+            ledger.settle(self.name.as_str(), letter, Err(reason), None);
             return;
         }
         // Waiting for the rate costs no try: the sender's own deadline ends it.
@@ -460,7 +480,18 @@ impl Correspondence {
     }
 }
 
-const fn millis(pause: u32) -> Duration {
+/// The group in which a member is written to, who is in it.
+fn group_with(desk: &Desk<'_>, sid: &[u8; 16], member: &[u8; 16]) -> Result<Conversation, Rejected> {
+    let no = |reason| Rejected::For { reason, detail: None };
+    let group = desk.store.group(sid)?.filter(|group| group.standing.is_open()).ok_or_else(|| no(Reason::Closed))?;
+    let is_in = |held: &GroupMember| held.member.id == *member && held.membership == Membership::Accepted;
+    if !group.members.iter().any(is_in) {
+        return Err(no(Reason::NotMember));
+    }
+    present(desk, &group)?.ok_or_else(|| no(Reason::NotMember))
+}
+
+pub(super) const fn millis(pause: u32) -> Duration {
     // No server's wish keeps anybody longer than a minute.
     Duration::from_millis(if pause > 60_000 { 60_000 } else { pause as u64 })
 }

@@ -2,13 +2,12 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use ossicle_core::Rungs;
+use ossicle_core::{Rung, Rungs};
 use zeroize::Zeroizing;
 
-use super::letter::{Letter, end, length};
+use super::letter::{Letter, Parent, end, length};
 use super::{Replies, Settled};
 use crate::endpoint::local::Reply;
-use crate::name::Name;
 use crate::store::home::{
     HomeStore, HomeStoreError, Letter as KeptLetter, LetterChange, LetterId, MAX_SETTLED, Outcome,
 };
@@ -34,16 +33,36 @@ pub(super) struct Ledger {
     pub(super) rows: HashMap<LetterId, i64>,
     /// Letters that were settled lately, the latest last; the store has the same.
     pub(super) settled: VecDeque<(LetterId, Outcome)>,
+    /// What became of letters of their own, for those that they are for: how far they came, and whether that is the end.
+    pub(super) parts: Vec<Word>,
+}
+
+/// What became of a letter of its own.
+pub(super) struct Word {
+    pub(super) parent: Parent,
+    pub(super) outcome: Outcome,
+    pub(super) detail: Option<String>,
+    /// Whether nothing more comes.
+    pub(super) last: bool,
 }
 
 impl Ledger {
-    /// Notes a new letter and its text.
-    pub(super) fn keep(&mut self, name: &Name, letter: &mut Letter) {
+    /// A letter of its own came so far.
+    pub(super) fn reached(&mut self, letter: &Letter, rung: Rung) {
+        if let Some(parent) = &letter.parent {
+            self.parts.push(Word { parent: parent.clone(), outcome: Ok(rung), detail: None, last: false });
+        }
+    }
+
+    /// Notes a new letter to somebody, or to the group that is called so, and its text.
+    pub(super) fn keep(&mut self, name: &str, letter: &mut Letter) {
         let Some(body) = letter.body.take() else { return };
         let kept = KeptLetter {
             row: letter.row,
             id: letter.id,
-            to: name.as_str().to_owned(),
+            to: name.to_owned(),
+            sid: letter.sid.or_else(|| letter.parent.as_ref().map(|parent| parent.sid)),
+            parent: letter.parent.as_ref().map(|parent| (parent.row, parent.member)),
             len: length(letter.len),
             signed: letter.signed,
             until: letter.until,
@@ -66,16 +85,23 @@ impl Ledger {
     }
 
     /// Whoever waits for a letter learns its end; where nobody does, it is news.
-    pub(super) fn settle(&mut self, name: &Name, mut letter: Letter, outcome: Outcome, detail: Option<String>) {
-        if letter.is_attended() {
+    pub(super) fn settle(&mut self, name: &str, mut letter: Letter, outcome: Outcome, detail: Option<String>) {
+        if let Some(parent) = &letter.parent {
+            self.parts.push(Word { parent: parent.clone(), outcome, detail, last: true });
+        } else if letter.is_attended() {
             letter.tell(end(outcome, detail));
         } else {
-            // Known by its text, which is in the ledger or in the store.
-            self.keep(name, &mut letter);
-            let (to, text) = (name.as_str().to_owned(), String::new());
-            self.news.push((letter.row, Settled { to, text, time: letter.time, outcome }));
+            self.announce(name, &mut letter, outcome);
         }
         self.erase(&letter, outcome);
+    }
+
+    /// Nobody waits for a letter, so that its end is news.
+    pub(super) fn announce(&mut self, name: &str, letter: &mut Letter, outcome: Outcome) {
+        // Known by its text, which is in the ledger or in the store.
+        self.keep(name, letter);
+        let (to, text) = (name.to_owned(), String::new());
+        self.news.push((letter.row, Settled { to, text, time: letter.time, outcome }));
     }
 
     /// Nobody needs it any more; its end stays known for a while.
@@ -90,6 +116,14 @@ impl Ledger {
                 self.settled.pop_front();
             }
         }
+    }
+
+    /// There is another letter.
+    pub(super) fn enter(&mut self, letter: &Letter) {
+        self.rows.insert(letter.id, letter.row);
+        self.next += 1;
+        self.letters += 1;
+        self.bytes += length(letter.len);
     }
 
     /// Makes everything durable, and returns what may leave then.

@@ -2,7 +2,8 @@
 //!
 //! A letter is durable before it leaves, together with the envelope that it leaves as, so that a later process sends the
 //! same bytes again. What is kept of its chain (PROTOCOL 10.4) verifies receipts and brings the wrap again; it seals
-//! nothing. A letter that came to its end is erased.
+//! nothing. A letter that came to its end is erased. Of one to a group is kept how far it came with each member, and a
+//! member who has to be written to alone is sent a letter of his own, which names the one that it is for.
 
 use ossicle_core::{Reason, ReceiptVerifier, Rung};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -31,8 +32,12 @@ pub struct Letter {
     pub row: i64,
     /// What whoever gave it calls it.
     pub id: LetterId,
-    /// The recipient's name, as it was given.
+    /// The recipient's name, as it was given; what the group is called, if it goes to one.
     pub to: String,
+    /// The group that it goes to, or that the letter of its own goes to a member of.
+    pub sid: Option<[u8; 16]>,
+    /// Of one that brings a letter to a group to one member alone: the row of that letter, and the member.
+    pub parent: Option<(i64, [u8; 16])>,
     /// Bytes of its text.
     pub len: u64,
     /// Whether it carries this client's signature.
@@ -52,7 +57,9 @@ pub struct Letter {
 /// What is kept of a chain that letters were sealed in.
 #[derive(Clone)]
 pub struct LetterChain {
-    /// Who receives it.
+    /// The group that receives it, all who accepted together; then there is a wrap for each, and none here.
+    pub sid: Option<[u8; 16]>,
+    /// Who receives it, if it is one.
     pub peer: [u8; 16],
     /// What verifies its receipts.
     pub receipts: ReceiptVerifier,
@@ -62,6 +69,17 @@ pub struct LetterChain {
     pub bundle: Vec<u8>,
     /// The signature over that.
     pub signature: Vec<u8>,
+}
+
+/// How far a letter to a group came with one of its members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LetterPart {
+    /// How far it came.
+    pub reached: Option<Rung>,
+    /// Why not further.
+    pub refused: Option<Reason>,
+    /// Whether a letter of its own brings it to this member.
+    pub own: bool,
 }
 
 /// One change of what is kept.
@@ -83,6 +101,19 @@ pub enum LetterChange {
         /// The envelope.
         envelope: Vec<u8>,
     },
+    /// How far a letter to a group came with this member.
+    Part(i64, [u8; 16], LetterPart),
+    /// This member of a group gets a chain that all have together, with this wrap.
+    Wrap {
+        /// The chain.
+        chain: [u8; 8],
+        /// The member.
+        member: [u8; 16],
+        /// The wrap.
+        wrap: Vec<u8>,
+    },
+    /// With whom a letter to a group came how far is forgotten: it goes to all of them again.
+    Whole(i64),
     /// A letter has to be sealed anew.
     Unseal {
         /// The letter.
@@ -111,8 +142,9 @@ impl HomeStore {
     /// # Errors
     /// [`HomeStoreError`].
     pub fn letters(&self) -> Result<(Vec<Letter>, i64)> {
-        let sql = "SELECT row, name, length(body), signed, until, reached, tries, time, chain, n, salt, id
-                   FROM letter ORDER BY row";
+        let sql =
+            "SELECT row, name, length(body), signed, until, reached, tries, time, chain, n, salt, id, sid, parent,
+                   member FROM letter ORDER BY row";
         let mut statement = self.db.prepare(sql)?;
         let rows = statement.query_map([], read_letter)?;
         let letters = rows.collect::<rusqlite::Result<Option<Vec<_>>>>()?.ok_or(HomeStoreError::Damaged)?;
@@ -146,16 +178,46 @@ impl HomeStore {
     pub fn letter_chains(&self) -> Result<Vec<LetterChain>> {
         self.db
             .execute("DELETE FROM letter_chain WHERE id NOT IN (SELECT chain FROM letter WHERE chain NOT NULL)", [])?;
-        let mut statement = self.db.prepare("SELECT peer, receipts, wrap, bundle, signature FROM letter_chain")?;
+        self.db.execute("DELETE FROM letter_wrap WHERE chain NOT IN (SELECT id FROM letter_chain)", [])?;
+        let mut statement = self.db.prepare("SELECT peer, receipts, wrap, bundle, signature, sid FROM letter_chain")?;
         let mut rows = statement.query([])?;
         let mut chains = Vec::new();
         while let Some(row) = rows.next()? {
             let receipts = Zeroizing::new(row.get::<_, Vec<u8>>(1)?);
             let receipts = ReceiptVerifier::decode(&receipts).map_err(|_| HomeStoreError::Damaged)?;
             let (peer, wrap) = (row.get(0)?, row.get(2)?);
-            chains.push(LetterChain { peer, receipts, wrap, bundle: row.get(3)?, signature: row.get(4)? });
+            let (bundle, signature, sid) = (row.get(3)?, row.get(4)?, row.get(5)?);
+            chains.push(LetterChain { sid, peer, receipts, wrap, bundle, signature });
         }
         Ok(chains)
+    }
+
+    /// The wraps of a chain that the members of a group have together, by member.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn letter_wraps(&self, chain: &[u8; 8]) -> Result<Vec<([u8; 16], Vec<u8>)>> {
+        let mut statement = self.db.prepare_cached("SELECT member, wrap FROM letter_wrap WHERE chain = ?1")?;
+        let rows = statement.query_map([chain], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// With whom a letter to a group came how far, of those whom it was sealed for.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn letter_parts(&self, row: i64) -> Result<Vec<([u8; 16], LetterPart)>> {
+        let sql = "SELECT member, reached, reason, own FROM letter_part WHERE letter = ?1";
+        let mut statement = self.db.prepare_cached(sql)?;
+        let rows = statement.query_map([row], |row| {
+            let (reached, reason): (Option<u8>, Option<u8>) = (row.get(1)?, row.get(2)?);
+            let (reached, refused) = match (reached.map(Rung::from_code), reason.map(Reason::from_code)) {
+                (Some(None), _) | (_, Some(None)) => return Ok(None),
+                (reached, refused) => (reached.flatten(), refused.flatten()),
+            };
+            Ok(Some((row.get(0)?, LetterPart { reached, refused, own: row.get(3)? })))
+        })?;
+        rows.collect::<rusqlite::Result<Option<Vec<_>>>>()?.ok_or(HomeStoreError::Damaged)
     }
 
     /// The text of a letter.
@@ -194,23 +256,37 @@ impl HomeStore {
 fn make(db: &Connection, change: &LetterChange) -> Result<()> {
     match change {
         LetterChange::Keep(letter, body) => {
-            let sql = "INSERT INTO letter (row, name, body, signed, until, tries, time, id)
-                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-            let Letter { row, id, to, signed, until, tries, time, .. } = letter;
-            let values = params![row, to, body.as_slice(), signed, until.code(), tries, seconds(*time), id];
+            let sql = "INSERT INTO letter (row, name, body, signed, until, tries, time, id, sid, parent, member)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+            let Letter { row, id, to, signed, until, tries, time, sid, parent, .. } = letter;
+            let ((parent, member), time) = (parent.unzip(), seconds(*time));
+            let values = params![row, to, body.as_slice(), signed, until.code(), tries, time, id, sid, parent, member];
             db.prepare_cached(sql)?.execute(values)?;
         }
         LetterChange::Chain(chain) => {
-            let sql = "INSERT INTO letter_chain (id, peer, receipts, wrap, bundle, signature)
-                       VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-            let LetterChain { peer, receipts, wrap, bundle, signature } = chain;
+            let sql = "INSERT INTO letter_chain (id, peer, receipts, wrap, bundle, signature, sid)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+            let LetterChain { sid, peer, receipts, wrap, bundle, signature } = chain;
             let secret = receipts.encode();
-            let values = params![receipts.chain_id(), peer, secret.expose(), wrap, bundle, signature];
+            let values = params![receipts.chain_id(), peer, secret.expose(), wrap, bundle, signature, sid];
             db.prepare_cached(sql)?.execute(values)?;
         }
         LetterChange::Seal { row, chain, n, salt, envelope } => {
             let sql = "UPDATE letter SET chain = ?2, n = ?3, salt = ?4, envelope = ?5 WHERE row = ?1";
             db.prepare_cached(sql)?.execute(params![row, chain, n, salt, envelope])?;
+        }
+        LetterChange::Part(row, member, LetterPart { reached, refused, own }) => {
+            let sql = "INSERT OR REPLACE INTO letter_part (letter, member, reached, reason, own)
+                       VALUES (?1, ?2, ?3, ?4, ?5)";
+            let values = params![row, member, reached.map(Rung::code), refused.map(Reason::code), own];
+            db.prepare_cached(sql)?.execute(values)?;
+        }
+        LetterChange::Wrap { chain, member, wrap } => {
+            let sql = "INSERT OR REPLACE INTO letter_wrap (chain, member, wrap) VALUES (?1, ?2, ?3)";
+            db.prepare_cached(sql)?.execute(params![chain, member, wrap])?;
+        }
+        LetterChange::Whole(row) => {
+            db.prepare_cached("DELETE FROM letter_part WHERE letter = ?1")?.execute([row])?;
         }
         LetterChange::Unseal { row, tries } => {
             let sql = "UPDATE letter SET chain = NULL, n = NULL, salt = NULL, envelope = NULL, reached = NULL,
@@ -225,6 +301,7 @@ fn make(db: &Connection, change: &LetterChange) -> Result<()> {
         }
         LetterChange::Settle { row, id, outcome } => {
             db.prepare_cached("DELETE FROM letter WHERE row = ?1")?.execute([row])?;
+            db.prepare_cached("DELETE FROM letter_part WHERE letter = ?1")?.execute([row])?;
             let (reached, reason) = (outcome.ok().map(Rung::code), outcome.err().map(Reason::code));
             let sql = "INSERT INTO settled (id, reached, reason) VALUES (?1, ?2, ?3)";
             db.prepare_cached(sql)?.execute(params![id, reached, reason])?;
@@ -233,6 +310,7 @@ fn make(db: &Connection, change: &LetterChange) -> Result<()> {
         }
         LetterChange::Forget(chain) => {
             db.prepare_cached("DELETE FROM letter_chain WHERE id = ?1")?.execute([chain])?;
+            db.prepare_cached("DELETE FROM letter_wrap WHERE chain = ?1")?.execute([chain])?;
         }
     }
     Ok(())
@@ -251,9 +329,14 @@ fn read_letter(row: &Row<'_>) -> rusqlite::Result<Option<Letter>> {
         _ => None,
     };
     let (to, len, signed, tries) = (row.get(1)?, row.get::<_, i64>(2)?.unsigned_abs(), row.get(3)?, row.get(6)?);
-    let (row, id) = (row.get(0)?, row.get(11)?);
+    let parent = match (row.get(13)?, row.get(14)?) {
+        (Some(parent), Some(member)) => Some((parent, member)),
+        _ => None,
+    };
+    let (row, id, sid) = (row.get(0)?, row.get(11)?, row.get(12)?);
     let time = time.unsigned_abs();
-    Ok(Rung::from_code(until).map(|until| Letter { row, id, to, len, signed, until, reached, tries, time, sealed }))
+    let letter = |until| Letter { row, id, to, sid, parent, len, signed, until, reached, tries, time, sealed };
+    Ok(Rung::from_code(until).map(letter))
 }
 
 #[cfg(test)]
@@ -276,6 +359,8 @@ mod tests {
             row,
             id: name(row),
             to: "bob".into(),
+            sid: None,
+            parent: None,
             len: 4,
             signed: true,
             until: Rung::Delivered,
@@ -294,7 +379,7 @@ mod tests {
         let (alice, bob) = (Member { id: [1; 16], key: [1; 32] }, Member { id: [2; 16], key: [2; 32] });
         let sealing = SendingChain::start(&alice, &Conversation::direct(&alice, &bob, 0), 0, &mut SysRng).unwrap();
         let (wrap, bundle, signature) = (vec![3; 244], vec![4; 184], vec![5; 256]);
-        LetterChain { peer: bob.id, receipts: sealing.receipts().clone(), wrap, bundle, signature }
+        LetterChain { sid: None, peer: bob.id, receipts: sealing.receipts().clone(), wrap, bundle, signature }
     }
 
     fn seal(row: i64, chain: [u8; 8], n: u32) -> LetterChange {
