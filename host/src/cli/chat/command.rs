@@ -6,7 +6,7 @@ use crate::name::{Name, Pattern};
 
 /// Every command, with what it takes, in the order in which help shows them.
 pub(super) const COMMANDS: [(&str, &str, &str); 14] = [
-    ("tell", "NAME [TEXT]", "send TEXT to NAME, a client or a group, your partner then"),
+    ("tell", "NAME [TEXT]", "send TEXT to NAME, client or group: your partner then"),
     ("msg", "NAME [TEXT]", "the same"),
     ("init", "GROUP @NAME ...", "found GROUP and invite these to it, for good"),
     ("accept", "GROUP", "join a group that you are invited to"),
