@@ -20,7 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::accounts::Passwords;
-use crate::bus::{self, Bus, Local};
+use crate::bus::{self, Bus};
 use crate::channel;
 use crate::clock::{Ages, Clock};
 use crate::crypto::{CryptoPool, IdentityKey};
@@ -119,6 +119,24 @@ impl Default for Config {
     }
 }
 
+/// What a server is made of.
+pub struct Parts {
+    /// How it is set up.
+    pub config: Config,
+    /// What it keeps.
+    pub store: SharedStore,
+    /// Its key, whose fingerprint clients pin.
+    pub identity: Arc<IdentityKey>,
+    /// Seals what channels are resumed with.
+    pub channel_key: ChannelKey,
+    /// Where its signatures are made.
+    pub pool: Arc<CryptoPool>,
+    /// Time, date and chance: [`World::default`] but in simulations.
+    pub world: World,
+    /// Joins the nodes that share the store: [`bus::Local`] if it is the only one.
+    pub bus: Arc<dyn Bus>,
+}
+
 /// What all channels of a server share.
 pub struct Server {
     config: ArcSwap<Config>,
@@ -158,38 +176,8 @@ struct Stopping {
 
 impl Server {
     /// A server that nobody is connected to yet.
-    pub fn new(
-        config: Config,
-        store: SharedStore,
-        identity: Arc<IdentityKey>,
-        channel_key: ChannelKey,
-        pool: Arc<CryptoPool>,
-    ) -> Arc<Self> {
-        Self::in_world(config, store, identity, channel_key, pool, World::default())
-    }
-
-    /// The same, which takes time, date and chance from `world`.
-    pub fn in_world(
-        config: Config,
-        store: SharedStore,
-        identity: Arc<IdentityKey>,
-        channel_key: ChannelKey,
-        pool: Arc<CryptoPool>,
-        world: World,
-    ) -> Arc<Self> {
-        Self::with_bus(config, store, identity, channel_key, pool, world, Arc::new(Local))
-    }
-
-    /// The same, which shares its store with other nodes if this bus says so.
-    pub fn with_bus(
-        config: Config,
-        store: SharedStore,
-        identity: Arc<IdentityKey>,
-        channel_key: ChannelKey,
-        pool: Arc<CryptoPool>,
-        world: World,
-        bus: Arc<dyn Bus>,
-    ) -> Arc<Self> {
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { config, store, identity, channel_key, pool, world, bus } = parts;
         let World { clock, random } = world.clone();
         let (keeper, orders) = Keeper::new(clock.clone());
         Arc::new(Self {

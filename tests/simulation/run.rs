@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, Weak};
 
 use ossicle::bus::{Bus, Local};
 use ossicle::clock::Clock;
-use ossicle::crypto::{CryptoPool, IdentityKey};
+use ossicle::crypto::CryptoPool;
 use ossicle::gate::GateLimits;
 use ossicle::mailbox::MailboxLimits;
 use ossicle::resumption::ChannelKey;
-use ossicle::server::{self, Config, Policy, Server};
+use ossicle::server::{self, Config, Parts, Policy, Server};
 use ossicle::store::memory::{Access, Disk, MemoryStore, Operation, Outcome};
 use ossicle::store::{Meta, QueueLimits};
 use ossicle::world::{Random, World};
@@ -256,10 +256,15 @@ async fn node(
     bus: Arc<dyn Bus>,
     mut stop: watch::Receiver<bool>,
 ) -> turmoil::Result {
-    let key: Arc<IdentityKey> = Arc::new(keys::server());
-    let channel_key = ChannelKey::from_bytes(&[0x77; 32]);
-    let pool = Arc::new(CryptoPool::inline());
-    let server = Server::with_bus(site.config.clone(), store, key, channel_key, pool, site.world.clone(), bus);
+    let server = Server::new(Parts {
+        config: site.config.clone(),
+        store,
+        identity: Arc::new(keys::server()),
+        channel_key: ChannelKey::from_bytes(&[0x77; 32]),
+        pool: Arc::new(CryptoPool::inline()),
+        world: site.world.clone(),
+        bus,
+    });
     site.servers.lock().unwrap().push(Arc::downgrade(&server));
     let door = Door(TcpListener::bind(("0.0.0.0", port)).await?);
     lock(book).note("server", "listens");

@@ -14,7 +14,7 @@ use ossicle::crypto::{CryptoPool, IdentityKey, verify};
 use ossicle::endpoint::{Home, ServerUrl, initialise};
 use ossicle::name::Name;
 use ossicle::resumption::ChannelKey;
-use ossicle::server::{self, Config, Policy, Server};
+use ossicle::server::{self, Config, Parts, Policy, Server};
 use ossicle::store::{SharedStore, SqliteStore, Token as StoredToken};
 use ossicle::world::World;
 use ossicle_core::{
@@ -118,15 +118,15 @@ impl Node {
         let pool = Arc::new(CryptoPool::start().expect("threads"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let server = Server::with_bus(
+        let server = Server::new(Parts {
             config,
-            Arc::clone(&store),
-            Arc::new(keys::server()),
-            ChannelKey::open(directory.path()).expect("a key for channels"),
-            Arc::clone(&pool),
-            World { clock, ..World::default() },
+            store: Arc::clone(&store),
+            identity: Arc::new(keys::server()),
+            channel_key: ChannelKey::open(directory.path()).expect("a key for channels"),
+            pool: Arc::clone(&pool),
+            world: World { clock, ..World::default() },
             bus,
-        );
+        });
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server::run(listener, Arc::clone(&server), async {
             let _ = stopped.await;

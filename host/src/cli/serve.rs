@@ -22,15 +22,17 @@ use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
 use super::{harmless, is_harmless, json, print, say, supervised};
+use crate::bus::Local;
 use crate::clock::system_date;
 use crate::control::{self, Fresh, Operated, dialled, url};
 use crate::crypto::{CryptoPool, IdentityKey};
 use crate::endpoint::Failure;
 use crate::metrics::{self, Monitor};
 use crate::resumption::ChannelKey;
-use crate::server::{self, Policy, Server};
+use crate::server::{self, Parts, Policy, Server};
 use crate::settings::{self, Chosen, Effective, Flags, Mistakes, Settings, Shown};
 use crate::store::{SharedStore, SqliteStore, Token, Tokens};
+use crate::world::World;
 
 /// The exit code after a second signal.
 const IMPATIENT: i32 = 130;
@@ -242,7 +244,15 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
 
     let enrol = settings.config.enrol;
     let token = renew_token(&store, enrol).await?;
-    let server = Server::new(settings.config.clone(), store, Arc::new(identity), channel_key, Arc::new(pool));
+    let server = Server::new(Parts {
+        config: settings.config.clone(),
+        store,
+        identity: Arc::new(identity),
+        channel_key,
+        pool: Arc::new(pool),
+        world: World::default(),
+        bus: Arc::new(Local),
+    });
     let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
     let url = url(

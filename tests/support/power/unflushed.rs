@@ -4,11 +4,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ossicle::bus::Local;
 use ossicle::crypto::CryptoPool;
 use ossicle::limits::{Rate, Rates};
 use ossicle::resumption::ChannelKey;
-use ossicle::server::{self, Config, Policy, Server};
+use ossicle::server::{self, Config, Parts, Policy, Server};
 use ossicle::store::SqliteStore;
+use ossicle::world::World;
 use ossicle_tests::keys;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,13 +28,15 @@ async fn main() {
     let fast = Rate { per_second: 1_000_000, burst: 1_000_000 };
     #[allow(clippy::needless_update, reason = "whatever else is limited")]
     let rates = Rates { messages: fast, handshakes: fast, ..Rates::default() };
-    let server = Server::new(
-        Config { enrol: Policy::Open, rates, ..Config::default() },
-        Arc::new(store.expect("the store opens")),
-        Arc::new(keys::server()),
-        ChannelKey::open(&data).expect("a key for channels"),
-        Arc::new(CryptoPool::start().expect("threads")),
-    );
+    let server = Server::new(Parts {
+        config: Config { enrol: Policy::Open, rates, ..Config::default() },
+        store: Arc::new(store.expect("the store opens")),
+        identity: Arc::new(keys::server()),
+        channel_key: ChannelKey::open(&data).expect("a key for channels"),
+        pool: Arc::new(CryptoPool::start().expect("threads")),
+        world: World::default(),
+        bus: Arc::new(Local),
+    });
     let mut terminated = signal(SignalKind::terminate()).expect("a handler");
     let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a free port");
     let fingerprint: String = server.fingerprint().iter().map(|byte| format!("{byte:02x}")).collect();
