@@ -21,6 +21,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 pub mod account;
 pub mod client;
 pub mod durable;
+pub mod groups;
 pub mod load;
 pub mod people;
 pub mod rows;

@@ -1,6 +1,6 @@
-//! The generator: keeps messages of many pairs in flight, whatever protocol they speak.
+//! The generator: keeps messages of many senders in flight, whatever protocol they speak.
 //!
-//! Each thread drives its share of the pairs with one epoll. Messages in flight are counted, so that no server ever has a
+//! Each thread drives its share of the senders and their readers with one epoll. Messages in flight are counted, so that no server ever has a
 //! reason to drop one; when a run is over, all have arrived.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,26 +23,41 @@ pub struct Shape {
     pub size: usize,
     /// Messages of one write.
     pub batch: usize,
-    /// Messages of one pair that may be on their way.
+    /// Messages of one sender that may be on their way.
     pub window: u64,
-    /// Messages a second of all pairs; `None` for as many as there is room for.
+    /// Messages a second of all senders; `None` for as many as there is room for.
     pub rate: Option<u32>,
 }
 
-/// Somebody who writes, and somebody who reads.
-pub struct Pair {
+/// Somebody who writes, and those who read it.
+pub struct Talk {
     /// Who writes.
     pub sender: Client,
-    /// Who reads.
-    pub receiver: Client,
+    /// Who reads, each of them everything.
+    pub receivers: Vec<Client>,
+    /// Messages that have not arrived, once for each reader.
     in_flight: u64,
     blocked: bool,
 }
 
-impl Pair {
-    /// Two clients that know each other.
-    pub const fn new(sender: Client, receiver: Client) -> Self {
-        Self { sender, receiver, in_flight: 0, blocked: false }
+impl Talk {
+    /// Clients that know each other.
+    pub const fn new(sender: Client, receivers: Vec<Client>) -> Self {
+        Self { sender, receivers, in_flight: 0, blocked: false }
+    }
+
+    /// Whether so many more messages may be on their way.
+    const fn has_room(&self, batch: u64, window: u64) -> bool {
+        !self.blocked && self.in_flight + batch * self.readers() <= window * self.readers()
+    }
+
+    const fn readers(&self) -> u64 {
+        self.receivers.len() as u64
+    }
+
+    /// All of them.
+    fn clients(&self) -> impl Iterator<Item = &Client> {
+        core::iter::once(&self.sender).chain(&self.receivers)
     }
 }
 
@@ -64,13 +79,13 @@ impl Measured {
     }
 }
 
-/// Drives all pairs for `warm`, then for `time`, in which the server's CPU is counted.
+/// Drives all for `warm`, then for `time`, in which the server's CPU is counted.
 ///
 /// # Errors
 /// If a connection ends, or messages do not arrive.
 pub fn run(
     server: &Server,
-    pairs: &mut [Pair],
+    talks: &mut [Talk],
     shape: Shape,
     warm: Duration,
     time: Duration,
@@ -79,12 +94,12 @@ pub fn run(
     let threads = if shape.rate.is_some() { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
     let control = Control::default();
     std::thread::scope(|scope| {
-        let share = pairs.len().div_ceil(threads);
-        let workers: Vec<_> = pairs
+        let share = talks.len().div_ceil(threads);
+        let workers: Vec<_> = talks
             .chunks_mut(share)
-            .map(|pairs| {
+            .map(|talks| {
                 let control = &control;
-                scope.spawn(move || drive(pairs, shape, control).inspect_err(|_| control.stop()))
+                scope.spawn(move || drive(talks, shape, control).inspect_err(|_| control.stop()))
             })
             .collect();
         control.pause(warm);
@@ -167,11 +182,17 @@ impl Poll {
 /// How long a generator that has nothing to send waits for something to read.
 const PATIENCE: Duration = Duration::from_millis(5);
 
-fn drive(pairs: &mut [Pair], shape: Shape, control: &Control) -> Result<(), Failure> {
+fn drive(talks: &mut [Talk], shape: Shape, control: &Control) -> Result<(), Failure> {
     let mut poll = Poll::new()?;
-    for (index, pair) in pairs.iter().enumerate() {
-        poll.add(&pair.sender, 2 * index)?;
-        poll.add(&pair.receiver, 2 * index + 1)?;
+    // Who a number of the poll is: one of a talk, of whom the sender is the first.
+    let mut all = Vec::new();
+    let mut senders = Vec::new();
+    for (index, talk) in talks.iter().enumerate() {
+        senders.push(all.len());
+        for (place, client) in talk.clients().enumerate() {
+            poll.add(client, all.len())?;
+            all.push((index, place));
+        }
     }
     let text = vec![b'x'; shape.size];
     let (begun, mut due, mut next) = (Instant::now(), 0, 0);
@@ -179,7 +200,7 @@ fn drive(pairs: &mut [Pair], shape: Shape, control: &Control) -> Result<(), Fail
     loop {
         if control.is_stopped() {
             let since = *stopped_at.get_or_insert_with(Instant::now);
-            let missing: u64 = pairs.iter().map(|pair| pair.in_flight).sum();
+            let missing: u64 = talks.iter().map(|talk| talk.in_flight).sum();
             if missing == 0 {
                 break;
             }
@@ -190,21 +211,21 @@ fn drive(pairs: &mut [Pair], shape: Shape, control: &Control) -> Result<(), Fail
         let mut patience = PATIENCE;
         if stopped_at.is_none() {
             match shape.rate {
-                // Each pair in its turn.
+                // Each in its turn.
                 Some(rate) => {
                     let owed = begun.elapsed().as_nanos() as u64 * u64::from(rate) / 1_000_000_000;
                     while due < owed {
-                        let index = next % pairs.len();
+                        let index = next % talks.len();
                         next += 1;
                         due += 1;
-                        send(&poll, pairs, index, &text, shape)?;
+                        send(&poll, &mut talks[index], senders[index], &text, shape)?;
                     }
                     let at = begun + Duration::from_nanos((due + 1) * 1_000_000_000 / u64::from(rate));
                     patience = at.saturating_duration_since(Instant::now());
                 }
                 None => {
-                    for index in 0..pairs.len() {
-                        if send(&poll, pairs, index, &text, shape)? {
+                    for (talk, sender) in talks.iter_mut().zip(&senders) {
+                        if send(&poll, talk, *sender, &text, shape)? {
                             patience = Duration::ZERO;
                         }
                     }
@@ -212,40 +233,40 @@ fn drive(pairs: &mut [Pair], shape: Shape, control: &Control) -> Result<(), Fail
             }
         }
         for number in poll.wait(patience)? {
-            let pair = &mut pairs[number / 2];
-            if number % 2 == 0 {
-                if pair.blocked && pair.sender.flush()? {
-                    pair.blocked = false;
-                    poll.watch(&pair.sender, number, READABLE)?;
+            let (index, place) = all[number];
+            let talk = &mut talks[index];
+            let Some(place) = place.checked_sub(1) else {
+                if talk.blocked && talk.sender.flush()? {
+                    talk.blocked = false;
+                    poll.watch(&talk.sender, number, READABLE)?;
                 }
-                pair.sender.read()?;
-            } else {
-                let before = pair.receiver.heard.messages;
-                pair.receiver.read()?;
-                let new = pair.receiver.heard.messages - before;
-                pair.in_flight = pair.in_flight.checked_sub(new).ok_or("a message came twice")?;
-                control.received.fetch_add(new, Ordering::Relaxed);
-            }
+                talk.sender.read()?;
+                continue;
+            };
+            let receiver = &mut talk.receivers[place];
+            let before = receiver.heard.messages;
+            receiver.read()?;
+            let new = receiver.heard.messages - before;
+            talk.in_flight = talk.in_flight.checked_sub(new).ok_or("a message came twice")?;
+            control.received.fetch_add(new, Ordering::Relaxed);
         }
     }
-    for pair in pairs {
-        pair.sender.set_nonblocking(false)?;
-        pair.receiver.set_nonblocking(false)?;
+    for client in talks.iter().flat_map(Talk::clients) {
+        client.set_nonblocking(false)?;
     }
     Ok(())
 }
 
 /// Writes once, if there is room. Whether there is room for more.
-fn send(poll: &Poll, pairs: &mut [Pair], index: usize, text: &[u8], shape: Shape) -> Result<bool, Failure> {
-    let pair = &mut pairs[index];
+fn send(poll: &Poll, talk: &mut Talk, number: usize, text: &[u8], shape: Shape) -> Result<bool, Failure> {
     let batch = shape.batch as u64;
-    if pair.blocked || pair.in_flight + batch > shape.window {
+    if !talk.has_room(batch, shape.window) {
         return Ok(false);
     }
-    if !pair.sender.send(text, shape.batch)? {
-        pair.blocked = true;
-        poll.watch(&pair.sender, 2 * index, BOTH)?;
+    if !talk.sender.send(text, shape.batch)? {
+        talk.blocked = true;
+        poll.watch(&talk.sender, number, BOTH)?;
     }
-    pair.in_flight += batch;
-    Ok(!pair.blocked && pair.in_flight + batch <= shape.window)
+    talk.in_flight += batch * talk.readers();
+    Ok(talk.has_room(batch, shape.window))
 }

@@ -79,6 +79,11 @@ struct Figures {
     /// Operations a second, for orientation: the generator had its share of the machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     rate: Option<f64>,
+    /// The most that ours may be, and whether the median or the best round is no more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    goal: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    met: Option<bool>,
 }
 
 /// Ours as a multiple of a peer's, round by round.
@@ -130,7 +135,8 @@ fn main() -> Result<(), Failure> {
     for about in rows {
         let mut results: BTreeMap<Peer, Vec<(f64, f64)>> = BTreeMap::new();
         // Memory hardly varies, and takes long.
-        let rounds = if about.row == Row::Idle { rounds.div_ceil(3) } else { rounds };
+        let is_memory = matches!(about.row, Row::Idle | Row::Member);
+        let rounds = if is_memory { rounds.div_ceil(3) } else { rounds };
         for round in 0..rounds as usize {
             for turn in 0..stages.len() {
                 // Nobody always comes first.
@@ -176,25 +182,33 @@ fn report(
     for (peer, rounds) in results {
         let (median, min, max) = spread(rounds.iter().map(|(value, _)| *value));
         let (rate, ..) = spread(rounds.iter().map(|(_, rate)| *rate));
-        let whole = (about.row == Row::Idle).then(|| format!(", {rate:.0} MiB the whole server"));
-        let rate = (about.row != Row::Idle).then_some(rate);
-        let shown = whole.or_else(|| rate.map(|rate| format!(", {rate:.0}/s"))).unwrap_or_default();
+        let is_memory = matches!(about.row, Row::Idle | Row::Member);
+        let whole = is_memory.then(|| format!(", {rate:.0} MiB the whole server"));
+        let rate = (!is_memory).then_some(rate);
+        let mut shown = whole.or_else(|| rate.map(|rate| format!(", {rate:.0}/s"))).unwrap_or_default();
+        let goal = about.bound.filter(|_| *peer == Peer::Ossicle);
+        let met = goal.map(|goal| median <= goal || min <= goal);
+        shown += &verdict(goal, met);
         let (name, unit) = (peer.name(), about.unit);
         say(&format!("{metric:17} {name:10} {median:10.2} {unit} ({min:.2}..{max:.2}){shown}"));
-        figures.push(Figures { metric, peer: *peer, median, min, max, unit, rate });
+        figures.push(Figures { metric, peer: *peer, median, min, max, unit, rate, goal, met });
     }
     let Some(ours) = results.get(&Peer::Ossicle) else { return };
     for (peer, theirs) in results.iter().filter(|(peer, _)| **peer != Peer::Ossicle) {
         let (median, min, max) = spread(ours.iter().zip(theirs).map(|((ours, _), (theirs, _))| ours / theirs));
         let goal = about.goals.iter().find(|(held, _)| held == peer).map(|(_, goal)| *goal);
         let met = goal.map(|goal| median <= goal || min <= goal);
-        let verdict = match (goal, met) {
-            (Some(goal), Some(true)) => format!(", goal {goal:.2} met"),
-            (Some(goal), _) => format!(", goal {goal:.2} MISSED"),
-            _ => String::new(),
-        };
+        let verdict = verdict(goal, met);
         say(&format!("{metric:17} / {:8} {median:10.2} x ({min:.2}..{max:.2}){verdict}", peer.name()));
         ratios.push(Ratio { metric, peer: *peer, median, min, max, goal, met });
+    }
+}
+
+fn verdict(goal: Option<f64>, met: Option<bool>) -> String {
+    match (goal, met) {
+        (Some(goal), Some(true)) => format!(", goal {goal:.2} met"),
+        (Some(goal), _) => format!(", goal {goal:.2} MISSED"),
+        _ => String::new(),
     }
 }
 

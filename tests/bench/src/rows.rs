@@ -9,7 +9,8 @@ use std::time::Instant;
 use crate::Failure;
 use crate::account::{Cpu, resident};
 use crate::client::{Client, NotDone, Resume};
-use crate::load::{self, Measured, Pair, Poll, Shape};
+use crate::groups::Group;
+use crate::load::{self, Measured, Poll, Shape, Talk};
 use crate::people::Person;
 use crate::server::{DEADLINE, Peer, Server, Site};
 
@@ -19,8 +20,20 @@ pub const PAIRS: usize = 50;
 const VISITORS: usize = 16;
 /// Who writes to somebody who is away, and who is away.
 const KEPT: usize = 2 * PAIRS + VISITORS;
+/// Who writes to many, and how many read it.
+const SPEAKER: usize = KEPT + 2;
+const READERS: usize = 100;
 /// All but the idle.
-const CREW: usize = KEPT + 2;
+const CREW: usize = SPEAKER + 1 + READERS;
+/// A group of ours has 64 members at most, so two of them take 100 readers: what is said to all goes up twice.
+const READERS_OF_A_GROUP: usize = READERS / 2;
+/// Where peers of ours have readers, each of them everything.
+const ROOM: usize = 10_000;
+/// Members of the group that is founded, and of those that fill the server's memory.
+const MEMBERS: usize = 64;
+/// So many groups come first, and so many are counted.
+const GROUPS_BEFORE: usize = 20;
+const GROUPS: usize = 100;
 /// Messages that wait for their acknowledgement.
 const UNACKNOWLEDGED: u64 = 100;
 /// Bytes of a message that is stored.
@@ -28,6 +41,8 @@ const STORED_LEN: usize = 256;
 /// Messages that are sealed end to end before one pair sends as fast as it can: the clients of 4,000,000 a second need no
 /// more, and beyond it each is sealed when it is sent.
 const AHEAD: usize = 2_000_000;
+/// The same for one who writes to a hundred.
+const AHEAD_OF_MANY: usize = 8_000;
 /// For how long such a pair sends at most, counted and before.
 const BATCH_TIME: Duration = Duration::from_millis(400);
 const BATCH_WARM: Duration = Duration::from_millis(100);
@@ -51,8 +66,14 @@ pub enum Row {
     Paced,
     /// 64 bytes there and back.
     RoundTrip,
+    /// 256 bytes from one to a hundred.
+    Fanout,
+    /// A group of 64, from its foundation to the first message that all have read.
+    Group,
     /// Memory of a connection that does nothing.
     Idle,
+    /// Memory of a member of a group.
+    Member,
     /// 256 bytes for somebody who is away, 100 unacknowledged, one message a write.
     Store,
     /// Reading that.
@@ -69,31 +90,32 @@ pub struct About {
     pub unit: &'static str,
     /// The most that ours may be, as a multiple of the peer's.
     pub goals: &'static [(Peer, f64)],
+    /// The most that ours may be, whatever others are.
+    pub bound: Option<f64>,
+}
+
+impl About {
+    const fn new(row: Row, name: &'static str, unit: &'static str, goals: &'static [(Peer, f64)]) -> Self {
+        Self { row, name, unit, goals, bound: None }
+    }
 }
 
 /// All rows, in the order in which they are measured.
-pub const ROWS: [About; 11] = [
-    About { row: Row::Handshake, name: "handshake", unit: "us", goals: &[(Peer::Mosquitto, 0.40), (Peer::Nats, 0.28)] },
-    About { row: Row::Resume, name: "resume", unit: "us", goals: &[] },
-    About {
-        row: Row::Relay64,
-        name: "relay_64_p50",
-        unit: "us",
-        goals: &[(Peer::Mosquitto, 0.20), (Peer::Nats, 0.80)],
-    },
-    About {
-        row: Row::Batch32,
-        name: "relay_64_batch32",
-        unit: "us",
-        goals: &[(Peer::Mosquitto, 0.10), (Peer::Nats, 0.90)],
-    },
-    About { row: Row::Relay1k, name: "relay_1k", unit: "us", goals: &[(Peer::Mosquitto, 0.30), (Peer::Nats, 0.65)] },
-    About { row: Row::Relay16k, name: "relay_16k", unit: "us", goals: &[(Peer::Mosquitto, 0.40), (Peer::Nats, 0.40)] },
-    About { row: Row::Paced, name: "paced_64", unit: "us", goals: &[(Peer::Mosquitto, 0.75), (Peer::Nats, 0.55)] },
-    About { row: Row::RoundTrip, name: "rtt_p50", unit: "us", goals: &[(Peer::Mosquitto, 0.60)] },
-    About { row: Row::Store, name: "store", unit: "us", goals: &[(Peer::Mosquitto, 0.70), (Peer::Nats, 0.90)] },
-    About { row: Row::Drain, name: "drain", unit: "us", goals: &[(Peer::Mosquitto, 0.60), (Peer::Nats, 0.80)] },
-    About { row: Row::Idle, name: "rss_idle", unit: "KiB", goals: &[(Peer::Mosquitto, 0.30), (Peer::Nats, 0.13)] },
+pub const ROWS: [About; 14] = [
+    About::new(Row::Handshake, "handshake", "us", &[(Peer::Mosquitto, 0.40), (Peer::Nats, 0.28)]),
+    About::new(Row::Resume, "resume", "us", &[]),
+    About::new(Row::Relay64, "relay_64_p50", "us", &[(Peer::Mosquitto, 0.20), (Peer::Nats, 0.80)]),
+    About::new(Row::Batch32, "relay_64_batch32", "us", &[(Peer::Mosquitto, 0.10), (Peer::Nats, 0.90)]),
+    About::new(Row::Relay1k, "relay_1k", "us", &[(Peer::Mosquitto, 0.30), (Peer::Nats, 0.65)]),
+    About::new(Row::Relay16k, "relay_16k", "us", &[(Peer::Mosquitto, 0.40), (Peer::Nats, 0.40)]),
+    About::new(Row::Paced, "paced_64", "us", &[(Peer::Mosquitto, 0.75), (Peer::Nats, 0.55)]),
+    About::new(Row::RoundTrip, "rtt_p50", "us", &[(Peer::Mosquitto, 0.60)]),
+    About::new(Row::Store, "store", "us", &[(Peer::Mosquitto, 0.70), (Peer::Nats, 0.90)]),
+    About::new(Row::Drain, "drain", "us", &[(Peer::Mosquitto, 0.60), (Peer::Nats, 0.80)]),
+    About::new(Row::Fanout, "fanout_100", "us", &[(Peer::Mosquitto, 0.20), (Peer::Nats, 0.90)]),
+    About { bound: Some(2000.0), ..About::new(Row::Group, "group_64", "ms", &[]) },
+    About::new(Row::Member, "rss_member", "B", &[]),
+    About::new(Row::Idle, "rss_idle", "KiB", &[(Peer::Mosquitto, 0.30), (Peer::Nats, 0.13)]),
 ];
 
 /// How long everything takes.
@@ -143,7 +165,9 @@ impl Extent {
 pub struct Stage {
     /// The server.
     pub server: Server,
-    pairs: Vec<Pair>,
+    pairs: Vec<Talk>,
+    /// One who writes to many.
+    speaker: Option<Talk>,
     /// What reading took, where storing was measured and reading not yet asked for.
     drained: VecDeque<Measured>,
 }
@@ -156,11 +180,11 @@ impl Stage {
     pub fn new(site: &Site, peer: Peer, people: &[Arc<Person>]) -> Result<Self, Failure> {
         let server = site.start(peer, None)?;
         enrol(&server, &people[..CREW])?;
-        Ok(Self { server, pairs: Vec::new(), drained: VecDeque::new() })
+        Ok(Self { server, pairs: Vec::new(), speaker: None, drained: VecDeque::new() })
     }
 
     /// Pairs that stay connected.
-    fn pairs(&mut self, people: &[Arc<Person>], count: usize) -> Result<(&Server, &mut [Pair]), Failure> {
+    fn pairs(&mut self, people: &[Arc<Person>], count: usize) -> Result<(&Server, &mut [Talk]), Failure> {
         while self.pairs.len() < count {
             let number = 2 * self.pairs.len();
             let [from, to] = [&people[number], &people[number + 1]];
@@ -169,9 +193,74 @@ impl Stage {
             receiver.listen()?;
             sender.write_to(to, &mut receiver)?;
             receiver.write_to(from, &mut sender)?;
-            self.pairs.push(Pair::new(sender, receiver));
+            self.pairs.push(Talk::new(sender, vec![receiver]));
         }
         Ok((&self.server, &mut self.pairs[..count]))
+    }
+
+    /// One who writes to a hundred, all connected.
+    fn speaker(&mut self, people: &[Arc<Person>]) -> Result<(&Server, &mut Talk), Failure> {
+        if self.speaker.is_none() {
+            let (from, to) = (&people[SPEAKER], &people[SPEAKER + 1..][..READERS]);
+            let mut sender = Client::connect(&self.server, from)?;
+            sender.listen()?;
+            let mut receivers = in_shares(to, |person| Client::connect(&self.server, person))?;
+            if self.server.peer == Peer::Ossicle {
+                receivers.iter_mut().try_for_each(Client::listen)?;
+                let mut gathered = Vec::with_capacity(READERS);
+                for invitees in to.chunks(READERS_OF_A_GROUP) {
+                    let clients = receivers.drain(..invitees.len()).collect();
+                    gathered.extend(Group::new(from, invitees)?.gather(&mut sender, clients)?);
+                }
+                receivers = gathered;
+            } else {
+                receivers.iter_mut().try_for_each(|receiver| receiver.listen_in(ROOM))?;
+                sender.write_in(ROOM)?;
+            }
+            self.speaker = Some(Talk::new(sender, receivers));
+        }
+        Ok((&self.server, self.speaker.as_mut().ok_or("it was made")?))
+    }
+
+    fn fanout(&mut self, people: &[Arc<Person>], extent: &Extent) -> Result<Measured, Failure> {
+        let shape = Shape { size: STORED_LEN, batch: 1, window: 256, rate: None };
+        let (server, talk) = self.speaker(people)?;
+        // As with one pair, what is between the clients only is done before and after.
+        let Talk { sender, receivers, .. } = &mut *talk;
+        sender.seal_ahead(&vec![b'x'; shape.size], AHEAD_OF_MANY, receivers)?;
+        let (warm, time) = (extent.warm.min(BATCH_WARM), extent.time.min(BATCH_TIME));
+        let measured = load::run(server, core::slice::from_mut(talk), shape, warm, time)?;
+        talk.sender.settle()?;
+        in_shares_mut(&mut talk.receivers, Client::settle)?;
+        Ok(measured)
+    }
+
+    /// Milliseconds from the first question about a member to the first message that all have read, and groups a second.
+    fn group(&mut self, people: &[Arc<Person>]) -> Result<Option<(f64, f64)>, Failure> {
+        if self.server.peer != Peer::Ossicle {
+            return Ok(None);
+        }
+        // One connection each: those of the row before end.
+        self.speaker = None;
+        let (from, to) = (&people[SPEAKER], &people[SPEAKER + 1..][..MEMBERS - 1]);
+        let enter = |person: &Arc<Person>| {
+            let mut client = Client::connect(&self.server, person)?;
+            client.listen()?;
+            Ok(client)
+        };
+        let (mut founder, mut invitees) = (enter(from)?, in_shares(to, enter)?);
+        let begun = Instant::now();
+        let group = Group::new(from, to)?;
+        invitees = group.gather(&mut founder, invitees)?;
+        founder.send(&[b'x'; STORED_LEN], 1)?;
+        for member in &mut invitees {
+            member.until(|heard| heard.messages > 0)?;
+        }
+        let took = begun.elapsed().as_secs_f64();
+        for client in invitees.into_iter().chain([founder]) {
+            client.close()?;
+        }
+        Ok(Some((took * 1e3, 1.0 / took)))
     }
 
     /// Measures one round of a row: microseconds of the server's CPU for one operation, or what else the row's unit says;
@@ -197,6 +286,9 @@ impl Stage {
                     measured => measured.map(figure),
                 };
             }
+            Row::Fanout => return self.fanout(people, extent).map(figure),
+            Row::Group => return self.group(people),
+            Row::Member => return member(site, self.server.peer, people),
             Row::Idle => return idle(site, self.server.peer, &people[..extent.idle]).map(Some),
             Row::Relay64 => (PAIRS, shape(64, 1, 256, None)),
             Row::Batch32 => (1, shape(64, 32, 2048, None)),
@@ -211,13 +303,13 @@ impl Stage {
         // One thread has to drive the pair. If it sealed and opened end to end as well, which is no business of the server's,
         // the server would wait for it and be woken for each write: that would be the cost of waking up.
         let text = vec![b'x'; shape.size];
-        for Pair { sender, receiver, .. } in &mut *pairs {
-            sender.seal_ahead(&text, AHEAD, receiver)?;
+        for Talk { sender, receivers, .. } in &mut *pairs {
+            sender.seal_ahead(&text, AHEAD, receivers)?;
         }
         let measured = load::run(server, pairs, shape, extent.warm.min(BATCH_WARM), extent.time.min(BATCH_TIME))?;
-        for Pair { sender, receiver, .. } in &mut *pairs {
+        for Talk { sender, receivers, .. } in &mut *pairs {
             sender.settle()?;
-            receiver.settle()?;
+            receivers.iter_mut().try_for_each(Client::settle)?;
         }
         Ok(figure(measured))
     }
@@ -352,7 +444,8 @@ impl Stage {
     /// The median time of a message there and one back, and round trips a second.
     fn round_trips(&mut self, people: &[Arc<Person>], count: usize) -> Result<(f64, f64), Failure> {
         let (_, pairs) = self.pairs(people, 1)?;
-        let Pair { sender, receiver, .. } = &mut pairs[0];
+        let Talk { sender, receivers, .. } = &mut pairs[0];
+        let receiver = receivers.first_mut().ok_or("a pair are two")?;
         let mut poll = Poll::new()?;
         poll.add(sender, 0)?;
         poll.add(receiver, 1)?;
@@ -416,6 +509,21 @@ fn in_shares<T: Send>(
     })
 }
 
+fn in_shares_mut(
+    clients: &mut [Client],
+    work: impl Fn(&mut Client) -> Result<(), Failure> + Sync,
+) -> Result<(), Failure> {
+    let share = clients.len().div_ceil(std::thread::available_parallelism().map_or(1, usize::from)).max(1);
+    let work = &work;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = clients
+            .chunks_mut(share)
+            .map(|clients| scope.spawn(move || clients.iter_mut().try_for_each(work)))
+            .collect();
+        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| "a thread failed")?)
+    })
+}
+
 /// Heartbeats of idle connections come so often, and at least one of each is waited for.
 const HEARTBEAT: Duration = Duration::from_secs(4);
 
@@ -448,4 +556,32 @@ fn idle(site: &Site, peer: Peer, people: &[Arc<Person>]) -> Result<(f64, f64), F
     let after = resident(server.id())?;
     drop(clients);
     Ok((after.saturating_sub(before) as f64 / people.len() as f64, after as f64 / 1024.0))
+}
+
+/// Bytes of resident memory that a member of a group takes at a server of ours, a chain of the founder's included; and the
+/// memory of the whole server, in MiB.
+fn member(site: &Site, peer: Peer, people: &[Arc<Person>]) -> Result<Option<(f64, f64)>, Failure> {
+    if peer != Peer::Ossicle {
+        return Ok(None);
+    }
+    let server = site.start(peer, None)?;
+    let people = &people[..MEMBERS];
+    enrol(&server, people)?;
+    let mut clients = in_shares(people, |person| {
+        let mut client = Client::connect(&server, person)?;
+        client.listen()?;
+        Ok(client)
+    })?;
+    let (founder, invitees) = clients.split_first_mut().ok_or("there are people")?;
+    let mut fill = |count| {
+        (0..count).try_for_each(|_| Group::new(&people[0], &people[1..])?.fill(founder, invitees))?;
+        // What waits for somebody is no part of a group.
+        core::iter::once(&mut *founder).chain(&mut *invitees).try_for_each(Client::sync)
+    };
+    fill(GROUPS_BEFORE)?;
+    let before = resident(server.id())?;
+    fill(GROUPS)?;
+    let after = resident(server.id())?;
+    let bytes = after.saturating_sub(before) as f64 * 1024.0 / (GROUPS * MEMBERS) as f64;
+    Ok(Some((bytes, after as f64 / 1024.0)))
 }

@@ -15,7 +15,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use ossicle_core::Channel;
+use ossicle_core::{Channel, Message};
 use rustls::ClientConfig;
 
 use crate::Failure;
@@ -194,15 +194,39 @@ impl Client {
             (Protocol::Mqtt(mqtt), _) => mqtt.write_to(person.number),
             (Protocol::Nats(nats), _) => nats.write_to(person.number),
             (Protocol::Ossicle(from), Protocol::Ossicle(to)) => {
-                to.hear_from(from.person());
-                from.write_to(Arc::clone(person));
-                self.ask(|protocol, out| match protocol {
-                    Protocol::Ossicle(ossicle) => ossicle.start_chain(out),
-                    _ => Ok(()),
-                })?;
+                let conversation = from.direct(person);
+                to.hear_from(from.person(), conversation);
+                from.write_in(conversation, vec![Arc::clone(person)]);
+                self.start_chain()?;
                 return other.until(|heard| heard.done > before);
             }
             _ => return Err("they are at different servers".into()),
+        }
+        Ok(())
+    }
+
+    /// Takes what is said in this room from now on, where rooms are there by themselves.
+    ///
+    /// # Errors
+    /// If the server does not agree.
+    pub fn listen_in(&mut self, room: usize) -> Result<(), Failure> {
+        match &mut self.protocol {
+            Protocol::Mqtt(mqtt) => mqtt.enter(room),
+            Protocol::Nats(nats) => nats.enter(room),
+            Protocol::Ossicle(_) => return Err("a room of ours has members".into()),
+        }
+        self.listen()
+    }
+
+    /// From now on this client writes to all who listen in this room.
+    ///
+    /// # Errors
+    /// As [`Client::listen_in`].
+    pub fn write_in(&mut self, room: usize) -> Result<(), Failure> {
+        match &mut self.protocol {
+            Protocol::Mqtt(mqtt) => mqtt.write_to(room),
+            Protocol::Nats(nats) => nats.write_to(room),
+            Protocol::Ossicle(_) => return Err("a room of ours has members".into()),
         }
         Ok(())
     }
@@ -259,15 +283,17 @@ impl Client {
         self.flush()
     }
 
-    /// Does before the run what is between the clients only: seals so many messages end to end. What comes to `other` is
+    /// Does before the run what is between the clients only: seals so many messages end to end. What comes to `others` is
     /// opened by [`Client::settle`].
     ///
     /// # Errors
     /// If they cannot be sealed.
-    pub fn seal_ahead(&mut self, text: &[u8], count: usize, other: &mut Self) -> Result<(), Failure> {
-        if let (Protocol::Ossicle(from), Protocol::Ossicle(to)) = (&mut self.protocol, &mut other.protocol) {
+    pub fn seal_ahead(&mut self, text: &[u8], count: usize, others: &mut [Self]) -> Result<(), Failure> {
+        if let Protocol::Ossicle(from) = &mut self.protocol {
             from.seal_ahead(text, count)?;
-            to.open_later();
+            for other in others {
+                other.ours()?.open_later();
+            }
         }
         Ok(())
     }
@@ -355,6 +381,43 @@ impl Client {
             }
         }
         Ok(())
+    }
+
+    /// Announces a chain to everybody in the conversation that it was last told to write in.
+    pub(crate) fn start_chain(&mut self) -> Result<(), Failure> {
+        self.ask(|protocol, out| match protocol {
+            Protocol::Ossicle(ossicle) => ossicle.start_chain(out),
+            _ => Ok(()),
+        })
+    }
+
+    /// The engine, where the server is ours.
+    pub(crate) fn ours(&mut self) -> Result<&mut ossicle::Ossicle, Failure> {
+        match &mut self.protocol {
+            Protocol::Ossicle(ossicle) => Ok(ossicle),
+            _ => Err("this is about our own protocol".into()),
+        }
+    }
+
+    /// Says something to a server of ours.
+    pub(crate) fn tell(&mut self, message: &Message<'_>) -> Result<(), Failure> {
+        match &mut self.protocol {
+            Protocol::Ossicle(ossicle) => ossicle.say(message, &mut self.out)?,
+            _ => return Err("this is about our own protocol".into()),
+        }
+        self.flush().map(drop)
+    }
+
+    /// The next that a server of ours says beside messages, to who overhears that.
+    pub(crate) fn overheard(&mut self) -> Result<Vec<u8>, Failure> {
+        loop {
+            if let Some(payload) = self.ours()?.overheard() {
+                return Ok(payload);
+            }
+            if !self.read()? {
+                return Err("nothing comes from the server any more".into());
+            }
+        }
     }
 
     fn ask(&mut self, request: impl FnOnce(&mut Protocol, &mut Vec<u8>) -> Result<(), Failure>) -> Result<(), Failure> {

@@ -9,6 +9,8 @@ const KEEP_ALIVE: u16 = 0;
 pub(super) struct Mqtt {
     pub(super) tls: Tls,
     number: usize,
+    /// What it subscribes to.
+    heard_at: usize,
     /// Everything at QoS 1, in a session that the server keeps.
     stores: bool,
     topic: String,
@@ -18,7 +20,7 @@ pub(super) struct Mqtt {
 
 impl Mqtt {
     pub(super) fn new(tls: Tls, number: usize, stores: bool) -> Self {
-        Self { tls, number, stores, topic: topic(number), packet_id: 0, scratch: Vec::new() }
+        Self { tls, number, heard_at: number, stores, topic: topic(number), packet_id: 0, scratch: Vec::new() }
     }
 
     /// 3.1 CONNECT
@@ -34,9 +36,14 @@ impl Mqtt {
     /// 3.8 SUBSCRIBE
     pub(super) fn subscribe(&mut self, out: &mut Vec<u8>) -> Result<(), Failure> {
         let mut body = vec![0, 1];
-        text(&topic(self.number), &mut body);
+        text(&topic(self.heard_at), &mut body);
         body.push(u8::from(self.stores));
         self.seal(0x82, &body, out)
+    }
+
+    /// What it subscribes to from now on.
+    pub(super) const fn enter(&mut self, number: usize) {
+        self.heard_at = number;
     }
 
     pub(super) fn write_to(&mut self, number: usize) {

@@ -16,6 +16,8 @@ const ANSWERS: &str = "3";
 pub(super) struct Nats {
     pub(super) tls: Tls,
     number: usize,
+    /// What it subscribes to.
+    heard_at: usize,
     /// Everything by way of JetStream.
     stores: bool,
     subject: String,
@@ -34,7 +36,7 @@ impl Nats {
     }
 
     pub(super) fn new(tls: Tls, number: usize, stores: bool) -> Self {
-        Self { tls, number, stores, subject: subject(number, stores), scratch: Vec::new() }
+        Self { tls, number, heard_at: number, stores, subject: subject(number, stores), scratch: Vec::new() }
     }
 
     pub(super) fn login(&mut self, out: &mut Vec<u8>) -> Result<(), Failure> {
@@ -50,7 +52,7 @@ impl Nats {
     }
 
     pub(super) fn subscribe(&mut self, out: &mut Vec<u8>) -> Result<(), Failure> {
-        let lines = format!("SUB {} {MESSAGES}\r\nPING\r\n", subject(self.number, false));
+        let lines = format!("SUB {} {MESSAGES}\r\nPING\r\n", subject(self.heard_at, false));
         self.tls.seal(lines.as_bytes(), out)
     }
 
@@ -80,6 +82,11 @@ impl Nats {
     fn request(&mut self, to: &str, body: &str, out: &mut Vec<u8>) -> Result<(), Failure> {
         let line = format!("PUB {to} {}.api {}\r\n{body}\r\n", self.inbox(), body.len());
         self.tls.seal(line.as_bytes(), out)
+    }
+
+    /// What it subscribes to from now on.
+    pub(super) const fn enter(&mut self, number: usize) {
+        self.heard_at = number;
     }
 
     pub(super) fn write_to(&mut self, number: usize) {

@@ -10,7 +10,7 @@ use ossicle::crypto::{HostAead, verify};
 use ossicle_core::{
     Ask, Bundle, Channel, ClientConfig, Connection, Conversation, Credentials, ENVELOPE_OVERHEAD, Event, MAX_MESSAGES,
     MAX_RECORD_LEN, Message, PublicKey, RECORD_OVERHEAD, Reason, Receipt, Received, ReceivingChain, Rung, Rungs,
-    SealError, SendingChain, SignedBundle, WRAP_LEN,
+    SIGNED_OVERHEAD, SealError, SendingChain, SignedBundle, WRAP_LEN,
 };
 
 use super::{Heard, NotDone};
@@ -25,21 +25,31 @@ const UPDATE_ROOM: usize = 64;
 /// Skipped messages that a host can still open.
 const SKIP: usize = 256;
 
-pub(super) struct Ossicle {
+pub(crate) struct Ossicle {
     connection: Connection<HostAead>,
     me: Arc<Person>,
     wanted: Rungs,
-    to: Option<Arc<Person>>,
-    sending: Option<SendingChain>,
-    chain_epoch: u32,
+    /// Where it writes. What it says goes into each of them.
+    sending: Vec<Sending>,
     memory: Memory,
     /// The number of what comes next, where that has waited; and of what came last.
     waited: Option<u64>,
     taken: Option<u64>,
-    /// What is sealed end to end already.
-    ahead: Ahead,
     /// What came and is not opened yet, where that can wait.
     unopened: Option<Vec<Unopened>>,
+    /// What came beside messages, where somebody asks for it.
+    overheard: Option<VecDeque<Vec<u8>>>,
+}
+
+/// Its own chain in one conversation.
+struct Sending {
+    conversation: Conversation,
+    to: Vec<Arc<Person>>,
+    chain: Option<SendingChain>,
+    /// That of the next chain.
+    epoch: u32,
+    /// What is sealed end to end already.
+    ahead: Ahead,
 }
 
 /// Envelopes of one length, sealed before they are sent.
@@ -51,10 +61,11 @@ struct Ahead {
     /// How many were sent.
     sent: usize,
     /// Chains that begin with the envelope of this number.
-    wraps: VecDeque<(usize, Wrap)>,
+    wraps: VecDeque<(usize, Wraps)>,
 }
 
-type Wrap = Box<[u8; WRAP_LEN]>;
+/// The wraps of one chain, in the order of those whom they are for.
+type Wraps = Vec<[u8; WRAP_LEN]>;
 
 impl Ahead {
     fn is_left(&self) -> bool {
@@ -62,12 +73,12 @@ impl Ahead {
     }
 
     /// The next one, and the chain that begins with it.
-    fn next(&mut self) -> Option<(Option<Wrap>, &[u8])> {
+    fn next(&mut self) -> Option<(Option<Wraps>, &[u8])> {
         let envelope = self.envelopes.get(self.sent * self.len..)?.get(..self.len).filter(|next| !next.is_empty())?;
         let begins = self.wraps.front().is_some_and(|(first, _)| *first == self.sent);
-        let wrap = if begins { self.wraps.pop_front() } else { None };
+        let wraps = if begins { self.wraps.pop_front() } else { None };
         self.sent += 1;
-        Some((wrap.map(|(_, wrap)| wrap), envelope))
+        Some((wraps.map(|(_, wraps)| wraps), envelope))
     }
 }
 
@@ -82,8 +93,57 @@ struct Unopened {
 /// What a client knows of those who write to it, beyond its connection.
 #[derive(Default)]
 pub struct Memory {
-    from: Option<Arc<Person>>,
+    /// Who writes, and where.
+    from: Option<(Arc<Person>, Conversation)>,
     receiving: Option<Box<ReceivingChain<SKIP>>>,
+}
+
+impl Sending {
+    const fn new(conversation: Conversation, to: Vec<Arc<Person>>) -> Self {
+        let ahead = Ahead { envelopes: Vec::new(), len: 0, sent: 0, wraps: VecDeque::new() };
+        Self { conversation, to, chain: None, epoch: 0, ahead }
+    }
+
+    /// Bytes of the envelope of a message.
+    const fn envelope_len(&self, body: &[u8]) -> usize {
+        body.len() + if self.conversation.signed { SIGNED_OVERHEAD } else { ENVELOPE_OVERHEAD }
+    }
+
+    fn next_chain(&mut self, me: &Person) -> Result<Wraps, Failure> {
+        let chain = SendingChain::start(&me.member(), &self.conversation, self.epoch, &mut SysRng).map_err(text)?;
+        self.epoch += 1;
+        let wrap = |to: &Arc<Person>| {
+            let mut wrap = [0; WRAP_LEN];
+            chain.wrap(&me.keys, &me.bundle, &to.member(), &to.bundle, &mut SysRng, &mut wrap).map_err(text)?;
+            Ok(wrap)
+        };
+        let wraps = self.to.iter().map(wrap).collect::<Result<_, Failure>>()?;
+        self.chain = Some(chain);
+        Ok(wraps)
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.chain.as_ref().is_none_or(|chain| chain.next() >= MAX_MESSAGES)
+    }
+
+    fn seal(&mut self, body: &[u8], envelope: &mut [u8]) -> Result<(), SealError> {
+        let signed = self.conversation.signed;
+        let chain = self.chain.as_mut().ok_or(SealError::Exhausted)?;
+        chain.seal::<HostAead>(signed, 0, body, envelope).map(drop)
+    }
+
+    fn seal_ahead(&mut self, me: &Person, body: &[u8], count: usize) -> Result<(), Failure> {
+        let len = self.envelope_len(body);
+        let mut ahead = Ahead { envelopes: vec![0; len * count], len, ..Ahead::default() };
+        for (number, envelope) in ahead.envelopes.chunks_exact_mut(len).enumerate() {
+            if number == 0 || self.is_used_up() {
+                ahead.wraps.push_back((number, self.next_chain(me)?));
+            }
+            self.seal(body, envelope).map_err(text)?;
+        }
+        self.ahead = ahead;
+        Ok(())
+    }
 }
 
 impl Ossicle {
@@ -168,19 +228,17 @@ impl Ossicle {
             connection,
             me: Arc::clone(person),
             wanted,
-            to: None,
-            sending: None,
-            chain_epoch: 0,
+            sending: Vec::new(),
             memory: Memory::default(),
             waited: None,
             taken: None,
-            ahead: Ahead::default(),
             unopened: None,
+            overheard: None,
         };
         Ok((entered, rx))
     }
 
-    pub(super) fn person(&self) -> Arc<Person> {
+    pub(crate) fn person(&self) -> Arc<Person> {
         Arc::clone(&self.me)
     }
 
@@ -216,67 +274,46 @@ impl Ossicle {
         self.say(&Message::Status { request: 1 }, out)
     }
 
-    pub(super) fn hear_from(&mut self, person: Arc<Person>) {
-        self.memory.from = Some(person);
+    /// The conversation with this one alone.
+    pub(super) fn direct(&self, other: &Person) -> Conversation {
+        Conversation::direct(&self.me.member(), &other.member(), 0)
     }
 
-    pub(super) fn write_to(&mut self, person: Arc<Person>) {
-        self.to = Some(person);
+    pub(crate) fn hear_from(&mut self, person: Arc<Person>, conversation: Conversation) {
+        self.memory.from = Some((person, conversation));
+    }
+
+    /// From now on it writes in this conversation. In several groups it writes at a time, to one person alone only to him.
+    pub(crate) fn write_in(&mut self, conversation: Conversation, to: Vec<Arc<Person>>) {
+        self.sending.retain(|held| held.conversation.signed && conversation.signed);
+        self.sending.push(Sending::new(conversation, to));
     }
 
     /// A chain takes 65,536 messages; then the next one begins.
     pub(super) fn start_chain(&mut self, out: &mut Vec<u8>) -> Result<(), Failure> {
-        let wrap = self.next_chain()?;
-        self.say_wrap(&wrap, out)
-    }
-
-    fn next_chain(&mut self) -> Result<Wrap, Failure> {
-        let (me, to) = (Arc::clone(&self.me), self.to.clone().ok_or("nobody to write to")?);
-        let conversation = Conversation::direct(&me.member(), &to.member(), 0);
-        let chain = SendingChain::start(&me.member(), &conversation, self.chain_epoch, &mut SysRng).map_err(text)?;
-        self.chain_epoch += 1;
-        let mut wrap = Box::new([0; WRAP_LEN]);
-        chain.wrap(&me.keys, &me.bundle, &to.member(), &to.bundle, &mut SysRng, &mut *wrap).map_err(text)?;
-        self.sending = Some(chain);
-        Ok(wrap)
-    }
-
-    fn say_wrap(&mut self, wrap: &[u8; WRAP_LEN], out: &mut Vec<u8>) -> Result<(), Failure> {
-        let (me, to) = (Arc::clone(&self.me), self.to.clone().ok_or("nobody to write to")?);
-        let (bundle, signature) = (me.bundle.encode(), &me.signature);
-        let bundle = SignedBundle { bundle: &bundle, signature };
-        self.say(&Message::Wrap { request: 2, to: to.id, wrap, bundle }, out)
-    }
-
-    fn is_used_up(&self) -> bool {
-        self.sending.as_ref().is_none_or(|chain| chain.next() >= MAX_MESSAGES)
+        let Self { connection, me, sending, .. } = self;
+        let sending = sending.last_mut().ok_or("nobody to write to")?;
+        let wraps = sending.next_chain(me)?;
+        say_wraps(connection, me, &sending.to, &wraps, out)
     }
 
     /// Seals so many messages end to end, to be sent later.
     pub(super) fn seal_ahead(&mut self, body: &[u8], count: usize) -> Result<(), Failure> {
-        let len = body.len() + ENVELOPE_OVERHEAD;
-        let mut ahead = Ahead { envelopes: vec![0; len * count], len, ..Ahead::default() };
-        for (number, envelope) in ahead.envelopes.chunks_exact_mut(len).enumerate() {
-            if number == 0 || self.is_used_up() {
-                ahead.wraps.push_back((number, self.next_chain()?));
-            }
-            let chain = self.sending.as_mut().ok_or("there is a chain")?;
-            chain.seal::<HostAead>(false, 0, body, envelope).map_err(text)?;
-        }
-        self.ahead = ahead;
-        Ok(())
+        self.sending.iter_mut().try_for_each(|sending| sending.seal_ahead(&self.me, body, count))
     }
 
     /// From now on what comes is kept, to be opened later.
-    pub(super) fn open_later(&mut self) {
+    pub(crate) fn open_later(&mut self) {
         self.unopened = Some(vec![Unopened::default()]);
     }
 
     /// Opens what was kept, and forgets what was sealed ahead and not sent.
     pub(super) fn settle(&mut self) -> Result<(), Failure> {
-        if core::mem::take(&mut self.ahead).is_left() {
-            // The other side would miss what is sealed and not sent.
-            self.sending = None;
+        for sending in &mut self.sending {
+            if core::mem::take(&mut sending.ahead).is_left() {
+                // The other side would miss what is sealed and not sent.
+                sending.chain = None;
+            }
         }
         for Unopened { wrap, lens, mut envelopes } in self.unopened.take().into_iter().flatten() {
             if let Some((mut wrap, bundle)) = wrap {
@@ -293,10 +330,9 @@ impl Ossicle {
     }
 
     fn accept(&mut self, wrap: &mut [u8], bundle: &[u8]) -> Result<(), Failure> {
-        let from = self.memory.from.as_ref().ok_or("a chain of a stranger")?;
-        let conversation = Conversation::direct(&self.me.member(), &from.member(), 0);
+        let (from, conversation) = self.memory.from.as_ref().ok_or("a chain of a stranger")?;
         let bundle = Bundle::decode(bundle).map_err(text)?;
-        let chain = ReceivingChain::accept(wrap, &self.me.prekey, &from.member(), &bundle, &conversation, None);
+        let chain = ReceivingChain::accept(wrap, &self.me.prekey, &from.member(), &bundle, conversation, None);
         self.memory.receiving = Some(Box::new(chain.map_err(text)?));
         Ok(())
     }
@@ -308,42 +344,41 @@ impl Ossicle {
     }
 
     pub(super) fn send(&mut self, body: &[u8], count: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
-        let len = body.len() + ENVELOPE_OVERHEAD;
-        for _ in 0..count {
-            let mut ahead = core::mem::take(&mut self.ahead);
-            if let Some((wrap, sealed)) = ahead.next() {
-                if let Some(wrap) = wrap {
-                    self.say_wrap(&wrap, out)?;
+        let Self { connection, me, wanted, sending, .. } = self;
+        if sending.is_empty() {
+            return Err("nobody to write to".into());
+        }
+        for sending in sending {
+            for _ in 0..count {
+                if let Some((wraps, sealed)) = sending.ahead.next() {
+                    if let Some(wraps) = wraps {
+                        say_wraps(connection, me, &sending.to, &wraps, out)?;
+                    }
+                    put(connection, *wanted, sealed.len(), out, |envelope| {
+                        envelope[..sealed.len()].copy_from_slice(sealed);
+                        Ok(())
+                    })?;
+                    continue;
                 }
-                self.put(sealed.len(), out, |envelope| {
-                    envelope[..sealed.len()].copy_from_slice(sealed);
-                    Ok(())
-                })?;
-                self.ahead = ahead;
-                continue;
+                if sending.is_used_up() {
+                    let wraps = sending.next_chain(me)?;
+                    say_wraps(connection, me, &sending.to, &wraps, out)?;
+                }
+                let len = sending.envelope_len(body);
+                put(connection, *wanted, len, out, |envelope| sending.seal(body, envelope))?;
             }
-            if self.is_used_up() {
-                self.start_chain(out)?;
-            }
-            let mut chain = self.sending.take().ok_or("there is a chain")?;
-            self.put(len, out, |envelope| chain.seal::<HostAead>(false, 0, body, envelope).map(drop))?;
-            self.sending = Some(chain);
         }
         Ok(())
     }
 
-    /// Seals one record with an envelope of this length.
-    fn put(
-        &mut self,
-        len: usize,
-        out: &mut Vec<u8>,
-        seal: impl FnOnce(&mut [u8]) -> Result<(), SealError>,
-    ) -> Result<(), Failure> {
-        let start = out.len();
-        out.resize(start + len + SEND_HEAD_LEN + RECORD_OVERHEAD + UPDATE_ROOM, 0);
-        let sealed = self.connection.send_sealed(self.wanted, len, &mut out[start..], seal);
-        out.truncate(start + sealed.map_err(|error: SealError| text(error))?);
-        Ok(())
+    /// From now on what comes beside messages is kept for who asks.
+    pub(crate) fn overhear(&mut self) {
+        self.overheard.get_or_insert_default();
+    }
+
+    /// What came beside messages, in order.
+    pub(super) fn overheard(&mut self) -> Option<Vec<u8>> {
+        self.overheard.as_mut()?.pop_front()
     }
 
     pub(super) fn receive(&mut self, data: &mut [u8], out: &mut Vec<u8>, heard: &mut Heard) -> Result<usize, Failure> {
@@ -404,6 +439,10 @@ impl Ossicle {
                 Message::Settings(_) => None,
                 Message::Told(Receipt { reason: Some(Reason::Offline), .. })
                 | Message::Refused { reason: Reason::Offline, .. } => return Err(NotDone.into()),
+                Message::LookupResponse { .. } | Message::Other { .. } if let Some(overheard) = &mut self.overheard => {
+                    overheard.push_back(payload.to_vec());
+                    None
+                }
                 other => return Err(format!("the server said {other:?}").into()),
             };
             self.taken = waited.or(self.taken);
@@ -417,8 +456,8 @@ impl Ossicle {
         self.append(out, |connection, room| connection.close(None, room))
     }
 
-    fn say(&mut self, message: &Message<'_>, out: &mut Vec<u8>) -> Result<(), Failure> {
-        self.append(out, |connection, room| connection.send(message, room))
+    pub(super) fn say(&mut self, message: &Message<'_>, out: &mut Vec<u8>) -> Result<(), Failure> {
+        say(&mut self.connection, message, out)
     }
 
     fn append(
@@ -426,10 +465,52 @@ impl Ossicle {
         out: &mut Vec<u8>,
         seal: impl FnOnce(&mut Connection<HostAead>, &mut [u8]) -> Result<usize, ossicle_core::Error>,
     ) -> Result<(), Failure> {
-        let start = out.len();
-        out.resize(start + 4096, 0);
-        let len = seal(&mut self.connection, &mut out[start..]).map_err(text)?;
-        out.truncate(start + len);
-        Ok(())
+        append(&mut self.connection, out, seal)
     }
+}
+
+fn say_wraps(
+    connection: &mut Connection<HostAead>,
+    me: &Person,
+    to: &[Arc<Person>],
+    wraps: &Wraps,
+    out: &mut Vec<u8>,
+) -> Result<(), Failure> {
+    let (bundle, signature) = (me.bundle.encode(), &me.signature);
+    let bundle = SignedBundle { bundle: &bundle, signature };
+    for (to, wrap) in to.iter().zip(wraps) {
+        say(connection, &Message::Wrap { request: 2, to: to.id, wrap, bundle }, out)?;
+    }
+    Ok(())
+}
+
+/// Seals one record with an envelope of this length.
+fn put(
+    connection: &mut Connection<HostAead>,
+    wanted: Rungs,
+    len: usize,
+    out: &mut Vec<u8>,
+    seal: impl FnOnce(&mut [u8]) -> Result<(), SealError>,
+) -> Result<(), Failure> {
+    let start = out.len();
+    out.resize(start + len + SEND_HEAD_LEN + RECORD_OVERHEAD + UPDATE_ROOM, 0);
+    let sealed = connection.send_sealed(wanted, len, &mut out[start..], seal);
+    out.truncate(start + sealed.map_err(|error: SealError| text(error))?);
+    Ok(())
+}
+
+fn say(connection: &mut Connection<HostAead>, message: &Message<'_>, out: &mut Vec<u8>) -> Result<(), Failure> {
+    append(connection, out, |connection, room| connection.send(message, room))
+}
+
+fn append(
+    connection: &mut Connection<HostAead>,
+    out: &mut Vec<u8>,
+    seal: impl FnOnce(&mut Connection<HostAead>, &mut [u8]) -> Result<usize, ossicle_core::Error>,
+) -> Result<(), Failure> {
+    let start = out.len();
+    out.resize(start + MAX_RECORD_LEN, 0);
+    let len = seal(connection, &mut out[start..]).map_err(text)?;
+    out.truncate(start + len);
+    Ok(())
 }
