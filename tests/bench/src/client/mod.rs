@@ -283,19 +283,23 @@ impl Client {
         self.flush()
     }
 
-    /// Does before the run what is between the clients only: seals so many messages end to end. What comes to `others` is
-    /// opened by [`Client::settle`].
+    /// Does before the run what is between the clients only: seals so many messages end to end, and announces the chain that
+    /// they begin in. What comes to `others` is opened by [`Client::settle`].
     ///
     /// # Errors
     /// If they cannot be sealed.
     pub fn seal_ahead(&mut self, text: &[u8], count: usize, others: &mut [Self]) -> Result<(), Failure> {
-        if let Protocol::Ossicle(from) = &mut self.protocol {
-            from.seal_ahead(text, count)?;
-            for other in others {
-                other.ours()?.open_later();
-            }
+        let Protocol::Ossicle(from) = &mut self.protocol else { return Ok(()) };
+        from.seal_ahead(text, count)?;
+        let mut before = Vec::with_capacity(others.len());
+        for other in &mut *others {
+            other.ours()?.open_later();
+            before.push(other.heard.done);
         }
-        Ok(())
+        let (wraps, done) = (from.announce(&mut self.out)?, self.heard.done);
+        self.flush()?;
+        self.until(|heard| heard.done >= done + wraps)?;
+        others.iter_mut().zip(before).try_for_each(|(other, before)| other.until(|heard| heard.done > before))
     }
 
     /// Opens what came to it and was not opened, and forgets what it has sealed ahead and not sent.

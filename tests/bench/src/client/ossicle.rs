@@ -72,13 +72,21 @@ impl Ahead {
         self.sent * self.len < self.envelopes.len()
     }
 
+    /// The chain that begins with the next one, once.
+    fn begin(&mut self) -> Option<Wraps> {
+        let begins = self.wraps.front().is_some_and(|(first, _)| *first == self.sent);
+        if begins { self.wraps.pop_front().map(|(_, wraps)| wraps) } else { None }
+    }
+
     /// The next one, and the chain that begins with it.
     fn next(&mut self) -> Option<(Option<Wraps>, &[u8])> {
-        let envelope = self.envelopes.get(self.sent * self.len..)?.get(..self.len).filter(|next| !next.is_empty())?;
-        let begins = self.wraps.front().is_some_and(|(first, _)| *first == self.sent);
-        let wraps = if begins { self.wraps.pop_front() } else { None };
+        if !self.is_left() {
+            return None;
+        }
+        let wraps = self.begin();
+        let start = self.sent * self.len;
         self.sent += 1;
-        Some((wraps.map(|(_, wraps)| wraps), envelope))
+        Some((wraps, self.envelopes.get(start..start + self.len)?))
     }
 }
 
@@ -300,6 +308,19 @@ impl Ossicle {
     /// Seals so many messages end to end, to be sent later.
     pub(super) fn seal_ahead(&mut self, body: &[u8], count: usize) -> Result<(), Failure> {
         self.sending.iter_mut().try_for_each(|sending| sending.seal_ahead(&self.me, body, count))
+    }
+
+    /// Announces the first chains that were sealed ahead in. How many wraps that takes.
+    pub(super) fn announce(&mut self, out: &mut Vec<u8>) -> Result<u64, Failure> {
+        let Self { connection, me, sending, .. } = self;
+        let mut count = 0;
+        for Sending { to, ahead, .. } in sending {
+            if let Some(wraps) = ahead.begin() {
+                say_wraps(connection, me, to, &wraps, out)?;
+                count += wraps.len() as u64;
+            }
+        }
+        Ok(count)
     }
 
     /// From now on what comes is kept, to be opened later.
