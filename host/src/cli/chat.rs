@@ -35,8 +35,8 @@ use super::{
     settled, too_late, verify, who,
 };
 use crate::endpoint::{
-    Access, Failure, GroupNews, GroupView, HistoryEntry, Notice, Presence, Reply, Request, Requested, Status,
-    new_letter,
+    Access, Failure, GroupNews, GroupView, HistoryEntry, Notice, PUBLIC_LABEL, PUBLIC_NAME, Presence, PublicPost,
+    Reply, Request, Requested, Status, new_letter,
 };
 use crate::name::{Name, Pattern};
 use crate::store::home::Waiting;
@@ -115,6 +115,7 @@ impl Chat {
             is_connected: None,
             names_asked: None,
             page: VecDeque::new(),
+            posts: VecDeque::new(),
             showing: None,
             shown: 0,
             more: true,
@@ -154,8 +155,14 @@ struct Open {
     requested: Option<Requested>,
 }
 
-/// A message that is being shown.
-type Showing = (Waiting, oneshot::Receiver<std::io::Result<()>>);
+/// What a person reads.
+enum Shown {
+    Message(Waiting),
+    Post(PublicPost),
+}
+
+/// What is being shown.
+type Showing = (Shown, oneshot::Receiver<std::io::Result<()>>);
 
 /// What became of the message that is being shown, if there is one.
 async fn shown(showing: &mut Option<Showing>) -> Result<std::io::Result<()>, RecvError> {
@@ -182,6 +189,10 @@ async fn next_reply(open: &mut BTreeMap<u64, Open>) -> (u64, Reply) {
 }
 
 enum Asked {
+    /// To be given what is said to everybody.
+    Follow,
+    /// Something that is said to everybody, and its beginning.
+    All(String),
     /// A connection, or why there is none, to say how it stands.
     Connection,
     /// A message to somebody or to a group, and its beginning.
@@ -245,6 +256,8 @@ struct Talk<'c> {
     names_asked: Option<Instant>,
     /// Messages to be shown, and the one that is.
     page: VecDeque<Waiting>,
+    /// What was said to everybody and is to be shown.
+    posts: VecDeque<PublicPost>,
     showing: Option<Showing>,
     /// The row of the last message that was shown.
     shown: i64,
@@ -273,18 +286,21 @@ impl Talk<'_> {
                 self.seen(done).await?;
             }
         }
+        self.ask(Request::Follow, Asked::Follow);
         if is_terminal {
             self.ask(Request::Status, Asked::Status(About::Greeting));
             self.ask(Request::Who, Asked::Names);
         }
         self.prompt();
         loop {
-            let is_done =
-                self.open.values().all(|open| matches!(open.what, Asked::Names | Asked::Letter { is_there: true, .. }));
+            let is_done = self
+                .open
+                .values()
+                .all(|open| matches!(open.what, Asked::Follow | Asked::Names | Asked::Letter { is_there: true, .. }));
             if self.leaving.is_some_and(|until| is_done || until <= Instant::now()) {
                 return Err(Ended::With(self.code));
             }
-            let is_letter = |open: &&Open| matches!(open.what, Asked::Letter { .. });
+            let is_letter = |open: &&Open| matches!(open.what, Asked::Letter { .. } | Asked::All(_) | Asked::Follow);
             let letters = self.open.values().filter(is_letter).count();
             let takes =
                 self.leaving.is_none() && (is_terminal || (letters == self.open.len() && self.unconfirmed() < WINDOW));
@@ -298,6 +314,7 @@ impl Talk<'_> {
                 (number, reply) = next_reply(&mut self.open) => self.answered(number, reply).await?,
                 notice = self.access.notice() => self.notice(notice).await?,
                 () = core::future::ready(()), if self.more && self.showing.is_none() => self.message().await?,
+                () = core::future::ready(()), if !self.posts.is_empty() && !self.more && self.showing.is_none() => self.post(),
                 done = shown(&mut self.showing) => self.seen(done).await?,
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.late().await?,
             }
@@ -344,11 +361,19 @@ impl Talk<'_> {
             Some(message) => {
                 self.shown = message.row;
                 let done = self.console.screen.begin(Tone::Plain, &listen::plain(&message));
-                self.showing = Some((message, done));
+                self.showing = Some((Shown::Message(message), done));
             }
             None => self.more = false,
         }
         Ok(())
+    }
+
+    /// Begins to show what somebody has said to everybody.
+    fn post(&mut self) {
+        if let Some(post) = self.posts.pop_front() {
+            let done = self.console.screen.begin(Tone::Plain, &listen::plain_post(&post));
+            self.showing = Some((Shown::Post(post), done));
+        }
     }
 
     /// A message was shown, or nobody is there to see it.
@@ -357,12 +382,16 @@ impl Talk<'_> {
         if !self.console.screen.end(done)? {
             return Err(Ended::With(self.code));
         }
-        if let Some((message, _)) = message {
-            let conversation = message.group.as_ref().unwrap_or(&message.from);
-            if self.partner.as_ref().is_none_or(|partner| !is_same(partner, conversation)) {
-                *self.unread.entry(conversation.clone()).or_default() += 1;
+        match message {
+            Some((Shown::Message(message), _)) => {
+                let conversation = message.group.as_ref().unwrap_or(&message.from);
+                if self.partner.as_ref().is_none_or(|partner| !is_same(partner, conversation)) {
+                    *self.unread.entry(conversation.clone()).or_default() += 1;
+                }
+                self.access.read(&message, self.keeps).await?;
             }
-            self.access.read(&message, self.keeps).await?;
+            Some((Shown::Post(post), _)) => self.access.read_post(post, self.keeps).await?,
+            None => {}
         }
         Ok(())
     }
@@ -393,6 +422,13 @@ impl Talk<'_> {
     async fn obey(&mut self, command: Command) -> Result<(), Ended> {
         match command {
             Command::Nothing => {}
+            Command::All(text) => {
+                if self.is_connected == Some(false) {
+                    self.show(Tone::Plain, "  … there is no connection: it goes as soon as there is one").await?;
+                }
+                let request = Request::Say { body: text.clone().into_bytes(), keep: self.keeps };
+                self.ask(request, Asked::All(beginning(&text)));
+            }
             Command::Help => self.show(Tone::Plain, &help()).await?,
             Command::Quit => self.leave().await?,
             Command::Answer(group, accept) => {
@@ -473,7 +509,8 @@ impl Talk<'_> {
 
     /// Messages that are neither delivered nor at the server for somebody who is not there.
     fn unconfirmed(&self) -> usize {
-        self.open.values().filter(|open| matches!(open.what, Asked::Letter { is_there: false, .. })).count()
+        let waits = |open: &&Open| matches!(open.what, Asked::Letter { is_there: false, .. } | Asked::All(_));
+        self.open.values().filter(waits).count()
     }
 
     async fn leave(&mut self) -> Result<(), Ended> {
@@ -538,6 +575,17 @@ impl Talk<'_> {
                         self.fail(3, &said).await?;
                     }
                 }
+                Asked::All(text) => {
+                    let trouble = open.trouble.take().unwrap_or_else(|| "the server does not answer".to_owned());
+                    let said = format!("not said to everybody yet: {text} ({trouble}; it is tried further)");
+                    if self.console.is_terminal() {
+                        open.deadline = None;
+                        self.open.insert(number, open);
+                        self.show(Tone::Bad, &format!("  … {said}")).await?;
+                    } else {
+                        self.fail(3, &format!("  ✗ {said}")).await?;
+                    }
+                }
                 _ => {
                     self.fail(3, &too_late(PATIENCE, open.trouble.take()).sentence).await?;
                 }
@@ -565,6 +613,10 @@ impl Talk<'_> {
                 let tone = if matches!(news, GroupNews::Doubtful(_)) { Tone::Alarm } else { Tone::Plain };
                 let answer = |word: &str| format!("/{word} {label}");
                 self.show(tone, &group_news(&label, &news, answer)).await?;
+            }
+            Notice::Public(post) => self.posts.push_back(post),
+            Notice::PublicDropped { posts } => {
+                self.show(Tone::Bad, &listen::not_shown(posts)).await?;
             }
             Notice::KeyFollowed { name } => {
                 self.show(Tone::Bad, &key_followed_but(&name, &format!("/verify {name}"))).await?;
@@ -667,6 +719,17 @@ impl Talk<'_> {
                 let failure = why(&to, reply);
                 self.fail(failure.code, &format!("  ✗ not delivered to {to}: {text}: {}", failure.sentence)).await
             }
+            (Asked::Follow, _) => Ok(()),
+            (Asked::All(text), Reply::Done) => {
+                self.show(Tone::Good, &format!("  ✓ {PUBLIC_LABEL} said to everybody: {text}")).await
+            }
+            (Asked::All(text), Reply::Refused { reason, detail }) => {
+                let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();
+                self.fail(1, &format!("  ✗ not said to everybody: {text}: refused({reason}){detail}")).await
+            }
+            (Asked::All(text), Reply::Failed(failure)) => {
+                self.fail(failure.code, &format!("  ✗ not said to everybody: {text}: {}", failure.sentence)).await
+            }
             (Asked::Group { .. }, Reply::Group(group)) => self.show(Tone::Good, &members_of(&group)).await,
             (Asked::Group { done, .. }, Reply::Done) => self.show(Tone::Good, &done).await,
             (Asked::Group { what, .. }, Reply::Refused { reason, detail }) => {
@@ -688,7 +751,8 @@ impl Talk<'_> {
                 self.show(Tone::Good, &format!("what was said with {with} is erased here")).await
             }
             (Asked::History { with, .. }, Reply::History(entries)) => {
-                let lines: Vec<String> = entries.iter().map(said).collect();
+                let label = if with == PUBLIC_NAME { format!("{PUBLIC_LABEL} ") } else { String::new() };
+                let lines: Vec<String> = entries.iter().map(|entry| label.clone() + &said(entry)).collect();
                 let none = format!("nothing that was said with {with} is kept here");
                 self.show(Tone::Plain, if lines.is_empty() { none } else { lines.join("\n") }.as_str()).await
             }

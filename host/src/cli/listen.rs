@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
 use super::{HomeArg, group_news, harmless, json, key_changed, key_followed, print, rfc3339, say, settled};
-use crate::endpoint::{Access, Failure, Notice};
+use crate::endpoint::{Access, Failure, KIND_TEXT, Notice, PUBLIC_LABEL, PublicPost, Request};
 use crate::name::{Name, Pattern};
 use crate::store::home::Waiting;
 
@@ -30,10 +30,14 @@ const LATE: u64 = 60;
 /// `conversation`, `group` (what a group is called here), `signed` (false: whoever holds the conversation's key could have written it), `time` (when it came, RFC
 /// 3339), `server_accepted` if it waited at the server (since when: the server's word), and `text`, or `data` in base64
 /// where it is not UTF-8. What became of messages that this home sent earlier goes to standard error.
+///
+/// With --public what was said to everybody comes, too, from where this home last read it: signed by its author, and marked in each
+/// line, in JSON by `public` ("not end-to-end encrypted"); `time` is its author's word there.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   ossicle listen
   ossicle listen 'sensor-*' --json | jq .text
+  ossicle listen --public                        with what is said to everybody
   ossicle listen --count 1                       wait for one message
   ossicle listen --json | while read -r m; do ossicle send alice \"got one\"; done")]
 pub struct Listen {
@@ -46,6 +50,9 @@ pub struct Listen {
     /// One JSON object a line
     #[arg(long)]
     pub json: bool,
+    /// Also what is said to everybody: signed, not end-to-end encrypted
+    #[arg(long)]
+    pub public: bool,
     /// End after so many messages
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
@@ -62,6 +69,22 @@ struct Line<'m> {
     time: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     server_accepted: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'m str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
+}
+
+/// A line of JSON about a post.
+#[derive(Serialize)]
+struct PostLine<'m> {
+    public: &'static str,
+    id: String,
+    from: &'m str,
+    signed: bool,
+    time: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,6 +136,9 @@ impl Listen {
 
     async fn print_all(&self, access: &mut Access, interrupts: &mut Interrupts) -> Result<bool, Failure> {
         let (mut printed, mut after) = (0, 0);
+        if self.public {
+            access.request(Request::Follow).next().await;
+        }
         loop {
             let waiting = access.waiting(after, PAGE).await?;
             if waiting.is_empty() {
@@ -125,6 +151,27 @@ impl Listen {
                     Notice::Ended(failure) => return Err(failure),
                     Notice::KeyChanged { name } => {
                         say(&harmless(&key_changed(&name)));
+                        continue;
+                    }
+                    Notice::Public(post) => {
+                        if !self.selects(&post.from) {
+                            access.read_post(post, false).await?;
+                            continue;
+                        }
+                        let line = if self.json { object_of_post(&post)? } else { plain_post(&post) };
+                        let (taken, interrupted) = put(line, interrupts).await?;
+                        if !taken {
+                            return Ok(interrupted);
+                        }
+                        access.read_post(post, false).await?;
+                        printed += 1;
+                        if interrupted || self.count == Some(printed) {
+                            return Ok(interrupted);
+                        }
+                        continue;
+                    }
+                    Notice::PublicDropped { posts } => {
+                        say(&not_shown(posts));
                         continue;
                     }
                     Notice::KeyFollowed { name } => {
@@ -144,23 +191,12 @@ impl Listen {
             }
             for message in waiting {
                 after = message.row;
-                if !self.selects(&message) {
+                if !self.selects(&message.from) {
                     continue;
                 }
                 let line = if self.json { object(&message)? } else { plain(&message) };
-                // A reader may be slow, and the connection must not wait for it.
-                let mut writing = tokio::task::spawn_blocking(move || print(&line));
-                let mut interrupted = false;
-                let written = tokio::select! {
-                    written = &mut writing => written,
-                    () = interrupts.next() => {
-                        interrupted = true;
-                        // A reader that takes nothing has not got it.
-                        let Ok(written) = timeout(GRACE, writing).await else { return Ok(true) };
-                        written
-                    }
-                };
-                if !written.map_err(|_| Failure::refused("cannot write to standard output"))?? {
+                let (taken, interrupted) = put(line, interrupts).await?;
+                if !taken {
                     return Ok(interrupted);
                 }
                 access.read(&message, false).await?;
@@ -172,12 +208,30 @@ impl Listen {
         }
     }
 
-    fn selects(&self, message: &Waiting) -> bool {
+    fn selects(&self, from: &str) -> bool {
         match &self.pattern {
-            Some(pattern) => Name::parse(&message.from).is_ok_and(|name| pattern.matches(&name)),
+            Some(pattern) => Name::parse(from).is_ok_and(|name| pattern.matches(&name)),
             None => true,
         }
     }
+}
+
+/// Prints a line, and says whether it was taken and whether somebody wants to end meanwhile.
+async fn put(line: String, interrupts: &mut Interrupts) -> Result<(bool, bool), Failure> {
+    // A reader may be slow, and the connection must not wait for it.
+    let mut writing = tokio::task::spawn_blocking(move || print(&line));
+    let mut interrupted = false;
+    let written = tokio::select! {
+        written = &mut writing => written,
+        () = interrupts.next() => {
+            interrupted = true;
+            // A reader that takes nothing has not got it.
+            let Ok(written) = timeout(GRACE, writing).await else { return Ok((false, true)) };
+            written
+        }
+    };
+    let taken = written.map_err(|_| Failure::refused("cannot write to standard output"))??;
+    Ok((taken, interrupted))
 }
 
 fn object(waiting: &Waiting) -> Result<String, Failure> {
@@ -191,10 +245,40 @@ fn object(waiting: &Waiting) -> Result<String, Failure> {
         signed: message.signed,
         time: rfc3339(message.time),
         server_accepted: message.accepted.map(rfc3339),
-        kind: (message.kind != crate::endpoint::KIND_TEXT).then_some(message.kind),
+        kind: (message.kind != KIND_TEXT).then_some(message.kind),
         text,
         data: text.is_none().then(|| STANDARD.encode(&message.body)),
     })
+}
+
+fn object_of_post(post: &PublicPost) -> Result<String, Failure> {
+    let text = core::str::from_utf8(&post.body).ok();
+    json(&PostLine {
+        public: "not end-to-end encrypted",
+        id: format!("{}-{}", hex::encode(post.author), post.number),
+        from: &post.from,
+        signed: true,
+        time: rfc3339(post.time),
+        kind: (post.kind != KIND_TEXT).then_some(post.kind),
+        text,
+        data: text.is_none().then(|| STANDARD.encode(&post.body)),
+    })
+}
+
+/// What somebody has said to everybody, as people read it: the line says that everybody could.
+pub(super) fn plain_post(post: &PublicPost) -> String {
+    let text = match core::str::from_utf8(&post.body) {
+        Ok(text) => harmless(text),
+        Err(_) => format!("({} bytes: {})", post.body.len(), STANDARD.encode(&post.body)),
+    };
+    format!("{} {PUBLIC_LABEL} {}: {text}", rfc3339(post.time), harmless(&post.from))
+}
+
+/// That posts are nobody's word.
+pub(super) fn not_shown(posts: u64) -> String {
+    let what = if posts == 1 { "one post is".to_owned() } else { format!("{posts} posts are") };
+    let why = "nobody whose key is pinned here has signed it so, or it was shown before";
+    format!("{PUBLIC_LABEL} {what} not shown: {why}")
 }
 
 /// A message as people read it.

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::agent::{self, Handle, Notice};
 use super::local::{Follower, LocalServer, Request, Requested};
-use super::{Failure, Home, HomeLock};
+use super::{Failure, Home, HomeLock, PublicPost};
 use crate::store::home::Waiting;
 
 const AGAIN: Duration = Duration::from_millis(50);
@@ -147,6 +147,17 @@ impl Access {
     pub async fn read(&self, message: &Waiting, keep: bool) -> Result<(), Failure> {
         match &self.0 {
             Inner::Holder { handle, .. } => handle.read(message, keep).await,
+            Inner::Follower(_) => Err(not_the_reader()),
+        }
+    }
+
+    /// The reader has shown this post: it is not given again. With `keep` it is in the history then.
+    ///
+    /// # Errors
+    /// As [`Access::waiting`].
+    pub async fn read_post(&self, post: PublicPost, keep: bool) -> Result<(), Failure> {
+        match &self.0 {
+            Inner::Holder { handle, .. } => handle.read_post(post, keep).await,
             Inner::Follower(_) => Err(not_the_reader()),
         }
     }

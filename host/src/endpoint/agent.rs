@@ -11,9 +11,9 @@ use std::sync::{Arc, OnceLock};
 
 use ossicle_core::{
     Bundle, BundleKeys, Changed, Channel, ChannelInfo, Channels, ChannelsResponse, Closed as GroupClosed, Credentials,
-    Enrol, ExpireChannels, Invite, Lookup, MAX_ENROL_BATCH, MAX_NAME_LEN, MAX_RECORD_LEN, Member, MemberChanged,
-    Message, PeerStatus, Reason, Receipt, Rotate, Rotation, Settings, SignedBundle, Subject, Successor, SuccessorQuery,
-    ToldBy, Unwatch, Watch, WatchResponse,
+    Enrol, ExpireChannels, FollowResponse, Invite, Lookup, MAX_ENROL_BATCH, MAX_NAME_LEN, MAX_RECORD_LEN, Member,
+    MemberChanged, Message, News, PeerStatus, Reason, Receipt, Rotate, Rotation, Settings, SignedBundle, Subject,
+    Successor, SuccessorQuery, ToldBy, Unwatch, Watch, WatchResponse,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -27,6 +27,7 @@ use super::link::{Incoming, Link, LinkError, Server, Target};
 use super::local::{HeldChannel, NewDevice, PeerKeys, Presence, Reply, Request, Requested, Status};
 use super::outbox::{Outbox, Recipient, Replies, Settled, member};
 use super::peers::{Alarm, Rejected, admit, check_bundle, verification};
+use super::public::{PUBLIC_NAME, Public, PublicPost};
 use super::rotation::{self, Walk};
 use super::url::address;
 use super::watch::{Ask, Watches};
@@ -96,6 +97,13 @@ pub enum Notice {
         /// What.
         news: GroupNews,
     },
+    /// Somebody has said something to everybody. The next page comes once the reader has read all of this one.
+    Public(PublicPost),
+    /// So many posts are not shown: nobody has signed them, or they were shown before.
+    PublicDropped {
+        /// How many.
+        posts: u64,
+    },
 }
 
 /// To an agent; cheap to clone.
@@ -110,6 +118,8 @@ enum Command {
     Request(Request, Replies),
     /// The reader has the message in this row, of so many bytes; it may have to be kept in the history of a conversation.
     Read(i64, usize, Option<(String, HistoryEntry)>, oneshot::Sender<Result<(), Failure>>),
+    /// The reader has shown a post, which may have to be kept.
+    ReadPost(PublicPost, bool, oneshot::Sender<Result<(), Failure>>),
     Stop(oneshot::Sender<()>),
     Waiting(i64, u32, oneshot::Sender<Result<Vec<Waiting>, Failure>>),
 }
@@ -138,6 +148,10 @@ impl Handle {
         };
         let kept = keep.then(|| (conversation, HistoryEntry::read(waiting)));
         self.ask(|answer| Command::Read(waiting.row, waiting.message.body.len(), kept, answer)).await
+    }
+
+    pub(super) async fn read_post(&self, post: PublicPost, keep: bool) -> Result<(), Failure> {
+        self.ask(|answer| Command::ReadPost(post, keep, answer)).await
     }
 
     /// Ends the agent, with a last word to the server. Returns when it has ended.
@@ -185,6 +199,7 @@ pub(super) fn start(opened: Opened, listening: bool) -> Result<(Handle, mpsc::Un
         outbox,
         inbox,
         groups: Groups::default(),
+        public: Public::default(),
         history: None,
         is_unreadable: false,
         watches: Watches::default(),
@@ -287,6 +302,12 @@ pub(super) enum Pending {
     Rotate { replies: Replies },
     /// A later key of a peer, before what the directory said is looked at.
     Successor { walk: Box<Walk> },
+    /// The author of a post.
+    Author { id: [u8; 16] },
+    /// What was said to everybody.
+    Follow,
+    /// Something that this home says to everybody.
+    Say { number: u64 },
     /// The end of a watch.
     Unwatch,
     /// A page of those who are watched.
@@ -319,6 +340,9 @@ impl Pending {
             | Self::Invitee { .. }
             | Self::Acquaintance { .. }
             | Self::Group { .. }
+            | Self::Author { .. }
+            | Self::Follow
+            | Self::Say { .. }
             | Self::Unwatch
             | Self::Watch { .. }
             | Self::Wrap { .. } => None,
@@ -360,6 +384,7 @@ struct Agent {
     outbox: Outbox,
     inbox: Inbox,
     groups: Groups,
+    public: Public,
     /// What is kept of chats, once something was; and whether none of it can be read.
     history: Option<History>,
     is_unreadable: bool,
@@ -506,6 +531,7 @@ impl Agent {
             match command {
                 Command::Request(_, replies) => drop(replies.send(Reply::Failed(failure.clone()))),
                 Command::Read(_, _, _, answer) => drop(answer.send(Err(failure.clone()))),
+                Command::ReadPost(_, _, answer) => drop(answer.send(Err(failure.clone()))),
                 Command::Waiting(_, _, answer) => drop(answer.send(Err(failure.clone()))),
                 Command::Stop(stopped) => drop(stopped.send(())),
             }
@@ -522,6 +548,7 @@ impl Agent {
     fn tell_everybody(&self, reply: &Reply) {
         self.outbox.broadcast(reply);
         self.watches.broadcast(reply);
+        self.public.broadcast(reply);
         for (_, replies) in &self.asked {
             let _ = replies.send(reply.clone());
         }
@@ -533,6 +560,7 @@ impl Agent {
     fn disconnected(&mut self) -> Result<(), Failure> {
         self.outbox.disconnected(&mut self.store)?;
         self.inbox.disconnected();
+        self.public.disconnected();
         self.asked.extend(self.groups.disconnected());
         self.asked.append(&mut self.early);
         self.early_until = None;
@@ -571,6 +599,10 @@ impl Agent {
                 | Pending::Invitee { .. }
                 | Pending::Acquaintance { .. }
                 | Pending::Group { .. }
+                // These are asked for, or said, again.
+                | Pending::Author { .. }
+                | Pending::Follow
+                | Pending::Say { .. }
                 | Pending::Successor { .. }
                 // It is asked for again, from the start.
                 | Pending::Watch { .. }
@@ -637,6 +669,7 @@ impl Agent {
         }
         self.outbox.connected();
         self.with_groups(&mut link, |groups, _, desk| groups.connected(desk))?;
+        self.with_public(&mut link, Public::connected)?;
         let watched = self.watches.begin();
         self.watch(&mut link, watched)?;
         self.with_desk(&mut link, |outbox, _, desk| outbox.pump(desk))?;
@@ -649,6 +682,7 @@ impl Agent {
         self.take_in(&mut link)?;
         loop {
             let held = self.outbox.held_until();
+            let quiet = self.public.held_until();
             tokio::select! {
                 progress = link.io() => {
                     progress?;
@@ -695,6 +729,9 @@ impl Agent {
                     // Something of it may never come: it was too long, or given to another connection.
                     self.expected = 0;
                     self.release(&mut link)?;
+                }
+                () = sleep_until(quiet.unwrap_or(heard)), if quiet.is_some() => {
+                    self.with_public(&mut link, Public::pump)?;
                 }
                 () = sleep_until(held.unwrap_or(heard)), if held.is_some() => {
                     self.with_desk(&mut link, |outbox, _, desk| outbox.pump(desk))?;
@@ -1082,6 +1119,20 @@ impl Agent {
         done
     }
 
+    fn with_public(
+        &mut self,
+        link: &mut Link,
+        work: impl FnOnce(&mut Public, &mut Desk<'_>) -> Result<(), Ended>,
+    ) -> Result<(), Ended> {
+        let mut public = core::mem::take(&mut self.public);
+        let done = self.with_desk(link, |_, _, desk| work(&mut public, desk));
+        self.public = public;
+        for notice in self.public.take_notices() {
+            self.tell_reader(notice);
+        }
+        done
+    }
+
     fn command(&mut self, command: Option<Command>, link: Option<&mut Link>) -> Result<(), Ended> {
         match command {
             Some(Command::Request(request, replies)) => self.take(request, replies, link),
@@ -1106,6 +1157,17 @@ impl Agent {
                 }
                 let _ = answer.send(Ok(()));
                 Ok(())
+            }
+            Some(Command::ReadPost(post, keep, answer)) => {
+                if keep {
+                    let PublicPost { time, from, body, .. } = &post;
+                    let entry =
+                        HistoryEntry { time: *time, from: Some(from.clone()), signed: true, body: body.clone() };
+                    self.keep(PUBLIC_NAME, &entry)?;
+                }
+                self.public.read(&mut self.store, &post)?;
+                let _ = answer.send(Ok(()));
+                link.map_or(Ok(()), |link| self.with_public(link, Public::ask))
             }
             Some(Command::Stop(stopped)) => {
                 self.stopping = Some((stopped, Instant::now() + FAREWELL));
@@ -1143,6 +1205,17 @@ impl Agent {
                     Some(link) => self.with_desk(link, |outbox, _, desk| outbox.pump(desk)),
                     None => Ok(self.outbox.save(&mut self.store)?),
                 }
+            }
+            (Request::Follow, link) => {
+                self.public.follow();
+                let _ = replies.send(Reply::Done);
+                link.map_or(Ok(()), |link| self.with_public(link, Public::ask))
+            }
+            (Request::Say { body, keep }, link) => {
+                if self.public.say(&mut self.store, &body, replies)? && keep {
+                    self.keep(PUBLIC_NAME, &HistoryEntry { time: now(), from: None, signed: true, body })?;
+                }
+                link.map_or(Ok(()), |link| self.with_public(link, Public::pump))
             }
             (Request::Status, _) => {
                 let _ = replies.send(Reply::Status(self.status()));
@@ -1213,6 +1286,7 @@ impl Agent {
     fn recall(&mut self, with: &str, limit: u32, erase: bool) -> Result<Reply, Ended> {
         let conversation = match self.store.group_labelled(with)? {
             Some(group) => of_group(&group.sid),
+            None if with == PUBLIC_NAME => PUBLIC_NAME.to_owned(),
             None => of_person(with),
         };
         if erase {
@@ -1367,6 +1441,8 @@ impl Agent {
             }
             // None of them waits for a connection.
             Request::Send { .. }
+            | Request::Follow
+            | Request::Say { .. }
             | Request::Status
             | Request::History { .. }
             | Request::Watch { .. }
@@ -1533,6 +1609,15 @@ impl Agent {
                 Ok(told) => self.told(link, Some(told.from), &told.receipt),
                 Err(_) => self.take_waited().map(drop),
             },
+            Message::Other(body) if body.code() == FollowResponse::CODE => {
+                let (Ok(page), Some(Pending::Follow)) =
+                    (FollowResponse::decode(body), self.requests.open.remove(&body.request()))
+                else {
+                    return Ok(());
+                };
+                self.with_public(link, |public, desk| public.page(desk, &page))
+            }
+            Message::Other(body) if body.code() == News::CODE => self.with_public(link, Public::news),
             Message::Other(body) if [Invite::CODE, MemberChanged::CODE, GroupClosed::CODE].contains(&body.code()) => {
                 let waited = self.take_waited()?;
                 self.with_groups(link, |groups, inbox, desk| groups.came(desk, inbox, &payload, waited))
@@ -1744,6 +1829,18 @@ impl Agent {
             Pending::Group { sid } => {
                 let answer = answer.map(drop).map_err(|(reason, _)| reason);
                 self.with_groups(link, |groups, inbox, desk| groups.answered(desk, inbox, &sid, answer))
+            }
+            Pending::Author { id } => {
+                let answer = entry();
+                self.with_public(link, |public, desk| public.located(desk, &id, answer))
+            }
+            Pending::Follow => {
+                let reason = entry().err().unwrap_or(Reason::Malformed);
+                self.with_public(link, |public, desk| public.refused(desk, reason))
+            }
+            Pending::Say { number } => {
+                let answer = answer.map(drop);
+                self.with_public(link, |public, desk| public.answered(desk, number, answer))
             }
             Pending::Rotate { replies } => match answer {
                 Ok(_) => {

@@ -103,6 +103,11 @@ impl From<Error> for LinkError {
 }
 
 impl Link {
+    /// What posts in the public conversation are bound to: the fingerprint of the server's key.
+    pub(super) fn network(&self) -> [u8; 32] {
+        PublicKey::from_modulus(&self.server_key).map(|key| key.fingerprint()).unwrap_or_default()
+    }
+
     /// Connects and authenticates, by resuming `channel` where that is this client's at this server.
     pub(super) async fn connect(
         target: &Target,

@@ -67,6 +67,8 @@ pub enum Request {
         /// Erase all of it instead.
         erase: bool,
     },
+    /// Give the reader what is said to everybody, from where it left off.
+    Follow,
     /// The keys of this client, pinned now if this is the first contact.
     Peer {
         /// Its name.
@@ -79,6 +81,14 @@ pub enum Request {
     },
     /// Replace this client's identity key by the one that [`super::prepare_rotation`] made.
     Rotate,
+    /// Say something to everybody: signed, and readable for every member of the network.
+    Say {
+        /// What.
+        #[serde(with = "base64_text")]
+        body: Vec<u8>,
+        /// Whether it is kept in the history, too.
+        keep: bool,
+    },
     /// Send a message to one client or to a group. It does no harm to ask again with the same `letter`: it is sent once.
     Send {
         /// The asker's name for it, at random.

@@ -8,6 +8,7 @@
 //!      Agent: one task per home  <------+
 //!        |-- outbox: chains to peers, letters until their receipts have come, also across processes
 //!        |-- inbox:  chains from peers, messages until their reader has them
+//!        |-- public: what is said to everybody, and what others say
 //!        |-- rotation: identity keys that follow others, its own and those of peers
 //!        +-- Link:   one TCP connection
 //! ```
@@ -28,6 +29,7 @@ mod local;
 mod outbox;
 mod peers;
 mod probe;
+mod public;
 mod rotation;
 mod setup;
 mod url;
@@ -47,6 +49,7 @@ pub use local::{
 pub use outbox::Settled;
 pub(crate) use outbox::message_id;
 pub use probe::{Caller, Obstacle, Probed, probe};
+pub use public::{PUBLIC_LABEL, PUBLIC_NAME, PublicPost};
 pub use rotation::prepare_rotation;
 pub use setup::{Initialised, initialise, initialise_by_password};
 pub use url::{ServerUrl, UrlError};

@@ -8,6 +8,7 @@
 pub mod groups;
 mod history;
 mod letters;
+mod public;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -19,6 +20,7 @@ pub use letters::{
     Letter, LetterChain, LetterChange, LetterId, LetterPart, MAX_LETTER_BYTES, MAX_LETTERS, MAX_SETTLED, Outcome,
 };
 use ossicle_core::{Bundle, BundleKeys, BundleView, ExchangeKey, FORMER, Member, Prekey, Prekeys, Secret, SigningKey};
+pub use public::{MAX_OWN_POSTS, OwnPost};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use zeroize::Zeroizing;
 
@@ -41,7 +43,7 @@ const PUBLISHED: i64 = 1;
 const RESTORED: i64 = 2;
 
 /// What each version adds to the one before; a new file goes through all of them.
-const VERSIONS: [&str; 8] = [
+const VERSIONS: [&str; 9] = [
     "
 CREATE TABLE profile (
     one INTEGER PRIMARY KEY CHECK (one = 1), complete INTEGER NOT NULL,
@@ -152,6 +154,17 @@ CREATE TABLE letter_part (
 ) STRICT, WITHOUT ROWID;
 ALTER TABLE conversation ADD COLUMN said BLOB;
 PRAGMA user_version = 8;
+",
+    "
+CREATE TABLE public_place (
+    one INTEGER PRIMARY KEY CHECK (one = 1), store_epoch BLOB NOT NULL, seq INTEGER NOT NULL
+) STRICT;
+CREATE TABLE public_author (id BLOB PRIMARY KEY, number INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE own_number (one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL) STRICT;
+CREATE TABLE own_post (
+    number INTEGER PRIMARY KEY, at INTEGER NOT NULL, body BLOB NOT NULL, epoch INTEGER, signature BLOB
+) STRICT;
+PRAGMA user_version = 9;
 ",
 ];
 

@@ -155,6 +155,7 @@ pub(crate) fn copy_home(database: &Path, to: &Path) -> Result<(), HomeStoreError
          DELETE FROM inbox WHERE opened = 2; DELETE FROM letter_chain; DELETE FROM letter_wrap;
          DELETE FROM letter WHERE reached >= 2; DELETE FROM letter_part WHERE letter NOT IN (SELECT row FROM letter);
          UPDATE letter SET chain = NULL, n = NULL, salt = NULL, envelope = NULL, reached = NULL;
+         UPDATE own_post SET epoch = NULL, signature = NULL;
          UPDATE bundle SET exchange = x'', signing = x'', published = 0;
          UPDATE profile SET store_epoch = NULL",
     )?;

@@ -5,15 +5,16 @@ use crate::endpoint::{Failure, MAX_TEXT_LEN};
 use crate::name::{Name, Pattern};
 
 /// Every command, with what it takes, in the order in which help shows them.
-pub(super) const COMMANDS: [(&str, &str, &str); 14] = [
+pub(super) const COMMANDS: [(&str, &str, &str); 15] = [
     ("tell", "NAME [TEXT]", "send TEXT to NAME, client or group: your partner then"),
     ("msg", "NAME [TEXT]", "the same"),
+    ("all", "TEXT", "say TEXT to everybody: not end-to-end encrypted"),
     ("init", "GROUP @NAME ...", "found GROUP and invite these to it, for good"),
     ("accept", "GROUP", "join a group that you are invited to"),
     ("decline", "GROUP", "stay away from it"),
     ("members", "[GROUP]", "who is in GROUP, or your groups and invitations"),
     ("close", "GROUP", "end GROUP for everybody"),
-    ("history", "[NAME [erase]]", "what was said with NAME, or in a group; erase it"),
+    ("history", "[NAME [erase]]", "what was said with NAME, a group, or /all; erase it"),
     ("list", "", "who is online, and what was not answered yet"),
     ("who", "[PATTERN]", "everybody, or such names (* ? [...]), and when last seen"),
     ("status", "", "the connection, and who you are"),
@@ -29,6 +30,8 @@ const SHOWN: usize = 20;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Command {
+    /// To everybody.
+    All(String),
     /// An invitation to the group that is called so, and whether to accept it.
     Answer(String, bool),
     Close(String),
@@ -91,6 +94,14 @@ impl Command {
                 Self::History(with, erase)
             }
             "help" => Self::Help,
+            "all" => {
+                if rest.is_empty() {
+                    return Err(Failure::usage(
+                        "what? /all TEXT says it to everybody, signed and not end-to-end encrypted",
+                    ));
+                }
+                return text(rest).map(Self::All);
+            }
             "list" => Self::List,
             "quit" => Self::Quit,
             "status" => Self::Status,
@@ -208,6 +219,8 @@ mod tests {
             ("/history", Command::History(None, false)),
             ("/history bob", Command::History(Some("bob".into()), false)),
             ("/history bob erase", Command::History(Some("bob".into()), true)),
+            ("/all hello  all ", Command::All("hello  all ".into())),
+            ("/history /all", Command::History(Some("/all".into()), false)),
             ("/help", Command::Help),
             ("/list ", Command::List),
             ("/status", Command::Status),
@@ -228,6 +241,7 @@ mod tests {
         assert!(wrong("/usr/bin/env").contains("//"));
         assert!(wrong("/history bob now").contains("erase"));
         assert!(wrong("/tell").contains("NAME"));
+        assert!(wrong("/all").contains("/all TEXT"));
         assert!(wrong("/init").contains("/init GROUP"));
         assert!(wrong("/accept").contains("/accept GROUP") && wrong("/close").contains("/close GROUP"));
         assert!(wrong("/decline a b").contains("too many words"));
