@@ -95,6 +95,15 @@ fn what_was_not_said_is_said_with_its_reason() {
     };
     failed("/all\n", 2, "/all TEXT");
     failed(&format!("/all {}\n", "x".repeat(801)), 1, "refused(too-large)");
+    // As a command: signed, and done when it is stored.
+    let done = world.run("alice", &["send", "/all", "from a script"]);
+    assert!(done.err.ends_with(&format!("{LABEL} stored\n")) && done.out.is_empty(), "{done:?}");
+    let out = world.run("alice", &["send", "/all", "--json", "once more"]).ok();
+    assert_eq!(out, "{\"to\":\"/all\",\"public\":\"not end-to-end encrypted\",\"rung\":\"stored\"}\n");
+    world.run("alice", &["send", "/all", &"x".repeat(801)]).failed(1, "refused(too-large)");
+    world.run("alice", &["send", "--no-sign", "/all", "x"]).failed(2, "always signed");
+    let done = world.run("alice", &["send", "/everybody", "x"]);
+    assert!(done.code == Some(2) && done.err.contains("a name cannot contain"), "{done:?}");
     // More than the server takes at once goes when it takes more.
     let many: String = (0..32).map(|n| format!("/all {n}\n")).collect();
     assert_eq!(chat(&world, "alice", &many).ok().lines().count(), 32);

@@ -17,7 +17,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::{HomeArg, away, harmless, json, print, refusal, say, too_late};
-use crate::endpoint::{Access, Failure, Home, LetterId, MAX_TEXT_LEN, Reply, Request, Requested, new_letter};
+use crate::endpoint::{
+    Access, Failure, Home, LetterId, MAX_TEXT_LEN, PUBLIC_LABEL, PUBLIC_NAME, Reply, Request, Requested, new_letter,
+};
 use crate::name::{Name, NameError};
 use crate::store::home::groups::NUMBER_SIGN;
 
@@ -37,6 +39,7 @@ const WINDOW: usize = 32;
   ossicle send --wait stored bob 'read this'     bob may be offline: the server keeps it for him
   ossicle send sensor-01 'led on'                messages are signed: an actuator asks for that
   ossicle send plans 'at eight'                  a group of this home; each member confirms for himself
+  ossicle send /all 'the lab is open'            everybody: signed, not end-to-end encrypted; done when it is stored
   ossicle send @plans hi                         the client of that name, where a group has it, too
 
 A refusal ends it with exit code 1 and its reason, as in refused(queue-full); a timeout with 3: the message is in the
@@ -45,7 +48,7 @@ pub struct Send {
     #[command(flatten)]
     #[allow(missing_docs, reason = "its own documentation is its help")]
     pub home: HomeArg,
-    /// To whom: a client, or a group that this home is in
+    /// To whom: a client, a group that this home is in, or /all
     #[arg(value_parser = recipient)]
     pub name: String,
     /// The message; `-` sends each line of standard input
@@ -89,8 +92,11 @@ impl Wait {
     }
 }
 
-/// A client's name, with or without `@`, or what a group is called here.
+/// A client's name, with or without `@`, what a group is called here, or everybody.
 pub(super) fn recipient(given: &str) -> Result<String, NameError> {
+    if given == PUBLIC_NAME {
+        return Ok(given.to_owned());
+    }
     let is_number = |number: &str| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
     // Of a group of a name that several have, with its number.
     let name = match given.rsplit_once(NUMBER_SIGN) {
@@ -104,6 +110,9 @@ pub(super) fn recipient(given: &str) -> Result<String, NameError> {
 #[derive(Serialize)]
 struct Step<'s> {
     to: &'s str,
+    /// What everybody can read is marked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public: Option<&'static str>,
     /// The member of the group that this is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     member: Option<&'s str>,
@@ -150,6 +159,9 @@ impl UnderWay {
 
 impl Send {
     pub(super) async fn run(self) -> Result<(), Failure> {
+        if self.is_public() && self.no_sign {
+            return Err(Failure::usage("what is said to everybody is always signed: leave out --no-sign"));
+        }
         let home = self.home.open()?;
         let mut access = Some(Access::open(&home, "send").await?);
         let (bodies, mut lines) = mpsc::channel(WINDOW);
@@ -162,11 +174,60 @@ impl Send {
             let _ = bodies.send(checked).await;
             drop(bodies);
         }
-        let done = self.send_all(&home, &mut access, &mut lines).await;
+        let done = match (&access, self.is_public()) {
+            (Some(access), true) => self.say_all(access, &mut lines).await,
+            _ => self.send_all(&home, &mut access, &mut lines).await,
+        };
         if let Some(access) = access {
             access.close().await;
         }
         done
+    }
+
+    fn is_public(&self) -> bool {
+        self.name == PUBLIC_NAME
+    }
+
+    /// Says each line to everybody, one behind the other: it is done when the server has it on its disk.
+    async fn say_all(
+        &self,
+        access: &Access,
+        lines: &mut mpsc::Receiver<Result<Vec<u8>, Failure>>,
+    ) -> Result<(), Failure> {
+        let mut number = 0;
+        while let Some(body) = lines.recv().await {
+            number += 1;
+            let mut requested = access.request(Request::Say { body: body?, keep: false });
+            let (deadline, mut trouble) = (Instant::now() + self.timeout, None);
+            loop {
+                let kept = "it stays in this home and goes at the next connection: do not send it again";
+                let reply = tokio::select! {
+                    reply = requested.next() => reply,
+                    () = sleep_until(deadline) => {
+                        let trouble: String = trouble.unwrap_or_else(|| "the server did not confirm it".to_owned());
+                        return Err(too_late(self.timeout, Some(format!("{trouble}; {kept}"))));
+                    }
+                };
+                match reply {
+                    Reply::Trouble(what) => trouble = Some(what),
+                    Reply::Done => break,
+                    Reply::Refused { reason, detail } => {
+                        self.show(number, None, None, Rung::Refused.as_str(), Some(reason.as_str()))?;
+                        return Err(refusal(reason, "everybody", detail.as_deref()));
+                    }
+                    Reply::Failed(failure) => return Err(failure),
+                    Reply::Gone { taken: false } => {
+                        return Err(Failure::unreached("the process that held this home has ended: send it again"));
+                    }
+                    Reply::Gone { .. } => {
+                        return Err(Failure::unreached(format!("the process that held this home has ended; {kept}")));
+                    }
+                    _ => {}
+                }
+            }
+            self.show(number, None, None, Rung::Stored.as_str(), None)?;
+        }
+        Ok(())
     }
 
     async fn send_all(
@@ -355,14 +416,23 @@ impl Send {
     ) -> Result<(), Failure> {
         let line = (self.text == "-").then_some(line);
         if self.json {
-            let step = Step { to: &self.name, member, id, line, rung, reason };
+            let step = Step {
+                to: &self.name,
+                public: self.is_public().then_some("not end-to-end encrypted"),
+                member,
+                id,
+                line,
+                rung,
+                reason,
+            };
             // Nobody may want to read it; the message goes its way all the same.
             print(&json(&step)?)?;
         } else if reason.is_none() {
             let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
             let how = if rung == Rung::Opened.as_str() { "by" } else { "to" };
             let whose = member.map(|member| format!(" {how} {}", harmless(member))).unwrap_or_default();
-            say(&format!("{line}{rung}{whose}"));
+            let label = if self.is_public() { format!("{PUBLIC_LABEL} ") } else { String::new() };
+            say(&format!("{label}{line}{rung}{whose}"));
         }
         Ok(())
     }
