@@ -110,3 +110,136 @@ fn everybody_hears_everybody_and_confirms_for_himself() {
     }
     assert!(alice.is_silent() && carol.is_silent());
 }
+
+#[test]
+fn who_is_away_gets_it_later_and_who_joins_later_reads_from_there_on() {
+    let world = people(&["alice", "bob", "carol"]);
+    chat(&world, "alice", "/init plans @bob @carol\n").ok();
+    let refused = world.run("alice", &["send", "plans", "hello?"]);
+    refused.failed(1, "refused(not-member): nobody has joined plans yet");
+    chat(&world, "bob", "/accept plans\n").ok();
+
+    let mut alice = world.spawn("alice", &["chat"]);
+    alice.write(b"/msg plans one\n");
+    let heard = |running: &Running, wanted: &str| {
+        while !running.line().contains(wanted) {}
+    };
+    heard(&alice, "bob is offline");
+    let bob = world.listen("bob", &["--count", "2"]);
+    assert_eq!(read(&bob), said("alice", "one"));
+    heard(&alice, "✓ delivered to bob in plans: one");
+    chat(&world, "carol", "/accept plans\n").ok();
+    heard(&alice, "plans: carol accepted");
+    alice.write(b"two\n");
+    assert_eq!(read(&bob), said("alice", "two"));
+    assert_eq!(bob.wait().code, Some(0));
+    let carol = world.listen("carol", &[]);
+    assert_eq!(read(&carol), said("alice", "two"), "what was said before she joined is not for her");
+    alice.end_input();
+    let done = alice.wait();
+    assert_eq!((done.code, done.err.as_str()), (Some(0), ""), "{done:?}");
+    assert!(carol.is_silent());
+}
+
+#[test]
+fn what_a_killed_process_has_sent_is_read_once_and_heard_of_by_the_next() {
+    let mut world = people(&["alice", "bob", "carol"]);
+    plans(&world, &["alice", "bob", "carol"]);
+    let mut sending = world.spawn("alice", &["send", "--json", "plans", "before the cut"]);
+    while !sending.line().contains("stored") {}
+    sending.kill();
+    world.restart_server();
+    let bob = world.listen("bob", &[]);
+    assert_eq!(read(&bob), said("alice", "before the cut"));
+    // The next process repeats what it has no receipts for, as the same bytes, and learns of both.
+    let alice = world.spawn("alice", &["listen", "--json"]);
+    let carol = world.listen("carol", &[]);
+    assert_eq!(read(&carol), said("alice", "before the cut"));
+    let begun = Instant::now();
+    while !alice.said().contains("delivered to plans: before the cut") {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{}", alice.said());
+        sleep(Duration::from_millis(50));
+    }
+    assert!(bob.is_silent() && carol.is_silent());
+}
+
+#[test]
+fn what_was_not_sent_fails_with_the_end_of_its_group() {
+    let mut world = people(&["alice", "bob"]);
+    plans(&world, &["alice", "bob"]);
+    world.stop_server();
+    world.run("alice", &["send", "--timeout", "1s", "plans", "too late"]).failed(3, "outbox");
+    world.restart_server();
+    assert!(chat(&world, "bob", "/close plans\n").ok().contains("plans is closed\n"));
+    let alice = world.spawn("alice", &["listen"]);
+    let begun = Instant::now();
+    while !alice.said().contains("not delivered to plans: too late") {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{}", alice.said());
+        sleep(Duration::from_millis(50));
+    }
+    assert!(alice.said().contains("refused(closed)"), "{}", alice.said());
+    drop(alice);
+    world.run("alice", &["send", "plans", "hello?"]).failed(1, "refused(closed): plans is closed");
+}
+
+#[test]
+fn new_keys_bring_new_chains_and_nobody_reads_anything_twice() {
+    let world = people(&["alice", "bob", "carol", "dora"]);
+    plans(&world, &["alice", "bob", "carol", "dora"]);
+    let carol = world.listen("carol", &[]);
+    // Dora keeps an earlier state, and comes back with it.
+    let copy = world.path("dora.backup");
+    world.run("dora", &["backup", copy.to_str().unwrap()]).ok();
+    let mut alice = world.spawn("alice", &["chat"]);
+    alice.write(b"/msg plans one\n");
+    assert_eq!(read(&carol), said("alice", "one"));
+    let read_alone = |name: &str, text: &str| {
+        let listening = world.spawn(name, &["listen", "--json", "--count", "1"]);
+        assert_eq!(read(&listening), said("alice", text));
+        assert_eq!(listening.wait().code, Some(0));
+    };
+    read_alone("bob", "one");
+    read_alone("dora", "one");
+    // Bob's key is replaced by another one, which the others follow.
+    world.run("bob", &["init", "--rotate", "--rsa", "2048"]).ok();
+    alice.write(b"two\n");
+    read_alone("bob", "two");
+    read_alone("dora", "two");
+    assert_eq!(read(&carol), said("alice", "two"));
+    world.run("dora", &["restore", "--replace", copy.to_str().unwrap()]).ok();
+    alice.write(b"three\n");
+    assert_eq!(read(&carol), said("alice", "three"));
+    read_alone("dora", "three");
+    read_alone("bob", "three");
+    // Whoever may not enter any more gets nothing more, and nobody waits for him.
+    world.run("nobody", &["revoke", "bob", "--data", world.path("server").to_str().unwrap()]).ok();
+    alice.write(b"four\n");
+    assert_eq!(read(&carol), said("alice", "four"));
+    read_alone("dora", "four");
+    alice.end_input();
+    let done = alice.wait();
+    assert!(done.out.contains("four"), "{done:?}");
+    assert!(carol.is_silent());
+}
+
+#[test]
+fn groups_of_one_name_and_a_client_of_that_name_are_told_apart() {
+    let world = people(&["alice", "bob", "plans"]);
+    chat(&world, "alice", "/init plans @bob\n").ok();
+    chat(&world, "bob", "/accept plans\n").ok();
+    chat(&world, "bob", "/init plans @alice\n").ok();
+    chat(&world, "alice", "/accept plans~2\n").ok();
+    until(&world, "alice", "/members plans\n", "1 of 1 others are in");
+    until(&world, "bob", "/members plans~2\n", "1 of 1 others are in");
+    let bob = world.listen("bob", &[]);
+    let plans = world.listen("plans", &[]);
+    for (to, text) in [("plans", "first"), ("plans~2", "second"), ("@plans", "third")] {
+        world.run("alice", &["send", to, text]).ok();
+    }
+    let of = |group: &str, text: &str| ("alice".to_owned(), group.to_owned(), text.to_owned());
+    assert_eq!([read(&bob), read(&bob)], [of("plans", "first"), of("plans~2", "second")]);
+    assert_eq!(read(&plans), of("", "third"));
+    world.run("alice", &["send", "--no-sign", "plans", "x"]).failed(2, "always signed");
+    let history = chat(&world, "alice", "/msg plans fourth\n/history plans\n/history plans~2\n").ok();
+    assert!(history.contains(" you: fourth\n") && history.contains("nothing that was said with plans~2"), "{history}");
+}

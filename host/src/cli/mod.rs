@@ -318,6 +318,8 @@ fn refusal(reason: Reason, name: &str, detail: Option<&str>) -> Failure {
         Reason::TooLarge => "send less, or in parts".to_owned(),
         Reason::QueueFull if detail.is_some() => "wait until some of them are, and try again".to_owned(),
         Reason::QueueFull => format!("too many messages wait for {name}: try again when {name} has read some"),
+        Reason::Closed => "nothing is said there any more".to_owned(),
+        Reason::NotMember => "`/members` in `ossicle chat` shows how it stands".to_owned(),
         Reason::Expired => format!("{name} did not come for it in time: send it again if it still matters"),
         Reason::Rate => "too many requests: try again later".to_owned(),
         Reason::NameInUse => format!("another client has the name {name}: choose another"),

@@ -549,7 +549,8 @@ impl Agent {
         self.outbox.broadcast(reply);
         self.watches.broadcast(reply);
         self.public.broadcast(reply);
-        for (_, replies) in &self.asked {
+        self.groups.broadcast(reply);
+        for (_, replies) in self.asked.iter().chain(&self.early) {
             let _ = replies.send(reply.clone());
         }
         for replies in self.requests.open.values().filter_map(Pending::replies) {

@@ -17,7 +17,7 @@ use getrandom::SysRng;
 use ossicle_core::{
     Answer, Bundle, CloseConversation, Closed, Conversation, Decision, DirectoryEntry, Fixed, GroupFlags, Init, Invite,
     Lookup, MAX_MEMBERS, MAX_NAME_LEN, MAX_RECORD_LEN, Member, MemberChanged, MemberState, Members, Membership,
-    MembershipError, Message, Names, Reason, Subject, group_version, name_prekey_id,
+    MembershipError, Message, Names, Reason, Subject, direct_sid, group_version, name_prekey_id,
 };
 use serde::{Deserialize, Serialize};
 
@@ -135,6 +135,14 @@ impl Groups {
     /// Whether what waited at the server under this number is not done with here.
     pub(super) fn holds(&self, seq: u64) -> bool {
         self.events.iter().any(|event| event.waited.is_some_and(|(held, _)| held == seq))
+    }
+
+    /// Tells everybody who waits for something of groups.
+    pub(super) fn broadcast(&self, reply: &Reply) {
+        let drafts = self.drafts.values().map(|draft| &draft.replies);
+        for replies in self.waiting.values().flatten().chain(drafts) {
+            let _ = replies.send(reply.clone());
+        }
     }
 
     /// Whether everything that came is judged.
@@ -257,7 +265,7 @@ impl Groups {
         };
         let mut group = Group {
             sid,
-            name,
+            name: Some(name),
             number: 1,
             creator: desk.me.id,
             flags: flags.bits(),
@@ -270,6 +278,7 @@ impl Groups {
             members: all.into_iter().map(member).collect(),
         };
         desk.store.put_group(&mut group)?;
+        desk.store.set_said_under(&sid, &desk.own.bundle.verifying)?;
         self.waiting.entry(sid).or_default().push(replies);
         self.say(desk, &group)
     }
@@ -345,8 +354,10 @@ impl Groups {
                 let (flags, members, signature) = (founded.flags(), founded.members(), Fixed(&group.signature));
                 Init { request: open(), sid, flags, signature, members, names }.encode(&mut buffer)
             }
-            Standing::Accepting | Standing::Declining => {
-                let accept = group.standing == Standing::Accepting;
+            // Under new keys once more: who comes later could not verify it otherwise.
+            Standing::Accepted if desk.store.said_under(&sid)? == Some(desk.own.bundle.verifying) => return Ok(()),
+            Standing::Accepting | Standing::Declining | Standing::Accepted => {
+                let accept = group.standing != Standing::Declining;
                 let decision = if accept { Decision::Accept } else { Decision::Decline };
                 let signature = decision.sign(keys, conversation);
                 Answer { request: open(), sid, accept, signature: Fixed(&signature) }.encode(&mut buffer)
@@ -374,7 +385,14 @@ impl Groups {
         let said = group.standing;
         match (said, answer) {
             // It was founded, or closed, by what was said before and whose answer was lost: nobody else draws this id.
+            (Standing::Accepted, Ok(())) => {
+                desk.store.set_said_under(sid, &desk.own.bundle.verifying)?;
+                tell(&Reply::Done);
+            }
             (Standing::Founding, Ok(()) | Err(Reason::NameInUse)) | (Standing::Accepting, Ok(())) => {
+                if said == Standing::Accepting {
+                    desk.store.set_said_under(sid, &desk.own.bundle.verifying)?;
+                }
                 desk.store.set_standing(sid, Standing::Accepted)?;
                 let group = desk.store.group(sid)?.unwrap_or(group);
                 tell(&Reply::Group(view(desk.store, &desk.me.id, &group)?));
@@ -500,6 +518,13 @@ impl Groups {
         if desk.store.group(&invite.sid)?.is_some() {
             return Ok(Judged::Done(None));
         }
+        // And under the id of a conversation of two nobody founds anything.
+        let mut peers = desk.store.peer_ids()?;
+        peers.extend(invite.members.iter().map(|member| member.id).filter(|id| *id != desk.me.id));
+        if peers.iter().any(|peer| direct_sid(&desk.me.id, peer, 0) == invite.sid) {
+            tracing::warn!("an invitation has the id of a conversation of two: ignored");
+            return Ok(Judged::Done(None));
+        }
         if desk.store.open_groups()? >= MAX_GROUPS {
             return doubtful("", format!("this home is in {MAX_GROUPS} groups already"));
         }
@@ -537,9 +562,9 @@ impl Groups {
             let name = founded.open_name(invite.name.0, prekey, bundle, &mut room).ok()?;
             group_name(name).ok()
         });
-        let Some(name) = opened else {
-            return doubtful("", format!("{creator} has founded a group whose name this home cannot read"));
-        };
+        if opened.is_none() {
+            tracing::warn!("{creator} has founded a group whose name this home cannot read: it has a number here");
+        }
         let member = |member: Member| {
             let is_in = member.id == invite.creator;
             let membership = if is_in { kept::Membership::Accepted } else { kept::Membership::Invited };
@@ -547,7 +572,7 @@ impl Groups {
         };
         let mut group = Group {
             sid: invite.sid,
-            name,
+            name: opened,
             number: 1,
             creator: invite.creator,
             flags: invite.flags.bits(),
@@ -578,6 +603,11 @@ impl Groups {
             MemberState::Revoked => (kept::Membership::Revoked, None),
             _ => (kept::Membership::Expired, None),
         };
+        // Who says again that he is in has new keys: what is sent to him is sent under those.
+        let says_again = held.membership == kept::Membership::Accepted && membership == held.membership;
+        if says_again && !core::mem::replace(again, true) {
+            return Ok(Judged::Needs(vec![*member]));
+        }
         // Who has said himself that he is in, or is not, is not talked out of it; that he is no client any more may be true.
         let is_said = matches!(held.membership, kept::Membership::Accepted | kept::Membership::Declined);
         if held.membership == membership || (membership == kept::Membership::Expired && is_said) {
@@ -736,10 +766,12 @@ fn read_founding(own: &Name, name: &str, members: &[String]) -> Result<(Name, Ve
 
 /// The name of a group: as that of a client, but without what stands before a number.
 fn group_name(name: &str) -> Result<Name, Failure> {
-    if name.contains(NUMBER_SIGN) {
+    let parsed = Name::parse(name).map_err(|error| Failure::usage(error.to_string()))?;
+    // Compatibility forms can hide it: U+FF5E becomes one.
+    if [parsed.as_str(), parsed.key()].iter().any(|form| form.contains(NUMBER_SIGN)) {
         return Err(Failure::usage(format!("the name of a group has no {NUMBER_SIGN:?} in it")));
     }
-    Name::parse(name).map_err(|error| Failure::usage(error.to_string()))
+    Ok(parsed)
 }
 
 fn name_of(store: &HomeStore, id: &[u8; 16]) -> Result<String, HomeStoreError> {

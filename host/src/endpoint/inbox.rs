@@ -67,6 +67,10 @@ type Envelope = (Rungs, Vec<u8>, Waited);
 struct Parked {
     waited: Waited,
     from: [u8; 16],
+    /// Of whom the directory was asked and has not spoken yet.
+    needs: Vec<[u8; 16]>,
+    /// Whether it did not open already under the keys of its group that were known.
+    again: bool,
     wrap: Vec<u8>,
     bundle: Vec<u8>,
     signature: Vec<u8>,
@@ -129,12 +133,12 @@ impl Inbox {
         // A bundle under another key than the pinned one may be that of a later key: the directory knows.
         let fits = |peer: &Peer| Bundle::decode(bundle.bundle).map_or(true, |bundle| bundle.key == peer.fingerprint);
         if let Some(peer) = desk.store.peer(&from)?.filter(fits) {
-            return self.accept(desk, peer, wrap, bundle);
+            return self.accept(desk, peer, wrap, bundle, waited, false);
         }
         if self.parked.len() >= MAX_PARKED {
             return refuse_wrap(desk, wrap, Reason::Rate);
         }
-        if !self.parked.iter().any(|parked| parked.from == from) {
+        if !self.parked.iter().any(|parked| parked.needs.contains(&from)) {
             let request = desk.requests.open(Pending::Sender { id: from });
             let subject = Subject::Id(from);
             desk.link.send(&Message::Lookup(Lookup { request, key: true, bundle: false, subject }))?;
@@ -142,6 +146,8 @@ impl Inbox {
         self.parked.push(Parked {
             waited,
             from,
+            needs: vec![from],
+            again: false,
             wrap: wrap.to_vec(),
             bundle: bundle.bundle.to_vec(),
             signature: bundle.signature.to_vec(),
@@ -161,23 +167,26 @@ impl Inbox {
             Ok(_) => Err(Rejected::For { reason: Reason::Malformed, detail: None }),
             Err(reason) => Err(Rejected::For { reason, detail: None }),
         };
-        let parked: Vec<Parked> = self.parked.extract_if(.., |parked| parked.from == *id).collect();
-        match admitted {
-            Ok(_) => {
-                for parked in parked {
-                    // Asked anew each time: the bundle of a wrap is noted in the pin.
-                    let Some(peer) = desk.store.peer(id)? else {
-                        break;
-                    };
-                    let bundle = SignedBundle { bundle: &parked.bundle, signature: &parked.signature };
-                    self.accept(desk, peer, &parked.wrap, &bundle)?;
-                }
-            }
+        let rejected = match admitted {
+            Ok(_) => None,
             Err(rejected) => {
                 let (reason, _) = rejected.told(desk.alarm)?;
-                let reason = if reason == Reason::KeyChanged { reason } else { Reason::Unreadable };
-                for parked in parked {
-                    refuse_wrap(desk, &parked.wrap, reason)?;
+                Some(if reason == Reason::KeyChanged { reason } else { Reason::Unreadable })
+            }
+        };
+        for parked in &mut self.parked {
+            parked.needs.retain(|needed| needed != id);
+        }
+        let is_due = |parked: &mut Parked| parked.needs.is_empty() || (rejected.is_some() && parked.from == *id);
+        for parked in self.parked.extract_if(.., is_due).collect::<Vec<_>>() {
+            let Parked { waited, from, wrap, again, .. } = &parked;
+            // Asked anew each time: the bundle of a wrap is noted in the pin.
+            match (rejected.filter(|_| from == id), desk.store.peer(from)?) {
+                (Some(reason), _) => refuse_wrap(desk, wrap, reason)?,
+                (None, None) => refuse_wrap(desk, wrap, Reason::Unreadable)?,
+                (None, Some(peer)) => {
+                    let bundle = SignedBundle { bundle: &parked.bundle, signature: &parked.signature };
+                    self.accept(desk, peer, wrap, &bundle, *waited, *again)?;
                 }
             }
         }
@@ -212,6 +221,8 @@ impl Inbox {
         mut peer: Peer,
         wrap: &[u8],
         signed: &SignedBundle<'_>,
+        waited: Waited,
+        again: bool,
     ) -> Result<(), Ended> {
         let bundle = match check_bundle(&mut peer, signed) {
             Ok(bundle) => bundle,
@@ -224,7 +235,11 @@ impl Inbox {
             }
         };
         let header = WrapHeader::decode(wrap).ok();
-        let conversation = header.map(|header| conversation_with(desk, &peer, &header.sid)).transpose()?.flatten();
+        let conversation = match header.map(|header| conversation_with(desk, &peer, &header.sid)).transpose()? {
+            Some(Shared::Not) => return refuse_wrap(desk, wrap, Reason::NotMember),
+            Some(Shared::With(conversation)) => Some(conversation),
+            None => None,
+        };
         let prekey = header.and_then(|header| desk.own.prekeys.find(header.prekey_id));
         let (Some(conversation), Some(prekey)) = (conversation, prekey) else {
             return refuse_wrap(desk, wrap, Reason::Unreadable);
@@ -235,6 +250,20 @@ impl Inbox {
             Ok(chain) => chain,
             // An old pair of epochs with another chain is the doing of a sender that went back, who cannot know it by himself.
             Err(AcceptError::Replayed) => return refuse_wrap(desk, wrap, Reason::Rewound),
+            // Its sender may have heard of a member's new key before this client.
+            Err(_) if conversation.signed && !again && self.parked.len() < MAX_PARKED => {
+                let (bundle, signature) = (signed.bundle.to_vec(), signed.signature.to_vec());
+                let parked = Parked {
+                    waited,
+                    from: peer.id,
+                    needs: Vec::new(),
+                    again: true,
+                    wrap: wrap.to_vec(),
+                    bundle,
+                    signature,
+                };
+                return self.look_around(desk, parked, &conversation.sid);
+            }
             Err(_) => return refuse_wrap(desk, wrap, Reason::Unreadable),
         };
         self.commit(desk)?;
@@ -247,6 +276,24 @@ impl Inbox {
         let stored = StoredChain { id, peer: peer.id, sid: conversation.sid, snapshot, skipped: false };
         desk.store.begin_chain(&peer, &stored, chain.epochs())?;
         self.held.insert(id, Held { peer: peer.id, sid: conversation.sid, chain, changed: false });
+        Ok(())
+    }
+
+    /// Asks who the members of a group are now, all of them, before a wrap is tried again.
+    fn look_around(&mut self, desk: &mut Desk<'_>, mut parked: Parked, sid: &[u8; 16]) -> Result<(), Ended> {
+        let others: Vec<[u8; 16]> = match desk.store.group(sid)? {
+            Some(group) => group.others(&desk.me.id).map(|other| other.member.id).collect(),
+            None => Vec::new(),
+        };
+        for id in &others {
+            if !self.parked.iter().any(|parked| parked.needs.contains(id)) {
+                let request = desk.requests.open(Pending::Sender { id: *id });
+                let subject = Subject::Id(*id);
+                desk.link.send(&Message::Lookup(Lookup { request, key: true, bundle: false, subject }))?;
+            }
+        }
+        parked.needs = others;
+        self.parked.push(parked);
         Ok(())
     }
 
@@ -444,19 +491,26 @@ impl Inbox {
     }
 }
 
-/// The conversation with this id, as far as this client shares it with the peer: a group of both, or else the direct one.
-fn conversation_with(desk: &Desk<'_>, peer: &Peer, sid: &[u8; 16]) -> Result<Option<Conversation>, Ended> {
-    let Some(group) = desk.store.group(sid)? else {
-        return Ok(Some(Conversation::direct(desk.me, &peer.member(), 0)));
+/// What a client shares with a peer.
+enum Shared {
+    With(Conversation),
+    /// A conversation of others, or one that is over.
+    Not,
+}
+
+/// The conversation with this id, as far as this client shares it with the peer: the direct one, or a group of both.
+fn conversation_with(desk: &Desk<'_>, peer: &Peer, sid: &[u8; 16]) -> Result<Shared, Ended> {
+    let direct = Conversation::direct(desk.me, &peer.member(), 0);
+    // Under any other id than its own it does not open.
+    let Some(group) = desk.store.group(sid)?.filter(|_| *sid != direct.sid) else {
+        return Ok(Shared::With(direct));
     };
     // The server lets nobody begin a chain who has not accepted; whether he has may be on its way to us.
     let is_in = |held: &&GroupMember| {
         held.member.id == peer.id && !matches!(held.membership, Membership::Declined | Membership::Revoked)
     };
-    match group.members.iter().find(is_in) {
-        Some(_) => Ok(present(desk, &group)?),
-        None => Ok(None),
-    }
+    let present = if group.members.iter().any(|held| is_in(&held)) { present(desk, &group)? } else { None };
+    Ok(present.map_or(Shared::Not, Shared::With))
 }
 
 /// The receipt that is owed for a message that its reader has.

@@ -9,6 +9,8 @@
 //!        |-- outbox: chains to peers, letters until their receipts have come, also across processes
 //!        |-- inbox:  chains from peers, messages until their reader has them
 //!        |-- public: what is said to everybody, and what others say
+//!        |-- groups: those that this client is in, who of them is, and what each of them said of that
+//!        |-- history: what was said in chats, sealed
 //!        |-- rotation: identity keys that follow others, its own and those of peers
 //!        +-- Link:   one TCP connection
 //! ```

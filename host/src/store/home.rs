@@ -653,6 +653,16 @@ impl HomeStore {
         )
     }
 
+    /// The ids of all pinned peers.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn peer_ids(&self) -> Result<Vec<[u8; 16]>> {
+        let mut statement = self.db.prepare_cached("SELECT id FROM peer")?;
+        let rows = statement.query_map([], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// The pinned peer with this normalised name.
     ///
     /// # Errors
@@ -1258,6 +1268,23 @@ mod tests {
         let store = HomeStore::open(&path).unwrap();
         assert_eq!(store.peer(&[9; 16]).unwrap(), Some(peer(9)));
         assert_eq!(store.seen(&peer(9), &[3; 16]).unwrap(), Some((4, 2)));
+        drop(store);
+
+        // And one from before letters went to groups.
+        let former = directory.path().join("former.db");
+        let db = Connection::open(&former).unwrap();
+        for version in &VERSIONS[..7] {
+            db.execute_batch(version).unwrap();
+        }
+        let sql =
+            "INSERT INTO letter (name, body, signed, until, tries, time, id) VALUES ('bob', x'61', 1, 3, 0, 9, ?1)";
+        db.execute(sql, [[7_u8; 16]]).unwrap();
+        drop(db);
+        let letters = HomeStore::open(&former).unwrap().letters().unwrap().0;
+        let [letter] = letters.as_slice() else { panic!("{letters:?}") };
+        assert_eq!((letter.to.as_str(), letter.sid, letter.parent, letter.id), ("bob", None, None, [7; 16]));
+
+        let store = HomeStore::open(&path).unwrap();
         store.db.pragma_update(None, "user_version", 99).unwrap();
         drop(store);
         let newer = HomeStore::open(&path).err().unwrap();

@@ -107,8 +107,8 @@ pub struct GroupMember {
 pub struct Group {
     /// Its id.
     pub sid: [u8; 16],
-    /// Its name, as its founder gave it.
-    pub name: Name,
+    /// Its name, as its founder gave it; `None` if this client cannot read it.
+    pub name: Option<Name>,
     /// Which of this name it is here, from 1 on.
     pub number: u32,
     /// Who has founded it.
@@ -132,9 +132,10 @@ pub struct Group {
 }
 
 impl Group {
-    /// What a person calls it: its name, with its number where there is another one of that name.
+    /// What a person calls it: its name, with its number where there is another one of that name; the number alone if this
+    /// client knows no name of it.
     pub fn label(&self) -> String {
-        label(self.name.as_str(), self.number)
+        label(self.name.as_ref().map_or("", Name::as_str), self.number)
     }
 
     /// The other members.
@@ -146,20 +147,29 @@ impl Group {
 /// What a person calls the group with this name and number.
 pub(super) fn label(name: &str, number: u32) -> String {
     match number {
-        1 => name.to_owned(),
+        1 if !name.is_empty() => name.to_owned(),
         number => format!("{name}{NUMBER_SIGN}{number}"),
     }
 }
 
-/// Name and number that a label stands for.
-fn read_label(label: &str) -> Option<(Name, u32)> {
+/// Name, if any, and number that a label stands for.
+fn read_label(label: &str) -> Option<(Option<Name>, u32)> {
     match label.rsplit_once(NUMBER_SIGN) {
-        None => Some((Name::parse(label).ok()?, 1)),
+        None => Some((Some(Name::parse(label).ok()?), 1)),
         Some((name, number)) if number.starts_with(|c: char| ('1'..='9').contains(&c)) => {
-            Some((Name::parse(name).ok()?, number.parse().ok().filter(|number| *number > 1)?))
+            let number = number.parse().ok()?;
+            match name {
+                "" => Some((None, number)),
+                name => Some((Some(Name::parse(name).ok()?), number)).filter(|_| number > 1),
+            }
         }
         Some(_) => None,
     }
+}
+
+/// What a group is found under: its name in one spelling; nothing if it has none here.
+fn key_of(name: Option<&Name>) -> &str {
+    name.map_or("", Name::key)
 }
 
 impl HomeStore {
@@ -170,7 +180,7 @@ impl HomeStore {
     /// [`HomeStoreError`].
     pub fn put_group(&mut self, group: &mut Group) -> Result<bool> {
         let transaction = self.db.transaction()?;
-        let key = group.name.key();
+        let key = key_of(group.name.as_ref());
         let sql = "SELECT EXISTS (SELECT 1 FROM peer WHERE name_key = ?1)";
         let mut taken: bool = transaction.query_row(sql, [key], |row| row.get(0))?;
         let own: Option<String> = transaction.query_row("SELECT name FROM profile", [], |row| row.get(0)).optional()?;
@@ -191,7 +201,8 @@ impl HomeStore {
                    (sid, name, name_key, number, creator, flags, version, signature, standing, since, names, closed_by)
                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) ON CONFLICT (sid) DO NOTHING";
         let Group { sid, name, creator, flags, version, signature, names, closed_by, .. } = &*group;
-        let (name, standing, since) = (name.as_str(), group.standing.code(), seconds(group.since));
+        let (name, standing, since) =
+            (name.as_ref().map_or("", Name::as_str), group.standing.code(), seconds(group.since));
         let values =
             params![sid, name, key, free, creator, flags, version, signature, standing, since, names, closed_by];
         if transaction.execute(sql, values)? == 0 {
@@ -230,7 +241,7 @@ impl HomeStore {
         let Some((name, number)) = read_label(label) else {
             return Ok(None);
         };
-        Ok(self.find_groups("WHERE name_key = ?1 AND number = ?2", params![name.key(), number])?.pop())
+        Ok(self.find_groups("WHERE name_key = ?1 AND number = ?2", params![key_of(name.as_ref()), number])?.pop())
     }
 
     fn find_groups(&self, which: &str, values: impl rusqlite::Params) -> Result<Vec<Group>> {
@@ -264,6 +275,24 @@ impl HomeStore {
         let sql = "UPDATE conversation SET standing = ?2, names = CASE WHEN ?3 THEN names END WHERE sid = ?1";
         let values = params![sid, standing.code(), standing == Standing::Founding];
         self.db.prepare_cached(sql)?.execute(values)?;
+        Ok(())
+    }
+
+    /// The verifying key under which the server has this client's word that it is in a group, if that is known.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn said_under(&self, sid: &[u8; 16]) -> Result<Option<[u8; 32]>> {
+        let sql = "SELECT said FROM conversation WHERE sid = ?1";
+        Ok(self.db.prepare_cached(sql)?.query_row([sid], |row| row.get(0)).optional()?.flatten())
+    }
+
+    /// Notes under which verifying key that is.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn set_said_under(&self, sid: &[u8; 16], verifying: &[u8; 32]) -> Result<()> {
+        self.db.execute("UPDATE conversation SET said = ?2 WHERE sid = ?1", params![sid, verifying])?;
         Ok(())
     }
 
@@ -305,7 +334,11 @@ fn members(db: &Connection, sid: &[u8; 16]) -> Result<Vec<GroupMember>> {
 
 /// `None` if no ossicle wrote that. Without its members.
 fn read_group(row: &Row<'_>) -> rusqlite::Result<Option<Group>> {
-    let (Ok(name), Some(standing)) = (Name::parse(&row.get::<_, String>(1)?), Standing::from_code(row.get(6)?)) else {
+    let name = match row.get::<_, String>(1)?.as_str() {
+        "" => Ok(None),
+        name => Name::parse(name).map(Some),
+    };
+    let (Ok(name), Some(standing)) = (name, Standing::from_code(row.get(6)?)) else {
         return Ok(None);
     };
     let since: i64 = row.get(7)?;
@@ -333,7 +366,7 @@ mod tests {
         let member = |id: u8, membership| GroupMember { member: Member { id: [id; 16], key: [id; 32] }, membership };
         Group {
             sid: [sid; 16],
-            name: Name::parse(name).unwrap(),
+            name: (!name.is_empty()).then(|| Name::parse(name).unwrap()),
             number: 1,
             creator: [1; 16],
             flags: 1,
@@ -367,6 +400,9 @@ mod tests {
         assert!(!store.set_membership(&[1; 16], &[2; 16], Membership::Accepted).unwrap());
         assert!(!store.set_membership(&[1; 16], &[3; 16], Membership::Accepted).unwrap(), "nobody is added");
         store.set_standing(&[1; 16], Standing::Accepted).unwrap();
+        assert_eq!(store.said_under(&[1; 16]).unwrap(), None);
+        store.set_said_under(&[1; 16], &[7; 32]).unwrap();
+        assert_eq!(store.said_under(&[1; 16]).unwrap(), Some([7; 32]));
         let kept = store.group(&[1; 16]).unwrap().unwrap();
         assert_eq!((kept.standing, &kept.names), (Standing::Accepted, &None));
         assert_eq!(kept.others(&[1; 16]).map(|other| other.membership).collect::<Vec<_>>(), [Membership::Accepted]);
@@ -392,11 +428,14 @@ mod tests {
         assert_eq!(put(2, "Plans"), "Plans~2");
         assert_eq!(put(3, "PLANS"), "PLANS~3");
         assert_eq!(put(4, "other"), "other");
+        // Those without a name are known by their numbers alone.
+        assert_eq!((put(5, ""), put(6, "")), ("~1".to_owned(), "~2".to_owned()));
         let found = |label| store.group_labelled(label).unwrap().map(|group| group.sid[0]);
         for (label, sid) in [("plans", 1), ("PLANS~2", 2), ("plans~3", 3), ("other", 4)] {
             assert_eq!(found(label), Some(sid), "{label}");
         }
-        for label in ["plans~1", "plans~4", "plans~02", "plans~+2", "plans~", "~2", "", "nobody"] {
+        assert_eq!((found("~1"), found("~2"), found("~3")), (Some(5), Some(6), None));
+        for label in ["plans~1", "plans~4", "plans~02", "plans~+2", "plans~", "~0", "~", "", "nobody"] {
             assert_eq!(found(label), None, "{label}");
         }
     }

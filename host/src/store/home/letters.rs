@@ -425,6 +425,53 @@ mod tests {
     }
 
     #[test]
+    fn a_letter_to_a_group_is_kept_with_what_became_of_it_with_each_member() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("home.db");
+        let mut store = HomeStore::open(&path).unwrap();
+        let chain = LetterChain { sid: Some([9; 16]), wrap: vec![], ..chain() };
+        let id = *chain.receipts.chain_id();
+        let of_group = |row| Letter { sid: Some([9; 16]), to: "plans".into(), ..letter(row) };
+        let own = Letter { sid: Some([9; 16]), parent: Some((1, [3; 16])), ..letter(2) };
+        let text = || Zeroizing::new(b"text".to_vec());
+        let wrap = |member: u8| LetterChange::Wrap { chain: id, member: [member; 16], wrap: vec![member; 244] };
+        let part =
+            |member, reached, refused, own| LetterChange::Part(1, [member; 16], LetterPart { reached, refused, own });
+        let changes = [
+            LetterChange::Keep(of_group(1), text()),
+            LetterChange::Chain(chain),
+            wrap(2),
+            wrap(3),
+            seal(1, id, 0),
+            part(2, None, None, false),
+            part(3, None, None, true),
+            part(2, Some(Rung::Delivered), None, false),
+            part(4, None, Some(Reason::QueueFull), false),
+            LetterChange::Keep(own.clone(), text()),
+        ];
+        store.change_letters(&changes).unwrap();
+        drop(store);
+
+        let mut store = HomeStore::open(&path).unwrap();
+        let sealed = Letter { sealed: Some((id, 0, [7; 8])), ..of_group(1) };
+        assert_eq!(store.letters().unwrap().0, [sealed, own]);
+        assert_eq!(store.letter_chains().unwrap()[0].sid, Some([9; 16]));
+        assert_eq!(store.letter_wraps(&id).unwrap(), [([2; 16], vec![2; 244]), ([3; 16], vec![3; 244])]);
+        let part = |reached, refused, own| LetterPart { reached, refused, own };
+        let parts = [
+            ([2; 16], part(Some(Rung::Delivered), None, false)),
+            ([3; 16], part(None, None, true)),
+            ([4; 16], part(None, Some(Reason::QueueFull), false)),
+        ];
+        assert_eq!(store.letter_parts(1).unwrap(), parts);
+        store.change_letters(&[LetterChange::Whole(1)]).unwrap();
+        assert!(store.letter_parts(1).unwrap().is_empty());
+        store.change_letters(&[settle(1), LetterChange::Forget(id)]).unwrap();
+        assert!(store.letter_wraps(&id).unwrap().is_empty());
+        assert_eq!(store.letters().unwrap().0.len(), 1);
+    }
+
+    #[test]
     fn the_latest_ends_are_remembered() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("home.db");
