@@ -8,10 +8,12 @@ use std::process::Command;
 use ossicle::crypto::{HostAead, IdentityKey};
 use ossicle::endpoint::{Home, ServerUrl, initialise};
 use ossicle::name::Name;
-use ossicle::store::home::{HomeStore, Letter, LetterChange, MAX_LETTERS, Profile};
+use ossicle::store::home::groups::{Group, GroupMember, Membership, Standing};
+use ossicle::store::home::{HomeStore, Letter, LetterChange, MAX_LETTERS, Peer, Profile};
 use ossicle_core::{
-    Bundle, BundleKeys, Conversation, DirectoryEntry, EnvelopeHeader, Member, Message, PeerStatus, Reason, Receipt,
-    ReceivingChain, Rung, Rungs, SendingChain, SignedBundle, WrapHeader,
+    Bundle, BundleKeys, Conversation, Decision, DirectoryEntry, EnvelopeHeader, Fixed, GroupFlags, Invite, Member,
+    MemberChanged, MemberState, Members, Message, PeerStatus, Reason, Receipt, ReceivingChain, Rung, Rungs,
+    SEALED_NAME_LEN, SendingChain, SignedBundle, Subject, ToldBy, WRAP_LEN, WrapHeader, direct_sid,
 };
 use ossicle_tests::cli::{Done, Running, binary};
 use ossicle_tests::node::{Node, open};
@@ -21,6 +23,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const BOB: [u8; 16] = [0xb0; 16];
+/// Who would like to listen.
+const MALLORY: [u8; 16] = [0x3a; 16];
+const PLANS: [u8; 16] = [0x91; 16];
 const LAST_SEEN: u64 = 1_600_000_000;
 
 /// Alice's home, and the server that it belongs to.
@@ -40,6 +45,8 @@ struct Bob {
     /// What Alice has begun, by its id.
     chains: HashMap<[u8; 8], ReceivingChain<256>>,
     wraps: Vec<Vec<u8>>,
+    /// The group that he is in with Alice.
+    group: Option<Conversation>,
 }
 
 /// What a client says beside what every server answers alike.
@@ -71,7 +78,8 @@ impl Place {
         let keys = BundleKeys::generate(1, &mut Rng::new(9)).unwrap();
         let bundle = keys.bundle(&Member { id: BOB, key: keys::bob().fingerprint() }, 5, [0; 32]);
         let signature = keys::bob().sign(&bundle.statement()).unwrap();
-        let bob = Bob { keys, bundle, signature, is_online: false, chains: HashMap::new(), wraps: Vec::new() };
+        let bob =
+            Bob { keys, bundle, signature, is_online: false, chains: HashMap::new(), wraps: Vec::new(), group: None };
         let mut place = Self { directory, script, key, bob };
         place.point(place.script.address().port());
         place
@@ -128,6 +136,22 @@ impl Place {
             let Some(payload) = client.receive_or_close() else { return Heard::Farewell };
             match Message::decode(&payload).unwrap() {
                 Message::Lookup(lookup) => {
+                    if lookup.subject == Subject::Id(MALLORY) {
+                        let (_, bundle, signature) = mallory();
+                        let (bundle, modulus) = (bundle.encode(), keys::carol().modulus().to_vec());
+                        let signed = SignedBundle { bundle: &bundle, signature: &signature };
+                        let entry = DirectoryEntry {
+                            id: MALLORY,
+                            name: "mallory",
+                            key_epoch: 0,
+                            record_limit: 16_408,
+                            status: PeerStatus::Online,
+                            modulus: lookup.key.then_some(&modulus),
+                            bundle: lookup.bundle.then_some(signed),
+                        };
+                        client.send(&Message::LookupResponse { request: lookup.request, entry });
+                        continue;
+                    }
                     let bundle = self.bob.bundle.encode();
                     let signed = SignedBundle { bundle: &bundle, signature: &self.bob.signature };
                     let status = match self.bob.is_online {
@@ -149,7 +173,8 @@ impl Place {
                     client.send(&Message::Done { request });
                     return Heard::Published;
                 }
-                Message::Wrap { request, wrap, .. } => {
+                Message::Wrap { request, to, wrap, .. } => {
+                    assert_eq!(to, BOB, "a chain for somebody else");
                     let id = self.bob.accept(wrap, &self.alice().1);
                     client.send(&Message::Done { request });
                     return Heard::Wrap(id);
@@ -188,7 +213,9 @@ impl Bob {
     fn accept(&mut self, wrap: &[u8], alice: &Bundle) -> [u8; 8] {
         self.wraps.push(wrap.to_vec());
         let id = WrapHeader::decode(wrap).unwrap().chain_id;
-        let conversation = Conversation::direct(&self.bundle.member(), &alice.member(), 0);
+        let is_groups = |group: &Conversation| WrapHeader::decode(wrap).unwrap().sid == group.sid;
+        let direct = Conversation::direct(&self.bundle.member(), &alice.member(), 0);
+        let conversation = self.group.filter(is_groups).unwrap_or(direct);
         let prekey = self.keys.prekey(&self.bundle).unwrap();
         let mut wrap = wrap.to_vec();
         let mut accept = || ReceivingChain::accept(&mut wrap, &prekey, &alice.member(), alice, &conversation, None);
@@ -526,7 +553,7 @@ fn what_waited_is_acknowledged_once_it_is_durable_and_shown_once() {
     let bob = place.bob.bundle;
     let conversation = Conversation::direct(&bob.member(), &alices_bundle.member(), 0);
     let mut chain = SendingChain::start(&bob.member(), &conversation, 0, &mut Rng::new(3)).unwrap();
-    let mut wrap = [0; ossicle_core::WRAP_LEN];
+    let mut wrap = [0; WRAP_LEN];
     let to = alices_bundle.member();
     chain.wrap(&place.bob.keys, &bob, &to, &alices_bundle, &mut Rng::new(4), &mut wrap).unwrap();
     drop(alice);
@@ -596,7 +623,7 @@ fn what_is_repeated_after_keys_have_changed_is_told_again_and_read_once() {
     let begin = |keys: &BundleKeys, bundle: &Bundle, epoch: u8| {
         let me = bundle.member();
         let mut chain = SendingChain::start(&me, &conversation, epoch.into(), &mut Rng::new(epoch)).unwrap();
-        let mut wrap = [0; ossicle_core::WRAP_LEN];
+        let mut wrap = [0; WRAP_LEN];
         chain.wrap(keys, bundle, &alices.member(), &alices, &mut Rng::new(7), &mut wrap).unwrap();
         let mut envelope = vec![0; 3 + ossicle_core::SIGNED_OVERHEAD];
         chain.seal::<HostAead>(true, 0, b"one", &mut envelope).unwrap();
@@ -608,7 +635,7 @@ fn what_is_repeated_after_keys_have_changed_is_told_again_and_read_once() {
     let first = begin(&place.bob.keys, &former, 0);
     let second = begin(&later_keys, &later, 1);
     let give = |client: &mut Scripted, (wrap, bundle, signature, envelope): &(_, _, Vec<u8>, Vec<u8>)| {
-        let wrap: &[u8; ossicle_core::WRAP_LEN] = wrap;
+        let wrap: &[u8; WRAP_LEN] = wrap;
         let bundle: &[u8; ossicle_core::BUNDLE_LEN] = bundle;
         client.send(&Message::WrapDelivery { from: BOB, wrap, bundle: SignedBundle { bundle, signature } });
         client.send(&Message::Deliver { wanted, envelope });
@@ -654,4 +681,158 @@ fn what_is_repeated_after_keys_have_changed_is_told_again_and_read_once() {
     listen.signal("INT");
     place.farewell(&mut client);
     assert_eq!(listen.wait().out, "");
+}
+
+/// The keys of somebody whom the server shows around.
+fn mallory() -> (BundleKeys, Bundle, Vec<u8>) {
+    let keys = BundleKeys::generate(1, &mut Rng::new(10)).unwrap();
+    let bundle = keys.bundle(&Member { id: MALLORY, key: keys::carol().fingerprint() }, 1, [0; 32]);
+    let signature = keys::carol().sign(&bundle.statement()).unwrap();
+    (keys, bundle, signature)
+}
+
+/// The list of a group's members.
+fn sorted(mut members: Vec<Member>) -> Vec<Member> {
+    members.sort_unstable_by_key(|member| member.id);
+    members
+}
+
+impl Place {
+    fn me(&self) -> Member {
+        Member { id: self.store().profile().unwrap().unwrap().id, key: self.key.fingerprint() }
+    }
+
+    fn know_bob(&self) -> Member {
+        let member = self.bob.bundle.member();
+        let modulus = keys::bob().modulus().to_vec();
+        let (name, name_key) = ("bob".to_owned(), "bob".to_owned());
+        let peer = Peer { id: BOB, name, name_key, modulus, fingerprint: member.key, key_epoch: 0, bundle: None };
+        self.store().put_peer(&peer).unwrap();
+        member
+    }
+
+    /// Alice and Bob are in the group `plans`.
+    fn found_plans(&mut self) -> Vec<Member> {
+        let both = sorted(vec![self.me(), self.know_bob()]);
+        let in_it = |member: &Member| GroupMember { member: *member, membership: Membership::Accepted };
+        let mut store = self.store();
+        let mut group = Group {
+            sid: PLANS,
+            name: Some(Name::parse("plans").unwrap()),
+            number: 1,
+            creator: BOB,
+            flags: 0,
+            version: 0,
+            signature: [0; 64],
+            standing: Standing::Accepted,
+            since: 1,
+            names: None,
+            closed_by: None,
+            members: both.iter().map(in_it).collect(),
+        };
+        store.put_group(&mut group).unwrap();
+        store.set_said_under(&PLANS, &self.alice().1.verifying).unwrap();
+        self.bob.group = Some(Conversation::group(PLANS, 0, &both).unwrap());
+        both
+    }
+}
+
+#[test]
+fn a_listener_whom_the_server_adds_to_a_group_hears_and_says_nothing() {
+    let mut place = Place::new();
+    let both = place.found_plans();
+    let (keys, bundle, signature) = mallory();
+    let three = sorted([both.as_slice(), &[bundle.member()]].concat());
+    let wider = Conversation::group(PLANS, 0, &three).unwrap();
+    let listen = place.spawn(&["listen", "--json"]);
+    let mut client = place.accept();
+    assert_eq!(place.hear(&mut client), Heard::Listening);
+    let mut buffer = [0; 16_384];
+
+    // She is a member, says the server, and she says so, too; and there is a longer list, with Bob's name on it.
+    let accept = Decision::Accept.sign(&keys, &wider);
+    let changed =
+        MemberChanged { sid: PLANS, member: MALLORY, state: MemberState::Accepted, signature: Some(Fixed(&accept)) };
+    client.send(&changed.encode(&mut buffer).unwrap());
+    let lines: Vec<u8> = three.iter().flat_map(Member::encode).collect();
+    let init = Decision::Init(GroupFlags::NONE).sign(&keys, &wider);
+    let invite = Invite {
+        sid: PLANS,
+        creator: BOB,
+        flags: GroupFlags::NONE,
+        signature: Fixed(&init),
+        members: Members::new(&lines).unwrap(),
+        name: Fixed(&[0; SEALED_NAME_LEN]),
+    };
+    client.send(&invite.encode(&mut buffer).unwrap());
+    // What she says is refused, whatever she takes for the group.
+    for conversation in [wider, place.bob.group.unwrap()] {
+        let sealing = SendingChain::start(&bundle.member(), &conversation, 0, &mut Rng::new(11)).unwrap();
+        let alice = place.alice().1;
+        let mut wrap = [0; WRAP_LEN];
+        sealing.wrap(&keys, &bundle, &alice.member(), &alice, &mut Rng::new(12), &mut wrap).unwrap();
+        let bytes = bundle.encode();
+        let signed = SignedBundle { bundle: &bytes, signature: &signature };
+        client.send(&Message::WrapDelivery { from: MALLORY, wrap: &wrap, bundle: signed });
+        let refused = Heard::Tell(Rung::Refused, Some(Reason::NotMember), *sealing.chain_id(), 0);
+        assert_eq!(place.hear(&mut client), refused);
+    }
+    assert_eq!(place.store().group(&PLANS).unwrap().unwrap().members.len(), 2);
+
+    // What Alice says goes to Bob alone, and only he can say that he has it.
+    let send = place.spawn(&["send", "plans", "a secret", "--json", "--timeout", "90s"]);
+    let Heard::Wrap(_) = place.hear(&mut client) else { panic!("a chain, for Bob") };
+    let Heard::Sent(_, envelope) = place.hear(&mut client) else { panic!("then the message") };
+    let (text, receipt) = place.bob.open(&envelope, Rung::Delivered);
+    assert_eq!(text, "a secret");
+    client.send(&word(Rung::Stored, None, &envelope));
+    let by = |from, receipt| ToldBy { from, receipt };
+    let forged = Receipt { tag: Some([7; 16]), ..receipt };
+    for told in [by(MALLORY, receipt), by(MALLORY, forged), by(BOB, forged)] {
+        client.send(&told.encode(&mut buffer).unwrap());
+    }
+    client.send(&Message::Told(receipt));
+    let refused = Receipt { rung: Rung::Refused, reason: Some(Reason::Rekey), tag: None, ..receipt };
+    client.send(&by(MALLORY, refused).encode(&mut buffer).unwrap());
+    client.send(&by(BOB, receipt).encode(&mut buffer).unwrap());
+    let done = send.wait().ok();
+    let steps: Vec<Value> = done.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let said: Vec<(&str, Option<&str>)> =
+        steps.iter().map(|step| (step["rung"].as_str().unwrap(), step["member"].as_str())).collect();
+    assert_eq!(said, [("stored", None), ("delivered", Some("bob"))]);
+    assert!(listen.is_silent() && place.letters().is_empty());
+}
+
+#[test]
+fn an_invitation_needs_an_id_of_its_own_and_no_name() {
+    let mut place = Place::new();
+    let members = sorted(vec![place.me(), place.know_bob()]);
+    let lines: Vec<u8> = members.iter().flat_map(Member::encode).collect();
+    let listen = place.spawn(&["listen"]);
+    let mut client = place.accept();
+    assert_eq!(place.hear(&mut client), Heard::Listening);
+    let direct = direct_sid(&members[0].id, &members[1].id, 0);
+    for (seq, sid) in [(1, direct), (2, PLANS)] {
+        let conversation = Conversation::group(sid, 0, &members).unwrap();
+        let signature = Decision::Init(GroupFlags::NONE).sign(&place.bob.keys, &conversation);
+        let invite = Invite {
+            sid,
+            creator: BOB,
+            flags: GroupFlags::NONE,
+            signature: Fixed(&signature),
+            members: Members::new(&lines).unwrap(),
+            name: Fixed(&[7; SEALED_NAME_LEN]),
+        };
+        client.send(&Message::Waited { seq, at: LAST_SEEN });
+        client.send(&invite.encode(&mut [0; 1024]).unwrap());
+        assert_eq!(place.hear(&mut client), Heard::Acknowledge(seq));
+    }
+    // The first has the id of what Alice and Bob say to each other; of the second nobody can read the name.
+    assert!(place.store().group(&direct).unwrap().is_none());
+    let group = place.store().group_labelled("~1").unwrap().unwrap();
+    assert_eq!((group.sid, group.name, group.standing), (PLANS, None, Standing::Invited));
+    while !listen.said().contains("you are invited to ~1: /accept ~1") {
+        assert!(listen.said().len() < 10_000);
+        std::thread::yield_now();
+    }
 }

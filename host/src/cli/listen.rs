@@ -44,7 +44,7 @@ pub struct Listen {
     #[command(flatten)]
     #[allow(missing_docs, reason = "its own documentation is its help")]
     pub home: HomeArg,
-    /// Only messages of clients with such names ('*', '?' and '[...]'); the others wait
+    /// Only messages of clients or in groups with such names ('*', '?' and '[...]'); the others wait
     #[arg(value_parser = Pattern::parse)]
     pub pattern: Option<Pattern>,
     /// One JSON object a line
@@ -191,7 +191,8 @@ impl Listen {
             }
             for message in waiting {
                 after = message.row;
-                if !self.selects(&message.from) {
+                let is_in = |group: &String| self.selects(group);
+                if !self.selects(&message.from) && !message.group.as_ref().is_some_and(is_in) {
                     continue;
                 }
                 let line = if self.json { object(&message)? } else { plain(&message) };

@@ -429,15 +429,8 @@ impl Outbox {
         for joint in &gathering.chains {
             self.chains.entry(*joint.chain.id()).or_insert(Whose::Group(*sid));
         }
-        let mut alone_with: Vec<String> = Vec::new();
-        for (name, letter) in gathering.take_own() {
-            let name = Name::parse(&name).map_err(|_| HomeStoreError::Damaged)?;
-            let key = alone(sid, &name);
-            let new = || Correspondence::new(name, Some(*sid));
-            self.correspondences.entry(key.clone()).or_insert_with(new).queue.insert(letter.row, letter);
-            alone_with.push(key);
-        }
         let is_over = gathering.is_over();
+        let alone_with = self.take_own()?;
         for kept in self.correspondences.values_mut().filter(|kept| kept.sid.as_ref() == Some(sid)) {
             if is_other {
                 kept.chains.iter_mut().for_each(Chain::end);
@@ -452,6 +445,21 @@ impl Outbox {
             }
         }
         Ok(())
+    }
+
+    /// Gives letters for members alone to the correspondences with them, and returns the keys of those.
+    fn take_own(&mut self) -> Result<Vec<String>, HomeStoreError> {
+        let mut keys = Vec::new();
+        for (sid, gathering) in &mut self.gatherings {
+            for (name, letter) in gathering.take_own() {
+                let name = Name::parse(&name).map_err(|_| HomeStoreError::Damaged)?;
+                let key = alone(sid, &name);
+                let new = || Correspondence::new(name, Some(*sid));
+                self.correspondences.entry(key.clone()).or_insert_with(new).queue.insert(letter.row, letter);
+                keys.push(key);
+            }
+        }
+        Ok(keys)
     }
 
     /// Tells letters to groups what became of those that brought them to one member alone.
@@ -484,6 +492,7 @@ impl Outbox {
     /// # Errors
     /// [`HomeStoreError`].
     pub(super) fn save(&mut self, store: &mut HomeStore) -> Result<(), HomeStoreError> {
+        self.take_own()?;
         for correspondence in self.correspondences.values_mut() {
             correspondence.keep(&mut self.ledger);
         }
