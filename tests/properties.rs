@@ -14,6 +14,8 @@ mod client;
 mod connection;
 #[path = "properties/group.rs"]
 mod group;
+#[path = "properties/post.rs"]
+mod post;
 
 use core::cell::RefCell;
 use core::fmt::Debug;
