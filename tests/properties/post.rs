@@ -66,7 +66,7 @@ fn a_reader_is_shown_what_was_said_here_once_and_in_its_order() {
     crate::check("properties/post.regressions", 150, &must_reach, &steps(), |steps, reached: &Reached| {
         let mut authors = [1_u8, 2].map(|id| {
             let member = Member { id: [id; 16], key: [id + 9; 32] };
-            let keys = BundleKeys::generate(u32::from(id), &mut Rng::new(id.into())).unwrap();
+            let keys = BundleKeys::generate(u32::from(id), &mut Rng::new(id)).unwrap();
             let bundle = keys.bundle(&member, 1, [0; 32]);
             Author { member, keys, bundle, count: 0 }
         });
