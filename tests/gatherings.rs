@@ -86,8 +86,15 @@ fn everybody_hears_everybody_and_confirms_for_himself() {
     let (bob, carol) = (world.listen("bob", &[]), world.listen("carol", &[]));
     let out = world.run("alice", &["send", "--json", "plans", "at eight"]).ok();
     assert_eq!(steps(&out), [by("bob", "delivered"), by("carol", "delivered")]);
-    for listening in [&bob, &carol] {
-        assert_eq!(read(listening), said("alice", "at eight"));
+    // Sealed once: it has one id for all, and the server was given it once.
+    let lines: Vec<Value> = [&bob, &carol].map(|listening| serde_json::from_str(&listening.line()).unwrap()).into();
+    assert_eq!(lines[0]["id"], lines[1]["id"]);
+    for line in lines {
+        assert_eq!(
+            (&line["from"], &line["group"], &line["text"]),
+            (&"alice".into(), &"plans".into(), &"at eight".into())
+        );
+        assert_eq!(line["signed"], true);
     }
     // In any spelling, through the process that listens, and until everybody has read it.
     let alice = world.listen("alice", &[]);
@@ -109,6 +116,14 @@ fn everybody_hears_everybody_and_confirms_for_himself() {
         assert!(done.contains("✓ delivered to ") && done.contains(&format!(" in plans: {text}\n")), "{done}");
     }
     assert!(alice.is_silent() && carol.is_silent());
+    // What came while nobody wrote back is counted.
+    let mut reading = world.spawn("bob", &["chat"]);
+    world.run("carol", &["send", "plans", "three"]).ok();
+    while !reading.line().contains("carol in plans: three") {}
+    reading.write(b"/list\n/msg plans four\n/list\n");
+    reading.end_input();
+    let done = reading.wait().ok();
+    assert_eq!(done.matches("since you last wrote there: 1 from plans\n").count(), 1, "{done}");
 }
 
 #[test]
@@ -242,4 +257,26 @@ fn groups_of_one_name_and_a_client_of_that_name_are_told_apart() {
     world.run("alice", &["send", "--no-sign", "plans", "x"]).failed(2, "always signed");
     let history = chat(&world, "alice", "/msg plans fourth\n/history plans\n/history plans~2\n").ok();
     assert!(history.contains(" you: fourth\n") && history.contains("nothing that was said with plans~2"), "{history}");
+}
+
+#[test]
+fn who_comes_later_believes_a_member_with_a_newer_key() {
+    let world = people(&["alice", "bob", "carol"]);
+    chat(&world, "alice", "/init plans @bob @carol\n").ok();
+    chat(&world, "bob", "/accept plans\n").ok();
+    // Carol knows both by the time that Bob's key is replaced.
+    until(&world, "carol", "/members plans\n", "plans  invited, founded by alice");
+    world.run("bob", &["init", "--rotate", "--rsa", "2048"]).ok();
+    world.run("bob", &["who"]).ok();
+    chat(&world, "carol", "/accept plans\n").ok();
+    until(&world, "carol", "/members plans\n", "  bob    accepted\n");
+    until(&world, "bob", "/members plans\n", "  carol  accepted\n");
+    let bob = world.listen("bob", &[]);
+    let out = world.run("carol", &["send", "--json", "--wait", "stored", "plans", "hello"]).ok();
+    assert!(out.contains("stored"), "{out}");
+    assert_eq!(read(&bob), said("carol", "hello"));
+    drop(bob);
+    let alice = world.listen("alice", &[]);
+    assert_eq!(read(&alice), said("carol", "hello"));
+    assert!(alice.is_silent());
 }

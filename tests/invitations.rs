@@ -74,7 +74,9 @@ fn what_cannot_be_is_said_before_anybody_is_invited() {
     failed("/init plans @alice\n", 2, "at least one other member");
     failed("/init plans @bob @nobody\n", 1, "refused(unknown)");
     failed("/init a@b @bob\n", 2, "'@'");
-    failed("/init plans~2 @bob\n", 2, "no '~'");
+    for name in ["plans~2", "plans\u{ff5e}2"] {
+        failed(&format!("/init {name} @bob\n"), 2, "no '~'");
+    }
     let many: String = (0..64).map(|n| format!(" @n{n}")).collect();
     failed(&format!("/init plans{many}\n"), 2, "at most 64 members");
     failed("/close plans\n", 1, "refused(not-member)");

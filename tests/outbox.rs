@@ -836,3 +836,61 @@ fn an_invitation_needs_an_id_of_its_own_and_no_name() {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn what_a_member_refuses_is_cured_with_him_alone_across_processes() {
+    let mut place = Place::new();
+    place.found_plans();
+    let mut send = place.spawn(&["send", "plans", "hello", "--timeout", "90s"]);
+    let mut client = place.accept();
+    let joint = place.envelope(&mut client);
+    client.send(&word(Rung::Stored, None, &joint));
+    let EnvelopeHeader { chain_id, n, .. } = EnvelopeHeader::decode(&joint).unwrap();
+    let refusal =
+        |reason| Receipt { rung: Rung::Refused, reason: Some(reason), chain: chain_id, from: n, to: n, tag: None };
+    let mut buffer = [0; 128];
+    let mut by_bob = |client: &mut Scripted, receipt| {
+        client.send(&ToldBy { from: BOB, receipt }.encode(&mut buffer).unwrap());
+    };
+    by_bob(&mut client, refusal(Reason::Rekey));
+    let own = place.envelope(&mut client);
+    assert_ne!(own[..8], joint[..8], "on a chain of his own");
+    send.kill();
+    let kept = place.letters();
+    assert_eq!(kept.len(), 2);
+    assert_eq!((kept[0].to.as_str(), kept[0].sid, kept[0].parent), ("plans", Some(PLANS), None));
+    assert_eq!((kept[1].to.as_str(), kept[1].sid, kept[1].parent), ("bob", Some(PLANS), Some((kept[0].row, BOB))));
+
+    // The next process goes on with that one, as the same bytes, and repeats nothing for the others.
+    let listen = place.spawn(&["listen"]);
+    let mut client = place.accept();
+    assert_eq!(place.envelope(&mut client), own);
+    let (text, receipt) = place.bob.open(&own, Rung::Delivered);
+    assert_eq!(text, "hello");
+    by_bob(&mut client, receipt);
+    while !listen.said().contains("delivered to plans: hello, of 20") {
+        assert!(listen.said().len() < 10_000);
+        std::thread::yield_now();
+    }
+    listen.signal("INT");
+    listen.wait();
+    assert!(place.letters().is_empty());
+    assert!(place.store().letter_chains().unwrap().is_empty());
+}
+
+#[test]
+fn a_member_whose_queue_is_full_is_named() {
+    let mut place = Place::new();
+    place.found_plans();
+    let send = place.spawn(&["send", "plans", "hello", "--json", "--timeout", "90s"]);
+    let mut client = place.accept();
+    let envelope = place.envelope(&mut client);
+    let EnvelopeHeader { chain_id, n, .. } = EnvelopeHeader::decode(&envelope).unwrap();
+    let reason = Some(Reason::QueueFull);
+    let receipt = Receipt { rung: Rung::Refused, reason, chain: chain_id, from: n, to: n, tag: None };
+    client.send(&ToldBy { from: BOB, receipt }.encode(&mut [0; 128]).unwrap());
+    place.farewell(&mut client);
+    let done = send.wait().failed(1, "not delivered to everybody in plans: bob: refused(queue-full)");
+    assert!(done.out.contains("\"member\":\"bob\",\"rung\":\"refused\",\"reason\":\"queue-full\""), "{done:?}");
+    assert!(place.letters().is_empty());
+}
