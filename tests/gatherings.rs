@@ -257,6 +257,12 @@ fn groups_of_one_name_and_a_client_of_that_name_are_told_apart() {
     world.run("alice", &["send", "--no-sign", "plans", "x"]).failed(2, "always signed");
     let history = chat(&world, "alice", "/msg plans fourth\n/history plans\n/history plans~2\n").ok();
     assert!(history.contains(" you: fourth\n") && history.contains("nothing that was said with plans~2"), "{history}");
+    let history = chat(&world, "alice", "/msg @plans fifth\n/history\n/history plans\n").ok();
+    assert_eq!(
+        (history.matches(" you: fifth\n").count(), history.matches(" you: fourth\n").count()),
+        (1, 1),
+        "{history}"
+    );
 }
 
 #[test]

@@ -1942,8 +1942,10 @@ async fn newest_bundle(link: &mut Link, me: Member, key: Arc<IdentityKey>) -> Re
     }
 }
 
-/// What the history of a conversation of two is kept under: the other's name, in one spelling.
+/// What the history of a conversation of two is kept under: the other's name, in one spelling; it may have been given with the
+/// sign that tells it from a group.
 fn of_person(name: &str) -> String {
+    let name = name.strip_prefix('@').unwrap_or(name);
     Name::parse(name).map_or_else(|_| format!("@{name}"), |name| format!("@{}", name.key()))
 }
 

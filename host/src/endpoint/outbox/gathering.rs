@@ -14,7 +14,7 @@
 
 use core::mem;
 use core::time::Duration;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use getrandom::SysRng;
 use ossicle_core::{
@@ -123,17 +123,22 @@ impl Joint {
         Self { chain: Chain::new(parts, true, None), talk: None, tired: false, ears }
     }
 
-    /// Whether somebody who needs it to go on has not got it yet. `next` is whether anything is to be sealed with it.
-    fn waits(&self, member: &Id, next: bool) -> bool {
-        (next && self.chain.is_current())
-            || self.chain.unsent.values().any(|letter| letter.pending().any(|pending| pending == member))
+    /// Those who need it before anything goes on, and have not got it over this connection. `next` is whether anything is to
+    /// be sealed with it; of what was sealed, no more is looked at than is sent at a time.
+    fn waiting(&self, next: bool) -> Vec<Id> {
+        let lacks = |(_, ear): &(&Id, &Ear)| ear.announced != Announced::Yes && ear.refused.is_none();
+        let mut lacking: Vec<Id> = self.ears.iter().filter(lacks).map(|(member, _)| *member).collect();
+        let is_for_all = next && self.chain.is_current();
+        if !lacking.is_empty() && !is_for_all {
+            let unsent = self.chain.unsent.values().take(WINDOW);
+            let needed: HashSet<&Id> = unsent.flat_map(Letter::pending).collect();
+            lacking.retain(|member| needed.contains(member));
+        }
+        lacking
     }
 
     fn is_announced(&self, next: bool) -> bool {
-        let has = |(member, ear): (&Id, &Ear)| {
-            ear.announced == Announced::Yes || ear.refused.is_some() || !self.waits(member, next)
-        };
-        self.ears.iter().all(has)
+        self.waiting(next).is_empty()
     }
 
     fn letters(&mut self) -> impl Iterator<Item = (&u32, &mut Letter)> {
@@ -676,17 +681,12 @@ impl Gathering {
     /// Gives the server the wraps that are needed and that it was not given over this connection.
     fn announce(&mut self, desk: &mut Desk<'_>, next: bool) -> Result<(), Ended> {
         for joint in &mut self.chains {
-            let due: Vec<Id> = joint
-                .ears
-                .iter()
-                .filter(|(_, ear)| ear.announced == Announced::No && ear.refused.is_none())
-                .map(|(member, _)| *member)
-                .filter(|member| joint.waits(member, next))
-                .collect();
-            for member in due {
+            for member in joint.waiting(next) {
                 let chain = *joint.chain.id();
                 let LetterChain { bundle, signature, .. } = &joint.chain.parts;
-                let Some(ear) = joint.ears.get_mut(&member) else { continue };
+                let Some(ear) = joint.ears.get_mut(&member).filter(|ear| ear.announced == Announced::No) else {
+                    continue;
+                };
                 let request = desk.requests.open(Pending::GroupWrap { chain, member });
                 let bundle = SignedBundle { bundle, signature };
                 desk.link.send(&Message::Wrap { request, to: member, wrap: &ear.wrap, bundle })?;
