@@ -13,9 +13,10 @@ use ossicle::crypto::IdentityKey;
 use ossicle::device::{Device, Ending, Happened};
 use ossicle::ethernet::{HOST, Network};
 use ossicle_core::{
-    Bundle, BundleKeys, Conversation, DirectoryEntry, EnvelopeHeader, IdentityPage, MAX_PAGE_LEN, Member, Message,
-    PageKey, PageOwner, PeerStatus, Reason, Receipt, ReceivingChain, Rung, Rungs, RustCrypto, SendingChain, Settings,
-    SignedBundle, WRAP_LEN,
+    Answer, Bundle, BundleKeys, Closed, Conversation, Decision, DirectoryEntry, EnvelopeHeader, Fixed, GroupFlags,
+    GroupPolicy, IdentityPage, Invite, MAX_PAGE_LEN, Member, MemberChanged, MemberState, Members, Message, PageKey,
+    PageOwner, PeerStatus, Reason, Receipt, ReceivingChain, Rung, Rungs, RustCrypto, SendingChain, Settings,
+    SignedBundle, Subject, WRAP_LEN,
 };
 use ossicle_tests::qemu::{self, Qemu};
 use ossicle_tests::script::{Script, Scripted};
@@ -71,6 +72,7 @@ impl Owner {
                 bundle: self.bundle,
                 signature: &self.signature,
             },
+            groups: GroupPolicy::Owner,
         }
         .encode(&mut page)
         .unwrap();
@@ -114,7 +116,7 @@ fn join(script: &mut Script, owner: &Owner, newest: Option<&Bundle>) -> Joined {
         match Message::decode(&payload).unwrap() {
             Message::Lookup(lookup) => {
                 assert!(lookup.bundle && !lookup.key, "only what is needed");
-                let own = lookup.subject == ossicle_core::Subject::Id(DEVICE);
+                let own = lookup.subject == Subject::Id(DEVICE);
                 let of_device = newest.map(|bundle| (bundle.encode(), keys::bob().sign(&bundle.statement()).unwrap()));
                 let of_device = of_device.as_ref().map(|(bundle, signature)| SignedBundle { bundle, signature });
                 let entry = DirectoryEntry {
@@ -527,4 +529,179 @@ fn a_device_takes_new_times_from_its_server_while_it_is_connected() {
     let again = script.accept(&keys::bob());
     assert_eq!(again.client, DEVICE);
     assert!(seen.try_iter().any(|event| matches!(event, Happened::Ended(Ending::Silence))));
+}
+
+/// The owner's group with the device and a third member, whose key is the longest that a device verifies.
+struct Group {
+    conversation: Conversation,
+    ben: BundleKeys,
+    bens: Bundle,
+    signature: Vec<u8>,
+    rng: Rng,
+}
+
+const SID: [u8; 16] = [0x77; 16];
+const BEN: [u8; 16] = [0xf1; 16];
+
+impl Group {
+    fn new(owner: &Owner, device: &Bundle) -> (Self, Vec<u8>) {
+        let (key, mut rng) = (keys::server3072(), Rng::new(8));
+        let ben = BundleKeys::generate(4, &mut rng).unwrap();
+        let bens = ben.bundle(&Member { id: BEN, key: public(&key).fingerprint() }, 4, [0; 32]);
+        let signature = key.sign(&bens.statement()).unwrap();
+        let members = [owner.bundle.member(), device.member(), bens.member()];
+        let conversation = Conversation::group(SID, 0, &members).unwrap();
+        let lines = members.iter().flat_map(Member::encode).collect();
+        (Self { conversation, ben, bens, signature, rng }, lines)
+    }
+
+    fn entry<'e>(&'e self, owner: &'e Owner, of: [u8; 16], modulus: &'e [u8]) -> DirectoryEntry<'e> {
+        let bundle = match of {
+            OWNER => owner.signed(),
+            _ => SignedBundle { bundle: Box::leak(Box::new(self.bens.encode())), signature: &self.signature },
+        };
+        DirectoryEntry {
+            id: of,
+            name: "a-name-that-is-as-long-as-a-name-can-be-and-so-fills-its-record-",
+            key_epoch: 0,
+            record_limit: 16_408,
+            status: PeerStatus::Online,
+            modulus: Some(modulus),
+            bundle: Some(bundle),
+        }
+    }
+
+    /// A chain of one of the two in the group, wrapped to the device.
+    fn chain(&mut self, joined: &mut Joined, owner: &Owner, of: [u8; 16]) -> SendingChain {
+        let (keys, bundle) = if of == OWNER { (&owner.keys, owner.bundle) } else { (&self.ben, self.bens) };
+        let device = joined.bundle;
+        let chain = SendingChain::start(&bundle.member(), &self.conversation, 0, &mut self.rng).unwrap();
+        let mut wrap = [0; WRAP_LEN];
+        chain.wrap(keys, &bundle, &device.member(), &device, &mut self.rng, &mut wrap).unwrap();
+        let bytes = bundle.encode();
+        let signature = if of == OWNER { &owner.signature } else { &self.signature };
+        let bundle = SignedBundle { bundle: &bytes, signature };
+        joined.server.send(&Message::WrapDelivery { from: of, wrap: &wrap, bundle });
+        chain
+    }
+}
+
+/// It joins what its owner invites it to, answers whoever asks there, obeys its owner alone, and forgets what is closed.
+fn is_a_member_of_its_owners_group(start: Start) {
+    let owner = Owner::new();
+    let mut script = Script::new(keys::server());
+    let _device = start(owner.page(script.address()));
+    let mut joined = join(&mut script, &owner, None);
+    let (mut group, lines) = Group::new(&owner, &joined.bundle);
+    let (flags, mut buffer) = (GroupFlags::NONE, [0; 1024]);
+    let init = Decision::Init(flags).sign(&owner.keys, &group.conversation);
+    let invite = Invite {
+        sid: SID,
+        creator: OWNER,
+        flags,
+        signature: Fixed(&init),
+        members: Members::new(&lines).unwrap(),
+        name: Fixed(&[0; 117]),
+    };
+    let forged = Invite { signature: Fixed(&[1; 64]), ..invite };
+    let moduli = [keys::alice().modulus().to_vec(), keys::server3072().modulus().to_vec()];
+    let mut answer = None;
+    for (seq, invite) in [(1, &forged), (2, &invite)] {
+        joined.server.send(&Message::Waited { seq, at: 1 });
+        joined.server.send(&invite.encode(&mut buffer).unwrap());
+        loop {
+            let payload = joined.server.receive();
+            match Message::decode(&payload).unwrap() {
+                Message::Lookup(lookup) => {
+                    assert!(lookup.key && lookup.bundle);
+                    let Subject::Id(id) = lookup.subject else { panic!("by its id") };
+                    let entry = group.entry(&owner, id, &moduli[usize::from(id == BEN)]);
+                    joined.server.send(&Message::LookupResponse { request: lookup.request, entry });
+                }
+                Message::Other(body) => {
+                    let given = Answer::decode(body).unwrap();
+                    assert!(given.accept && given.sid == SID && seq == 2);
+                    let signature = given.signature.0;
+                    assert_eq!(Decision::Accept.verify(&joined.bundle, &group.conversation, signature), Ok(()));
+                    answer = Some(given.request);
+                    joined.server.send(&Message::Done { request: given.request });
+                }
+                Message::Acknowledge { seq: acknowledged } => {
+                    assert_eq!((acknowledged, answer.is_some()), (seq, seq == 2), "once it is answered, or is none");
+                    break;
+                }
+                Message::Send { .. } => {}
+                other => panic!("the device said {other:?}"),
+            }
+        }
+    }
+
+    let accept = Decision::Accept.sign(&group.ben, &group.conversation);
+    let changed =
+        MemberChanged { sid: SID, member: BEN, state: MemberState::Accepted, signature: Some(Fixed(&accept)) };
+    joined.server.send(&changed.encode(&mut buffer).unwrap());
+    let mut bens = group.chain(&mut joined, &owner, BEN);
+    let mut owners = group.chain(&mut joined, &owner, OWNER);
+    joined.deliver(&seal(&mut owners, true, "led on"));
+    joined.deliver(&seal(&mut bens, true, "led off"));
+    joined.deliver(&seal(&mut bens, true, "reading?"));
+    let mut heard: [Option<ReceivingChain<0>>; 2] = [None, None];
+    let mut delivered = 0;
+    let answered = loop {
+        let mut payload = joined.server.receive();
+        match Message::decode(&payload).unwrap() {
+            Message::Lookup(lookup) => {
+                let Subject::Id(id) = lookup.subject else { panic!("by its id") };
+                let entry = group.entry(&owner, id, &moduli[usize::from(id == BEN)]);
+                joined.server.send(&Message::LookupResponse { request: lookup.request, entry });
+            }
+            Message::Wrap { request, to, wrap, .. } => {
+                let (keys, bundle) = if to == OWNER { (&owner.keys, owner.bundle) } else { (&group.ben, group.bens) };
+                let (mut wrap, prekey, device) = (wrap.to_vec(), keys.prekey(&bundle).unwrap(), joined.bundle);
+                let chain =
+                    ReceivingChain::accept(&mut wrap, &prekey, &device.member(), &device, &group.conversation, None);
+                heard[usize::from(to == BEN)] = Some(chain.unwrap());
+                joined.server.send(&Message::Done { request });
+            }
+            Message::Tell(receipt) => {
+                assert_eq!(receipt.rung, Rung::Delivered, "{receipt:?}");
+                delivered += 1;
+            }
+            Message::Send { envelope, .. } => {
+                let header = EnvelopeHeader::decode(envelope).unwrap();
+                if let [Some(at_owner), Some(at_ben)] = &mut heard
+                    && at_owner.is_of(&header.chain_id)
+                {
+                    let mut copy = payload.clone();
+                    let text = at_owner.open::<RustCrypto>(&mut copy[3..]).unwrap().body.to_vec();
+                    let opened = at_ben.open::<RustCrypto>(&mut payload[3..]).unwrap();
+                    assert!(opened.signed && opened.body == text, "everybody reads the same");
+                    break String::from_utf8(text).unwrap();
+                }
+            }
+            other => panic!("the device said {other:?}"),
+        }
+    };
+    assert_eq!(delivered, 3);
+    assert!(answered.ends_with("C led=1"), "the owner was obeyed, and the other member was not: {answered}");
+
+    let closed = Closed { sid: SID, by: None, signature: None };
+    joined.server.send(&closed.encode(&mut buffer).unwrap());
+    joined.told.clear();
+    joined.deliver(&seal(&mut bens, true, "reading?"));
+    assert_eq!(joined.receipt().reason, Some(Reason::Rekey), "what is closed is forgotten");
+    let mut group = Group { rng: Rng::new(9), ..group };
+    group.chain(&mut joined, &owner, BEN);
+    assert_eq!(joined.receipt().reason, Some(Reason::Forbidden));
+}
+
+#[test]
+fn a_device_is_a_member_of_its_owners_group() {
+    is_a_member_of_its_owners_group(in_thread);
+}
+
+#[test]
+#[ignore = "needs qemu-system-arm"]
+fn the_image_is_a_member_of_its_owners_group() {
+    is_a_member_of_its_owners_group(in_qemu);
 }

@@ -231,7 +231,7 @@ fn an_image_without_a_page_or_with_a_broken_one_says_what_to_do() {
     let broken = folder.path().join("broken.page");
     std::fs::write(&broken, [&b"OSSICLE\0"[..], &[0, 1, 0, 100], &[7; 200]].concat()).unwrap();
     let newer = folder.path().join("newer.page");
-    std::fs::write(&newer, [&b"OSSICLE\0"[..], &[0, 2, 0, 100], &[7; 200]].concat()).unwrap();
+    std::fs::write(&newer, [&b"OSSICLE\0"[..], &[0, 3, 0, 100], &[7; 200]].concat()).unwrap();
     for (page, sentence) in [
         (None, "no identity page: make one with `ossicle enroll` and load it"),
         (Some(&broken), "broken identity page: load it again, or make a new one with `ossicle enroll`"),
@@ -277,6 +277,14 @@ fn measure(board: Board, server_bits: &str) -> Costs {
     let last = wait("reported");
     assert!(number(&last, "reported") > 0);
     until(&listen, "led=1");
+    drop(listen);
+    // A group of three: the device looks everybody up, and verifies what they have signed.
+    world.init("bob");
+    let mut chat = world.spawn("alice", &["chat"]);
+    chat.write(b"/init plans @bob @sensor-01\n");
+    chat.end_input();
+    chat.wait().ok();
+    wait("joined a group");
     world.restart_server();
     let resumption = number(&wait("resumed"), "instructions");
     wait("reported");

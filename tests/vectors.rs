@@ -1365,6 +1365,7 @@ fn identity_pages() {
         assert_eq!(page.owner.key.modulus(), modulus(text(given, "owner_key")));
         gives(given, "owner_bundle", &page.owner.bundle.encode());
         gives(given, "owner_signature", page.owner.signature);
+        assert_eq!(page.groups == GroupPolicy::Owner, text(given, "groups") == "owner");
         assert_eq!(verify_rsa(page.owner.key, &page.owner.bundle.statement(), page.owner.signature), Ok(()));
         let mut buffer = [0; MAX_RSA_LEN];
         let key = RsaKey::new(page.key.d, page.key.p, page.key.q).unwrap();

@@ -4,7 +4,7 @@
 
 use std::io::{self, Write};
 
-use ossicle_core::{GroupChains, Member, SendingChain};
+use ossicle_core::{ClientGroup, GroupChains, Member, SendingChain};
 
 fn main() -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -24,5 +24,10 @@ fn main() -> io::Result<()> {
         writeln!(out, "a group of {members}: {len} B")?;
     }
     writeln!(out, "beside it, for each other member: {} B (id and pinned key)", size_of::<Member>())?;
+    writeln!(
+        out,
+        "all of a device's group of five, with what is known of its members: {} B",
+        size_of::<ClientGroup>()
+    )?;
     writeln!(out, "for comparison, the sending end of a direct conversation: {} B", size_of::<SendingChain>())
 }

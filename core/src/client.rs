@@ -7,8 +7,12 @@
 //! given and to nobody else. Hosts, which have storage and any number of peers, stand on `Connection` and the chains
 //! themselves.
 
+mod group;
+
 use heapless::Vec;
 use rand_core::TryCryptoRng;
+
+pub use self::group::ClientGroup;
 
 use crate::config::{Channel, ClientConfig, Credentials};
 use crate::connection::{Ask, Event, Received};
@@ -61,7 +65,7 @@ pub struct PeerConfig<'c> {
 
 /// What a client came to.
 #[non_exhaustive]
-pub enum ClientStep<'e, 'c> {
+pub enum ClientStep<'e> {
     /// Nothing to do but to move bytes.
     Io,
     /// Sign this with the client's RSA key: [`Client::sign`].
@@ -69,7 +73,7 @@ pub enum ClientStep<'e, 'c> {
     /// Verify this signature with this key: [`Client::verified`].
     Verify {
         /// The key that must have made it.
-        key: PublicKey<'c>,
+        key: PublicKey<'e>,
         /// What was signed.
         statement: Statement,
         /// The signature.
@@ -122,6 +126,39 @@ pub enum ClientEvent<'e> {
         /// The receipt. Its tag, where it has one, was verified.
         receipt: Receipt,
     },
+    /// The client is a member of a group now, since its answer was taken.
+    GroupJoined,
+    /// Everybody who accepted has the own chain: [`Client::send_to_group`] works. Told again when another member has joined.
+    GroupReady,
+    /// A message in the group, opened. Every one is signed by its sender.
+    GroupMessage {
+        /// The id of the member who speaks.
+        from: [u8; ID_LEN],
+        /// Its number in his chain.
+        n: u32,
+        /// The application's kind.
+        kind: u8,
+        /// The text.
+        body: &'e [u8],
+    },
+    /// What became of this client's messages in the group.
+    GroupReceipt {
+        /// At which member; `None` where the server speaks of all.
+        from: Option<[u8; ID_LEN]>,
+        /// The receipt. Its tag, where it has one, was verified.
+        receipt: Receipt,
+    },
+    /// A member cannot be looked up, or given the chain; the others can.
+    GroupMemberLost {
+        /// The member's id.
+        member: [u8; ID_LEN],
+        /// Why.
+        reason: Reason,
+    },
+    /// The own chain in the group has ended; the next [`Client::start_in_group`] begins another one.
+    GroupLost(Reason),
+    /// The group was closed, or this client may not join it.
+    GroupOver,
     /// The server changed the settings.
     Settings(Settings),
     /// The server has closed the connection. Nothing comes behind it, and nothing is left to wait for: leave the loop, and
@@ -164,8 +201,9 @@ pub struct Client<'b, 'c, const PEERS: usize, A: Aead = RustCrypto> {
     /// The payload in the receive buffer whose signature was just verified, and how that went.
     held: Option<(core::ops::Range<usize>, Verdict)>,
     /// `opened` that is owed for the message that the application was just given.
-    opened: Option<(usize, u32)>,
+    opened: Option<Receipt>,
     waited: Waited,
+    group: Option<&'b mut ClientGroup>,
 }
 
 /// What waited at the server and is not acknowledged yet.
@@ -226,6 +264,8 @@ enum Publication {
 
 struct Peer<'c> {
     member: Member,
+    /// Whether its invitations to groups are accepted.
+    invites: bool,
     key: PublicKey<'c>,
     conversation: Conversation,
     view: Option<BundleView>,
@@ -271,6 +311,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
             let pinned = Member { id: peer.id, key: peer.key.fingerprint() };
             let peer = Peer {
                 member: pinned,
+                invites: false,
                 key: peer.key,
                 conversation: Conversation::direct(&member, &pinned, 0),
                 view: peer.oldest.as_ref().map(BundleView::new),
@@ -300,7 +341,18 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
             held: None,
             opened: None,
             waited: Waited::Nothing,
+            group: None,
         })
+    }
+
+    /// Accepts from now on what `peer` invites this client to, one group at a time, and keeps it in `group`. Whatever else
+    /// the client is invited to, it lets expire.
+    pub fn accept_invitations(&mut self, peer: usize, group: &'b mut ClientGroup) {
+        if let Some(peer) = self.peers.get_mut(peer) {
+            peer.invites = true;
+        }
+        group.prepare();
+        self.group = Some(group);
     }
 
     /// Begins a new connection after the last one has ended, with the channel that the last one left. Keys and chains
@@ -325,6 +377,9 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
         self.held = None;
         self.opened = None;
         self.waited = Waited::Nothing;
+        if let Some(group) = self.group.as_deref_mut() {
+            group.disconnected();
+        }
         for peer in &mut self.peers {
             // What was under way has no answer any more.
             match peer.start {
@@ -346,7 +401,7 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
     /// # Errors
     /// Any error but a full buffer ends the connection: close the transport and [`reconnect`](Self::reconnect).
     #[inline(never)]
-    pub fn poll<R: TryCryptoRng + ?Sized>(&mut self, rng: &mut R) -> Result<ClientStep<'_, 'c>, Error> {
+    pub fn poll<R: TryCryptoRng + ?Sized>(&mut self, rng: &mut R) -> Result<ClientStep<'_>, Error> {
         if self.verifying != Verifying::Nothing {
             return Ok(ClientStep::Io);
         }
@@ -370,7 +425,12 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
         if !flushed {
             return Ok(ClientStep::Io);
         }
+        if self.stage == Stage::Ready && self.group.as_deref_mut().is_some_and(ClientGroup::begins) {
+            return Ok(ClientStep::Event(ClientEvent::GroupReady));
+        }
         let mut state = Handling {
+            group: self.group.as_deref_mut(),
+            key_epoch: self.identity.key_epoch,
             channel: &mut self.channel,
             broken: &mut self.broken,
             member: &self.member,
@@ -503,6 +563,34 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
         }
     }
 
+    /// Starts a chain in the group, unless one stands or starts already: [`ClientEvent::GroupReady`] tells when everybody who
+    /// accepted has it. It costs two public-key operations for each of them.
+    pub fn start_in_group(&mut self) {
+        if let Some(group) = self.group.as_deref_mut() {
+            group.start();
+        }
+    }
+
+    /// Whether everybody in the group who accepted has this client's chain.
+    pub fn is_group_ready(&self) -> bool {
+        self.stage == Stage::Ready && self.group.as_ref().is_some_and(|group| group.is_ready())
+    }
+
+    /// Seals `body` for everybody in the group and returns the message's number. It is signed, always.
+    ///
+    /// # Errors
+    /// [`ApiMisuse::NotConnected`] while no chain stands: [`start_in_group`](Self::start_in_group) one.
+    /// [`BufferError::TxFull`] while there is no room: write first. [`BufferError::MessageTooLong`] if a record cannot hold
+    /// it.
+    #[inline(never)]
+    pub fn send_to_group(&mut self, wanted: Rungs, kind: u8, body: &[u8]) -> Result<u32, Error> {
+        if !self.is_group_ready() {
+            return Err(ApiMisuse::NotConnected.into());
+        }
+        let group = self.group.as_deref_mut().ok_or(ApiMisuse::NotConnected)?;
+        group.send(wanted, kind, body, &mut self.endpoint)
+    }
+
     /// Seals this side's last record.
     ///
     /// # Errors
@@ -524,26 +612,31 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
     /// Whether there is something to send or to ask for that the next poll takes up.
     fn owes(&self) -> bool {
         let starts = || self.peers.iter().any(|peer| peer.start == Start::Wanted);
-        let answers = self.opened.is_some() || matches!(self.waited, Waited::Handled(_));
+        let answers = self.opened.is_some() || self.acknowledges();
+        let group = || self.group.as_ref().is_some_and(|group| group.owes());
         match self.stage {
             Stage::Ask | Stage::SignBundle | Stage::Publish => true,
-            Stage::Ready => answers || starts(),
+            Stage::Ready => answers || starts() || group(),
             Stage::Handshake | Stage::Asked(_) | Stage::Published(_) | Stage::Closed => answers,
         }
     }
 
+    /// Whether there is something to acknowledge. An invitation is, once it was answered: until then it would be lost with
+    /// this client's memory.
+    fn acknowledges(&self) -> bool {
+        matches!(self.waited, Waited::Handled(_)) && !self.group.as_ref().is_some_and(|group| group.considers())
+    }
+
     /// Sends what is owed and what the stages need.
     fn owe(&mut self) -> Result<(), Error> {
+        let acknowledges = self.acknowledges();
         let out = self.endpoint.outbox();
         out.transmit()?;
-        if let Some((index, n)) = self.opened {
-            let peer = self.peers.get(index);
-            if let Some(receipt) = peer.and_then(|peer| peer.receipt(&self.member, Rung::Opened, n)) {
-                out.send(&Message::Tell(receipt))?;
-            }
+        if let Some(receipt) = self.opened {
+            out.send(&Message::Tell(receipt))?;
             self.opened = None;
         }
-        if let Waited::Handled(seq) = self.waited {
+        if let (Waited::Handled(seq), true) = (self.waited, acknowledges) {
             out.send(&Message::Acknowledge { seq })?;
             self.waited = Waited::Nothing;
         }
@@ -569,6 +662,9 @@ impl<'b, 'c, const PEERS: usize, A: Aead> Client<'b, 'c, PEERS, A> {
                     let subject = Subject::Id(peer.member.id);
                     out.send(&Message::Lookup(Lookup { request, key: false, bundle: true, subject }))?;
                     peer.start = Start::LookedUp(request);
+                }
+                if let (Some(group), Some(own)) = (self.group.as_deref_mut(), &self.own) {
+                    group.owe(&own.keys, &mut self.request, out)?;
                 }
             }
             _ => {}
@@ -609,6 +705,8 @@ fn next(request: &mut u16) -> u16 {
 
 /// Everything of a client but its buffers: what a received record may change.
 struct Handling<'h, 'c, const PEERS: usize> {
+    group: Option<&'h mut ClientGroup>,
+    key_epoch: u32,
     channel: &'h mut Option<Channel>,
     broken: &'h mut u8,
     member: &'h Member,
@@ -620,7 +718,7 @@ struct Handling<'h, 'c, const PEERS: usize> {
     peers: &'h mut Vec<Peer<'c>, PEERS>,
     request: &'h mut u16,
     verifying: &'h mut Verifying,
-    opened: &'h mut Option<(usize, u32)>,
+    opened: &'h mut Option<Receipt>,
     waited: &'h mut Waited,
 }
 
@@ -631,7 +729,10 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         server: PublicKey<'c>,
         out: &mut Outbox<'_, A>,
         rng: &mut R,
-    ) -> Result<ClientStep<'e, 'c>, Error> {
+    ) -> Result<ClientStep<'e>, Error>
+    where
+        'c: 'e,
+    {
         match event {
             Event::CheckServer(claim) => {
                 *self.verifying = Verifying::Server;
@@ -646,6 +747,9 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
                 }
                 *self.broken = 0;
                 let other_store = core::mem::replace(self.store_epoch, settings.store_epoch) != settings.store_epoch;
+                if let (true, Some(group)) = (other_store, self.group.as_deref_mut()) {
+                    group.accept_again(false);
+                }
                 *self.stage = match &mut self.own {
                     None => Stage::Ask,
                     Some(own) if other_store || own.publication != Publication::Published => {
@@ -676,13 +780,22 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         verdict: Verdict,
         out: &mut Outbox<'_, A>,
         rng: &mut R,
-    ) -> Result<ClientStep<'e, 'c>, Error> {
-        if let Ok(Message::Deliver { .. }) = Message::decode(payload) {
+    ) -> Result<ClientStep<'e>, Error>
+    where
+        'c: 'e,
+    {
+        if let Ok(Message::Deliver { wanted, envelope }) = Message::decode_told(payload) {
             self.handled();
-            return self.deliver(payload, out);
+            let Ok(header) = EnvelopeHeader::decode(envelope) else {
+                return Ok(ClientStep::Io);
+            };
+            return match self.place_in_group(&header.chain_id) {
+                Some(place) => self.deliver_in_group(place, &header, wanted, payload, out),
+                None => self.deliver(&header, wanted, payload, out),
+            };
         }
         // What this version does not know may be known to the next one: it is ignored.
-        let Ok(message) = Message::decode(payload) else {
+        let Ok(message) = Message::decode_told(payload) else {
             return Ok(ClientStep::Io);
         };
         match message {
@@ -691,6 +804,9 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
                 Ok(ClientStep::Io)
             }
             Message::Settings(settings) => Ok(ClientStep::Event(ClientEvent::Settings(settings))),
+            Message::LookupResponse { request, entry } if self.is_asked_of_group(request) => {
+                self.member_looked_up(&entry, verdict, out, rng)
+            }
             Message::LookupResponse { request, entry } => self.looked_up(request, entry, verdict, out, rng),
             Message::Done { request } => self.done(request, out),
             Message::Refused { request, reason, .. } => self.refused(request, reason),
@@ -708,6 +824,10 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
             Message::Waited { seq, .. } => {
                 *self.waited = Waited::Announced(seq);
                 Ok(ClientStep::Io)
+            }
+            Message::Other(body) => {
+                self.handled();
+                Ok(self.group_message(body))
             }
             // Of the rest nothing was asked for and nothing is owed.
             _ => Ok(ClientStep::Io),
@@ -729,7 +849,10 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         verdict: Verdict,
         out: &mut Outbox<'_, A>,
         rng: &mut R,
-    ) -> Result<ClientStep<'e, 'c>, Error> {
+    ) -> Result<ClientStep<'e>, Error>
+    where
+        'c: 'e,
+    {
         if *self.stage == Stage::Asked(request) {
             let newest = match entry.bundle {
                 Some(signed) => Some((Bundle::decode(signed.bundle)?, signed.signature)),
@@ -767,7 +890,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         let Ok(bundle) = Bundle::decode(signed.bundle) else {
             return lost(peer, Reason::Malformed);
         };
-        match peer.check(&bundle, verdict) {
+        match check(&mut peer.view, &peer.member, &bundle, verdict) {
             Check::Verify => {
                 *self.verifying = Verifying::Peer;
                 let statement = bundle.statement();
@@ -805,11 +928,14 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         let bundle = keys.bundle(self.member, epoch, previous);
         let prekey = keys.prekey(&bundle)?;
         *self.own = Some(Own { keys, bundle, prekey, publication: Publication::Unsigned });
+        if let Some(group) = self.group.as_deref_mut() {
+            group.accept_again(true);
+        }
         *self.stage = Stage::SignBundle;
         Ok(())
     }
 
-    fn done<'e, A: Aead>(&mut self, request: u16, out: &mut Outbox<'_, A>) -> Result<ClientStep<'e, 'c>, Error> {
+    fn done<'e, A: Aead>(&mut self, request: u16, out: &mut Outbox<'_, A>) -> Result<ClientStep<'e>, Error> {
         if *self.stage == Stage::Published(request) {
             out.send(&Message::Listening)?;
             if let Some(own) = self.own {
@@ -817,6 +943,9 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
             }
             *self.stage = Stage::Ready;
             return Ok(ClientStep::Event(ClientEvent::Ready));
+        }
+        if self.group_done(request) {
+            return Ok(ClientStep::Event(ClientEvent::GroupJoined));
         }
         let wrapped = |peer: &Peer<'_>| peer.start == Start::Wrapped(request);
         match self.peers.iter().position(wrapped) {
@@ -830,7 +959,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         }
     }
 
-    fn refused<'e>(&mut self, request: u16, reason: Reason) -> Result<ClientStep<'e, 'c>, Error> {
+    fn refused<'e>(&mut self, request: u16, reason: Reason) -> Result<ClientStep<'e>, Error> {
         match *self.stage {
             // Without its bundle in the directory this client can do nothing: begin anew, with other keys.
             Stage::Asked(asked) | Stage::Published(asked) if asked == request => {
@@ -840,6 +969,9 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
             }
             _ => {}
         }
+        if let Some(step) = self.group_refused(request, reason) {
+            return step;
+        }
         let asked = |peer: &Peer<'_>| peer.start == Start::LookedUp(request) || peer.start == Start::Wrapped(request);
         match self.peers.iter().position(asked) {
             Some(index) => Ok(self.lose(index, reason)),
@@ -847,7 +979,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         }
     }
 
-    fn lose<'e>(&mut self, index: usize, reason: Reason) -> ClientStep<'e, 'c> {
+    fn lose<'e>(&mut self, index: usize, reason: Reason) -> ClientStep<'e> {
         if let Some(peer) = self.peers.get_mut(index) {
             peer.sending = None;
             peer.start = Start::Idle;
@@ -863,7 +995,10 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
         signed: SignedBundle<'e>,
         verdict: Verdict,
         out: &mut Outbox<'_, A>,
-    ) -> Result<ClientStep<'e, 'c>, Error> {
+    ) -> Result<ClientStep<'e>, Error>
+    where
+        'c: 'e,
+    {
         let Ok(header) = WrapHeader::decode(wrap) else {
             return Ok(ClientStep::Io);
         };
@@ -871,37 +1006,55 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
             out.send(&Message::Tell(refusal(header.chain_id, 0, reason)))?;
             Ok(ClientStep::Io)
         };
-        let Some(index) = self.peers.iter().position(|peer| peer.member.id == from) else {
-            return refuse(out, Reason::Forbidden);
-        };
-        let (Some(peer), Some(own)) = (self.peers.get_mut(index), &self.own) else {
+        let Some(own) = &self.own else {
             return refuse(out, Reason::Unavailable);
         };
+        let index = self.peers.iter().position(|peer| peer.member.id == from);
+        let mut peer = index.and_then(|index| self.peers.get_mut(index));
+        let mut group = self.group.as_deref_mut().filter(|group| group.takes_wraps_of(&header.sid));
         // What is here comes again where its sender got no answer, whatever keys have changed since.
-        if peer.receiving.is_of(&header.chain_id) {
-            return Ok(ClientStep::Io);
-        }
+        let place = match (group.as_deref_mut(), peer.as_deref_mut()) {
+            (Some(group), _) => match group.place(&from) {
+                Some(place) if group.holds(place, &header.chain_id) => return Ok(ClientStep::Io),
+                Some(place) => place,
+                None => return refuse(out, Reason::NotMember),
+            },
+            (None, Some(peer)) if peer.conversation.sid != header.sid => return refuse(out, Reason::NotMember),
+            (None, Some(peer)) if peer.receiving.is_of(&header.chain_id) => return Ok(ClientStep::Io),
+            (None, Some(_)) => 0,
+            (None, None) => return refuse(out, Reason::Forbidden),
+        };
         let Ok(bundle) = Bundle::decode(signed.bundle) else {
             return refuse(out, Reason::Malformed);
         };
-        match peer.check(&bundle, verdict) {
-            Check::Verify => {
+        let checked = match (peer.as_deref_mut(), group.as_deref_mut()) {
+            (Some(peer), _) => check(&mut peer.view, &peer.member, &bundle, verdict),
+            (None, Some(group)) => group.check_wrap(place, &bundle),
+            (None, None) => Check::Refuse(Reason::Forbidden),
+        };
+        match (checked, peer.as_deref()) {
+            (Check::Verify, Some(peer)) => {
                 *self.verifying = Verifying::Peer;
                 let statement = bundle.statement();
                 return Ok(ClientStep::Verify { key: peer.key, statement, signature: signed.signature });
             }
-            Check::Refuse(reason) => return refuse(out, reason),
-            Check::Good => {}
+            // Its sender is looked up now, and comes with another chain.
+            (Check::Verify, None) => return refuse(out, Reason::Rekey),
+            (Check::Refuse(reason), _) => return refuse(out, reason),
+            (Check::Good, _) => {}
         }
         let mut text = [0; WRAP_LEN];
         let Some(wrap) = wrap.first_chunk::<WRAP_LEN>() else {
             return refuse(out, Reason::Malformed);
         };
         text.copy_from_slice(wrap);
-        let accepted = if header.prekey_id != own.prekey.id() || wrap.len() != WRAP_LEN {
-            Err(AcceptError::Unreadable)
-        } else {
-            peer.receiving.replace(&mut text, &own.prekey, &peer.member, &bundle, &peer.conversation)
+        let accepted = match (group, peer) {
+            _ if header.prekey_id != own.prekey.id() => Err(AcceptError::Unreadable),
+            (Some(group), _) => group.take(place, &mut text, &own.prekey, &bundle),
+            (None, Some(peer)) => {
+                peer.receiving.replace(&mut text, &own.prekey, &peer.member, &bundle, &peer.conversation)
+            }
+            (None, None) => Err(AcceptError::Unreadable),
         };
         match accepted {
             Ok(()) => Ok(ClientStep::Io),
@@ -914,15 +1067,11 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
     #[inline(never)]
     fn deliver<'e, A: Aead>(
         &mut self,
+        header: &EnvelopeHeader,
+        wanted: Rungs,
         payload: &'e mut [u8],
         out: &mut Outbox<'_, A>,
-    ) -> Result<ClientStep<'e, 'c>, Error> {
-        let Message::Deliver { wanted, envelope } = Message::decode(payload)? else {
-            return Err(Error::Decode);
-        };
-        let Ok(header) = EnvelopeHeader::decode(envelope) else {
-            return Ok(ClientStep::Io);
-        };
+    ) -> Result<ClientStep<'e>, Error> {
         let of_chain = |peer: &Peer<'_>| peer.receiving.is_of(&header.chain_id);
         let index = self.peers.iter().position(of_chain);
         let Some((index, peer)) = index.and_then(|index| Some((index, self.peers.get_mut(index)?))) else {
@@ -940,7 +1089,7 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
                     out.send(&Message::Tell(receipt))?;
                 }
                 if wanted.contains(Rung::Opened) {
-                    *self.opened = Some((index, opened.n));
+                    *self.opened = chain.receipt(&me.id, Rung::Opened, opened.n, opened.n);
                 }
                 Ok(ClientStep::Event(ClientEvent::Message {
                     peer: index,
@@ -973,10 +1122,10 @@ impl<'c, const PEERS: usize> Handling<'_, 'c, PEERS> {
     }
 
     #[inline(never)]
-    fn told<'e>(&mut self, receipt: Receipt) -> ClientStep<'e, 'c> {
+    fn told<'e>(&mut self, receipt: Receipt) -> ClientStep<'e> {
         let of_chain = |peer: &Peer<'_>| peer.sending.as_ref().is_some_and(|chain| *chain.chain_id() == receipt.chain);
         let Some(index) = self.peers.iter().position(of_chain) else {
-            return ClientStep::Io;
+            return self.group_told(None, receipt);
         };
         let Some(peer) = self.peers.get(index) else {
             return ClientStep::Io;
@@ -1007,42 +1156,37 @@ enum Check {
     Refuse(Reason),
 }
 
-impl Peer<'_> {
-    /// PROTOCOL 8: no older epoch, no second bundle of one epoch, no other key. A bundle that was verified once is not
-    /// verified again.
-    fn check(&mut self, bundle: &Bundle, verdict: Verdict) -> Check {
-        if bundle.member() != self.member {
-            return Check::Refuse(Reason::KeyChanged);
-        }
-        let known = self.view.is_some_and(|view| view.hash == bundle.hash());
-        if known {
-            return Check::Good;
-        }
-        match verdict {
-            Verdict::Open => return Check::Verify,
-            Verdict::Wrong => return Check::Refuse(Reason::Unauthorised),
-            Verdict::Right => {}
-        }
-        match &mut self.view {
-            None => self.view = Some(BundleView::new(bundle)),
-            Some(view) => {
-                if view.update(bundle).is_err() {
-                    return Check::Refuse(Reason::Rewound);
-                }
+/// PROTOCOL 8: no older epoch, no second bundle of one epoch, no other key. A bundle that was verified once is not verified
+/// again.
+fn check(view: &mut Option<BundleView>, pinned: &Member, bundle: &Bundle, verdict: Verdict) -> Check {
+    if bundle.member() != *pinned {
+        return Check::Refuse(Reason::KeyChanged);
+    }
+    if view.is_some_and(|view| view.hash == bundle.hash()) {
+        return Check::Good;
+    }
+    match verdict {
+        Verdict::Open => return Check::Verify,
+        Verdict::Wrong => return Check::Refuse(Reason::Unauthorised),
+        Verdict::Right => {}
+    }
+    match view {
+        None => *view = Some(BundleView::new(bundle)),
+        Some(view) => {
+            if view.update(bundle).is_err() {
+                return Check::Refuse(Reason::Rewound);
             }
         }
-        Check::Good
     }
+    Check::Good
+}
 
+impl Peer<'_> {
     fn remember(&mut self, n: u32, salt: [u8; 8]) {
         self.sent.rotate_right(1);
         if let Some(first) = self.sent.first_mut() {
             *first = (n, salt);
         }
-    }
-
-    fn receipt(&self, me: &Member, rung: Rung, n: u32) -> Option<Receipt> {
-        self.receiving.receipt(&me.id, rung, n, n)
     }
 }
 

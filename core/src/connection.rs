@@ -780,7 +780,11 @@ impl<A: Aead> Connection<A> {
             return Err(PeerError::UnexpectedMessage.into());
         }
         let payload = state.finished.server.key.open(record)?;
-        let Message::Settings(settings) = Message::decode(payload)? else {
+        // Whatever else it is, it is not looked into.
+        if payload.first_chunk().is_some_and(|code| *code != [0x07, 0x20]) {
+            return Err(PeerError::UnexpectedMessage.into());
+        }
+        let Message::Settings(settings) = Message::decode_told(payload)? else {
             return Err(PeerError::UnexpectedMessage.into());
         };
         if let State::ExpectSettings(state) = core::mem::replace(&mut self.state, State::Ended) {
@@ -806,7 +810,7 @@ impl<A: Aead> Connection<A> {
         }
         let payload = established.opening.key.open(record)?;
         match payload.first_chunk() {
-            Some([0x08, 0x21]) => match Message::decode(payload)? {
+            Some([0x08, 0x21]) => match Message::decode_told(payload)? {
                 Message::Close { reason } => {
                     established.peer_closed = true;
                     Ok(Event::Closed(reason))
@@ -814,7 +818,7 @@ impl<A: Aead> Connection<A> {
                 _ => Err(Error::Decode),
             },
             Some([0x08, 0x22]) => {
-                Message::decode(payload)?;
+                Message::decode_told(payload)?;
                 established.opening.update();
                 Ok(Event::Progress)
             }

@@ -111,7 +111,7 @@ mod record;
 mod rsa;
 mod wire;
 
-pub use client::{Client, ClientBuffers, ClientEvent, ClientIdentity, ClientStep, PeerConfig};
+pub use client::{Client, ClientBuffers, ClientEvent, ClientGroup, ClientIdentity, ClientStep, PeerConfig};
 pub use config::{Channel, ClientConfig, Credentials, ServerConfig, Token};
 pub use connection::{Ask, Connection, Event, Received};
 pub use crypto::{
@@ -134,7 +134,7 @@ pub use handshake::client::ServerClaim;
 pub use handshake::retry::{COOKIE_LEN, CookieKey, MAX_PUZZLE_BITS, Presented, Puzzle};
 pub use handshake::server::{ClaimKind, ClientClaim};
 pub use handshake::{enrolment_statement, token_verifier};
-pub use page::{IdentityPage, MAX_PAGE_LEN, MAX_PAGE_MODULUS_LEN, PageError, PageKey, PageOwner};
+pub use page::{GroupPolicy, IdentityPage, MAX_PAGE_LEN, MAX_PAGE_MODULUS_LEN, PageError, PageKey, PageOwner};
 #[cfg(feature = "rsa")]
 pub use rsa::{RsaKey, verify as verify_rsa};
 pub use wire::{

@@ -15,7 +15,13 @@ pub const MAX_PAGE_LEN: usize = 2048;
 pub const MAX_PAGE_MODULUS_LEN: usize = 384;
 
 const MAGIC: [u8; 8] = *b"OSSICLE\0";
+/// A page without a policy, which is none.
 const VERSION: u16 = 1;
+/// A page that ends in a policy. What does not know them refuses it, rather than obey half of it.
+const POLICY_VERSION: u16 = 2;
+/// The policy of [`GroupPolicy::Owner`]; [`GroupPolicy::None`] needs none, nor the version that has one.
+const OWNER_INVITES: u8 = 1;
+const POLICY_LEN: usize = 1;
 /// Magic, version, length and checksum.
 const HEAD_LEN: usize = 16;
 
@@ -36,6 +42,20 @@ pub struct IdentityPage<'p> {
     pub server: PublicKey<'p>,
     /// To whom the device reports, and whom it obeys.
     pub owner: PageOwner<'p>,
+    /// Whose invitations to groups the device accepts.
+    pub groups: GroupPolicy,
+}
+
+/// Whose invitations to groups a device accepts: [`crate::Client::accept_invitations`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum GroupPolicy {
+    /// Nobody's: all of them expire.
+    #[default]
+    None,
+    /// Its owner's.
+    Owner,
 }
 
 /// The raw parts of an RSA private key of 2048 bits, big endian.
@@ -114,6 +134,13 @@ impl<'p> IdentityPage<'p> {
         writer.bytes(&self.owner.id).short(self.owner.name.as_bytes());
         put_modulus(&mut writer, self.owner.key);
         writer.bytes(&self.owner.bundle.encode()).bytes(self.owner.signature);
+        let version = match self.groups {
+            GroupPolicy::None => VERSION,
+            GroupPolicy::Owner => {
+                writer.u8(OWNER_INVITES);
+                POLICY_VERSION
+            }
+        };
         let len = writer.finish().ok_or(BufferError::TxFull)?;
         let total = len.saturating_add(HEAD_LEN);
         let Ok(page_len) = u16::try_from(total) else {
@@ -124,7 +151,7 @@ impl<'p> IdentityPage<'p> {
         }
         let checksum = checksum(page_len, body.get(..len).unwrap_or_default());
         let mut writer = Writer::new(head);
-        writer.bytes(&MAGIC).u16(VERSION).u16(page_len).u32(checksum);
+        writer.bytes(&MAGIC).u16(version).u16(page_len).u32(checksum);
         Ok(total)
     }
 
@@ -137,13 +164,15 @@ impl<'p> IdentityPage<'p> {
         if reader.array() != Ok(MAGIC) {
             return Err(PageError::Missing);
         }
-        if reader.u16() != Ok(VERSION) {
-            return Err(PageError::Version);
-        }
-        Self::decode_body(region, reader).map_err(|_| PageError::Broken)
+        let has_policy = match reader.u16() {
+            Ok(VERSION) => false,
+            Ok(POLICY_VERSION) => true,
+            _ => return Err(PageError::Version),
+        };
+        Self::decode_body(region, reader, has_policy).map_err(|_| PageError::Broken)
     }
 
-    fn decode_body(region: &'p [u8], mut reader: Reader<'p>) -> Result<Self, Error> {
+    fn decode_body(region: &'p [u8], mut reader: Reader<'p>, has_policy: bool) -> Result<Self, Error> {
         let page_len = reader.u16()?;
         let sum = reader.u32()?;
         let body = region.get(HEAD_LEN..usize::from(page_len)).ok_or(Error::Decode)?;
@@ -162,9 +191,14 @@ impl<'p> IdentityPage<'p> {
         let owner_key = modulus(&mut reader)?;
         let bundle = Bundle::decode(reader.bytes(BUNDLE_LEN)?)?;
         let signature = reader.bytes(owner_key.signature_len())?;
+        let groups = match has_policy {
+            false => GroupPolicy::None,
+            true if reader.u8()? == OWNER_INVITES => GroupPolicy::Owner,
+            true => return Err(Error::Decode),
+        };
         reader.end()?;
         let owner = PageOwner { id: owner_id, name: owner_name, key: owner_key, bundle, signature };
-        Ok(Self { id, name, key, address, port, server, owner })
+        Ok(Self { id, name, key, address, port, server, owner, groups })
     }
 }
 
@@ -222,6 +256,7 @@ const _: () = assert!(
         + MAX_PAGE_MODULUS_LEN
         + BUNDLE_LEN
         + MAX_PAGE_MODULUS_LEN
+        + POLICY_LEN
         <= MAX_PAGE_LEN
 );
 
@@ -230,6 +265,10 @@ mod tests {
     use super::*;
 
     fn example(modulus: &[u8]) -> ([u8; MAX_PAGE_LEN], usize) {
+        with_policy(modulus, GroupPolicy::Owner)
+    }
+
+    fn with_policy(modulus: &[u8], groups: GroupPolicy) -> ([u8; MAX_PAGE_LEN], usize) {
         let key = PublicKey::from_modulus(modulus).unwrap();
         let bundle = Bundle {
             id: [1; 16],
@@ -249,6 +288,7 @@ mod tests {
             port: 5150,
             server: key,
             owner: PageOwner { id: [1; 16], name: "alice", key, bundle, signature: modulus },
+            groups,
         };
         let mut region = [0xff; MAX_PAGE_LEN];
         let len = page.encode(&mut region).unwrap();
@@ -266,15 +306,42 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_and_every_cut_is_found() {
-        let (region, len) = example(&[0xff; 256]);
-        for bit in 0..len * 8 {
-            let mut broken = region;
-            broken[bit / 8] ^= 1 << (bit % 8);
-            assert!(IdentityPage::decode(&broken).is_err(), "bit {bit}");
+        for groups in [GroupPolicy::None, GroupPolicy::Owner] {
+            let (region, len) = with_policy(&[0xff; 256], groups);
+            for bit in 0..len * 8 {
+                let mut broken = region;
+                broken[bit / 8] ^= 1 << (bit % 8);
+                assert!(IdentityPage::decode(&broken).is_err(), "bit {bit}");
+            }
+            for cut in 0..len {
+                assert!(IdentityPage::decode(&region[..cut]).is_err(), "cut at {cut}");
+            }
         }
-        for cut in 0..len {
-            assert!(IdentityPage::decode(&region[..cut]).is_err(), "cut at {cut}");
+    }
+
+    #[test]
+    fn a_page_without_a_policy_is_of_the_first_version_and_accepts_nothing() {
+        let (none, none_len) = with_policy(&[0xff; 256], GroupPolicy::None);
+        let (owner, owner_len) = with_policy(&[0xff; 256], GroupPolicy::Owner);
+        assert_eq!((none[9], owner[9], owner_len), (1, 2, none_len + 1));
+        assert_eq!(none[HEAD_LEN..none_len], owner[HEAD_LEN..none_len]);
+        let policy = |region: &[u8]| IdentityPage::decode(region).map(|page| page.groups);
+        assert_eq!((policy(&none), policy(&owner)), (Ok(GroupPolicy::None), Ok(GroupPolicy::Owner)));
+        // Neither version is read as the other, and no other policy as one that is known.
+        for (mut region, len, version) in [(none, none_len, 2), (owner, owner_len, 1)] {
+            region[9] = version;
+            assert_eq!(policy(&region), Err(PageError::Broken), "{len} bytes of version {version}");
         }
+        for other in [0, 2, 3, 0xff] {
+            let mut region = owner;
+            region[owner_len - 1] = other;
+            let sum = checksum(u16::try_from(owner_len).unwrap(), &region[HEAD_LEN..owner_len]);
+            region[12..16].copy_from_slice(&sum.to_be_bytes());
+            assert_eq!(policy(&region), Err(PageError::Broken), "policy {other}");
+        }
+        let mut region = owner;
+        region[9] = 3;
+        assert_eq!(policy(&region), Err(PageError::Version));
     }
 
     #[test]

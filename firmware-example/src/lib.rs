@@ -15,9 +15,9 @@ use core::net::{Ipv4Addr, SocketAddrV4};
 use chacha20::ChaCha20Rng;
 use embedded_io::{Read, Write};
 use ossicle_core::{
-    ApiMisuse, BufferError, Client, ClientBuffers, ClientEvent, ClientIdentity, ClientStep, DriverError, Error,
-    IdentityPage, MAX_RSA_LEN, PeerConfig, PublicKey, Reason, RsaKey, Rungs, Settings, Statement, blocking,
-    generator_seed, verify_rsa,
+    ApiMisuse, BufferError, Client, ClientBuffers, ClientEvent, ClientGroup, ClientIdentity, ClientStep, DriverError,
+    Error, GroupPolicy, IdentityPage, MAX_RSA_LEN, PeerConfig, PublicKey, Reason, RsaKey, Rungs, Settings, Statement,
+    blocking, generator_seed, verify_rsa,
 };
 use rand_core::SeedableRng;
 
@@ -25,6 +25,8 @@ use rand_core::SeedableRng;
 pub const REPORT_EVERY: u64 = 1_000;
 /// The application's kind of every message here: UTF-8 text.
 const TEXT: u8 = 0;
+/// What anybody in its group may ask it for.
+pub const QUESTION: &[u8] = b"reading?";
 /// The owner is the only peer.
 const OWNER: usize = 0;
 const BACK_OFF: core::ops::RangeInclusive<u64> = 1_000..=60_000;
@@ -124,6 +126,25 @@ pub enum Happened {
         /// What it said.
         led: bool,
     },
+    /// The device is a member of a group.
+    Joined {
+        /// Instructions computed since the last milestone: everybody was looked up.
+        instructions: u64,
+    },
+    /// Everybody in the group can be answered.
+    GroupReady {
+        /// Instructions computed since the last milestone.
+        instructions: u64,
+    },
+    /// The group was told a reading.
+    Answered {
+        /// Its number.
+        n: u32,
+    },
+    /// The group is over, or the device's part in it.
+    Left,
+    /// The group, or one of it, cannot be answered, for this reason.
+    GroupLost(Reason),
     /// A message was not obeyed: not signed, or no command.
     Ignored {
         /// Whether it was signed.
@@ -152,15 +173,17 @@ pub enum Ending {
 
 /// The buffers of a [`Sensor`], to be put where there is room for them.
 pub struct Buffers {
-    rx: [u8; 1024],
+    /// Takes a member's key of 3072 bits and its bundle at once.
+    rx: [u8; 1152],
     tx: [u8; 1024],
     signature: [u8; 256],
+    group: ClientGroup,
 }
 
 impl Buffers {
     /// Empty buffers.
     pub const fn new() -> Self {
-        Self { rx: [0; 1024], tx: [0; 1024], signature: [0; 256] }
+        Self { rx: [0; 1152], tx: [0; 1024], signature: [0; 256], group: ClientGroup::new() }
     }
 }
 
@@ -187,6 +210,8 @@ pub struct Sensor<'b, 'p> {
     /// Instructions computed since the last milestone.
     computed: u64,
     settings: Settings,
+    /// Somebody in the group wants to know.
+    asked: bool,
 }
 
 impl<'b, 'p> Sensor<'b, 'p> {
@@ -202,13 +227,17 @@ impl<'b, 'p> Sensor<'b, 'p> {
     ) -> Result<Self, Error> {
         let identity = ClientIdentity { id: page.id, key_epoch: 0, key, server: page.server };
         let owner = PeerConfig { id: page.owner.id, key: page.owner.key, oldest: Some(page.owner.bundle) };
-        let buffers = ClientBuffers { rx: &mut buffers.rx, tx: &mut buffers.tx, signature: &mut buffers.signature };
+        let Buffers { rx, tx, signature, group } = buffers;
+        let buffers = ClientBuffers { rx, tx, signature };
         let mut entropy = [0; 64];
         board.entropy(&mut entropy);
         // The device's own secret makes the seed unpredictable to whoever can predict the entropy (PROTOCOL 8.4).
         let rng = ChaCha20Rng::from_seed(*generator_seed(&entropy, page.key.d).expose());
-        let client = Client::new(identity, &[owner], buffers, &seed(board))?;
-        Ok(Self { page, client, rng, computed: 0, settings: Settings::default() })
+        let mut client = Client::new(identity, &[owner], buffers, &seed(board))?;
+        if page.groups == GroupPolicy::Owner {
+            client.accept_invitations(OWNER, group);
+        }
+        Ok(Self { page, client, rng, computed: 0, settings: Settings::default(), asked: false })
     }
 
     /// Joins, reports, obeys and joins again, until the board says stop.
@@ -291,6 +320,12 @@ impl<'b, 'p> Sensor<'b, 'p> {
             } else if now >= heard + silence {
                 return Ending::Silence;
             }
+            if self.asked && self.client.is_group_ready() {
+                self.asked = false;
+                if let Err(error) = self.answer(board) {
+                    return Ending::Protocol(error);
+                }
+            }
             if now >= next_report {
                 next_report = now + REPORT_EVERY;
                 if self.client.is_ready(OWNER) {
@@ -344,11 +379,28 @@ impl<'b, 'p> Sensor<'b, 'p> {
                         }
                         _ => board.observe(Happened::Ignored { signed }),
                     },
-                    ClientEvent::Receipt { receipt, .. } => {
+                    ClientEvent::Receipt { receipt, .. } | ClientEvent::GroupReceipt { receipt, .. } => {
                         if let Some(reason) = receipt.reason {
                             board.observe(Happened::Refused(reason));
                         }
                     }
+                    ClientEvent::GroupJoined => board.observe(Happened::Joined { instructions }),
+                    ClientEvent::GroupReady => board.observe(Happened::GroupReady { instructions }),
+                    ClientEvent::GroupMessage { from, kind, body, .. } => match command(body) {
+                        Some(led) if from == self.page.owner.id && kind == TEXT => {
+                            board.set_led(led);
+                            board.observe(Happened::Obeyed { led });
+                        }
+                        _ if body == QUESTION && kind == TEXT => {
+                            self.asked = true;
+                            self.client.start_in_group();
+                        }
+                        _ => board.observe(Happened::Ignored { signed: true }),
+                    },
+                    ClientEvent::GroupMemberLost { reason, .. } | ClientEvent::GroupLost(reason) => {
+                        board.observe(Happened::GroupLost(reason));
+                    }
+                    ClientEvent::GroupOver => board.observe(Happened::Left),
                     ClientEvent::Settings(settings) => self.settings = settings,
                     ClientEvent::Closed(reason) => return Ok(Some(Ending::Closed(reason))),
                     _ => {}
@@ -366,6 +418,19 @@ impl<'b, 'p> Sensor<'b, 'p> {
         let key = RsaKey::new(self.page.key.d, self.page.key.p, self.page.key.q)?;
         key.sign(statement, &mut self.rng, &mut signature)?;
         self.client.sign(&signature)
+    }
+
+    /// Tells the group a reading.
+    fn answer<B: Board>(&mut self, board: &mut B) -> Result<(), Error> {
+        let text = reading(board.temperature(), board.led());
+        match self.client.send_to_group(Rungs::NONE, TEXT, &text) {
+            Ok(n) => {
+                board.observe(Happened::Answered { n });
+                Ok(())
+            }
+            Err(Error::Buffer(BufferError::TxFull) | Error::Misuse(ApiMisuse::NotConnected)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Seals one reading of 12 bytes, such as `21.50C led=1`.

@@ -85,6 +85,17 @@ impl firmware_example::Board for Device {
             Happened::Refused(reason) => defmt::warn!("reading refused: {}", reason),
             Happened::Obeyed { led } => defmt::info!("obeyed, led {=bool}", led),
             Happened::Ignored { signed } => defmt::warn!("ignored, signed {=bool}", signed),
+            Happened::Joined { instructions } => {
+                defmt::info!("joined a group, instructions {=u64}", instructions);
+                measure();
+            }
+            Happened::GroupReady { instructions } => {
+                defmt::info!("chain to the group, instructions {=u64}", instructions);
+                measure();
+            }
+            Happened::Answered { n } => defmt::info!("answered {=u32}", n),
+            Happened::Left => defmt::info!("left the group"),
+            Happened::GroupLost(reason) => defmt::warn!("group lost: {}", reason),
             Happened::Ended(ending) => defmt::warn!("connection ended: {}", ending),
             _ => {}
         }

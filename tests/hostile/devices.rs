@@ -7,8 +7,9 @@ use std::net::TcpListener;
 use std::thread;
 
 use ossicle_core::{
-    Bundle, BundleKeys, DirectoryEntry, IdentityPage, MAX_PAGE_LEN, Member, Message, PageKey, PageOwner, PeerStatus,
-    Reason, Receipt, Rung, Rungs, Settings, SignedBundle, Subject,
+    Bundle, BundleKeys, Closed, DirectoryEntry, Fixed, GroupFlags, GroupPolicy, IdentityPage, Invite, MAX_PAGE_LEN,
+    Member, MemberChanged, MemberState, Members, Message, PageKey, PageOwner, PeerStatus, Reason, Receipt, Rung, Rungs,
+    Settings, SignedBundle, Subject, ToldBy,
 };
 use ossicle_tests::node::envelope;
 use ossicle_tests::raw::{self, Proof, RawServer, clear};
@@ -51,6 +52,7 @@ fn page(port: u16) -> Vec<u8> {
         port,
         server: public(&server),
         owner: PageOwner { id: OWNER, name: "alice", key: public(&owner), bundle, signature: &signature },
+        groups: GroupPolicy::Owner,
     }
     .encode(&mut page)
     .unwrap();
@@ -90,7 +92,10 @@ fn joins(server: &mut RawServer) {
                 assert!(ossicle::crypto::verify(key.modulus(), &published.statement(), bundle.signature));
                 return;
             }
-            Message::StatusResponse { .. } | Message::Status { .. } | Message::Tell(_) => {}
+            Message::StatusResponse { .. }
+            | Message::Status { .. }
+            | Message::Tell(_)
+            | Message::Acknowledge { .. } => {}
             other => panic!("the device says {other:?}"),
         }
     }
@@ -256,6 +261,31 @@ pub(crate) const ROWS: &[Row] = &[
         for chain in 0..5 {
             let envelope = envelope(chain, u32::MAX, 200);
             server.say_message(&Message::Deliver { wanted: Rungs::NONE, envelope: &envelope });
+        }
+        true
+    }),
+    row("a device hears of groups that are none", |server| {
+        enter(server);
+        let (mut buffer, signature) = ([0; 512], [7; 64]);
+        let owner = Member { id: OWNER, key: keys::alice().fingerprint() };
+        let device = Member { id: DEVICE, key: keys::bob().fingerprint() };
+        let lines = [owner.encode(), device.encode()].concat();
+        let members = Members::new(&lines).unwrap();
+        let (sid, flags, signature) = ([7; 16], GroupFlags::NONE, Fixed(&signature));
+        let invite = Invite { sid, creator: OWNER, flags, signature, members, name: Fixed(&[0; 117]) };
+        let invite = raw::payload(&invite.encode(&mut buffer).unwrap());
+        let (state, member) = (MemberState::Accepted, OWNER);
+        let changed = MemberChanged { sid, member, state, signature: Some(signature) };
+        let changed = raw::payload(&changed.encode(&mut buffer).unwrap());
+        let closed = Closed { sid, by: Some(OWNER), signature: Some(signature) };
+        let closed = raw::payload(&closed.encode(&mut buffer).unwrap());
+        let receipt = Receipt { rung: Rung::Opened, reason: None, chain: [7; 8], from: 0, to: u32::MAX, tag: None };
+        let told = raw::payload(&ToldBy { from: OWNER, receipt }.encode(&mut buffer).unwrap());
+        for payload in [&changed, &closed, &told, &invite, &invite, &changed, &told, &closed, &closed, &invite] {
+            server.say(&payload[..payload.len() / 2]);
+            server.say(&[&payload[..], &[0]].concat());
+            server.say_message(&Message::Waited { seq: 1, at: 1 });
+            server.say(payload);
         }
         true
     }),

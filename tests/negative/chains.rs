@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use embedded_io::{ErrorKind, ErrorType, Read, Write};
 use ossicle_core::{
     AcceptError, Aead, ApiMisuse, Buffers, Bundle, BundleError, BundleKeys, BundleView, ClientConfig, Conversation,
-    DriverError, ENVELOPE_OVERHEAD, Endpoint, IdentityPage, MAX_MESSAGES, MAX_PAGE_LEN, Member, OpenError, PageError,
-    PageKey, PageOwner, PeerError, Prekey, Reason, ReceivingChain, RustCrypto, SIGNED_OVERHEAD, SealError,
+    DriverError, ENVELOPE_OVERHEAD, Endpoint, GroupPolicy, IdentityPage, MAX_MESSAGES, MAX_PAGE_LEN, Member, OpenError,
+    PageError, PageKey, PageOwner, PeerError, Prekey, Reason, ReceivingChain, RustCrypto, SIGNED_OVERHEAD, SealError,
     SendingChain, WRAP_LEN, blocking,
 };
 use ossicle_tests::{Rng, public, seed};
@@ -291,6 +291,7 @@ fn page() -> Vec<u8> {
         port: 5150,
         server: public(&SERVER),
         owner,
+        groups: GroupPolicy::Owner,
     };
     let mut out = vec![0; MAX_PAGE_LEN];
     let len = page.encode(&mut out).unwrap();

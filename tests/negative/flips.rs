@@ -234,8 +234,7 @@ fn behind_the_seal(kind: Kind, name: Name, record: &[u8], bit: usize) -> Verdict
             }
         }
         (Name::Settings, _) => match bit / 8 {
-            // 07 20 becomes 07 00, which has no body; every other code is another message, and none may come here.
-            9 if flipped == 0 => DECODE,
+            // Every other code is another message, and none may come here.
             8..10 => UNEXPECTED,
             // Numbers of seven bits a byte: the last byte of one must not ask for another one, that ends too late or is too
             // large. In the order of the fields: channel, valid_for (3), heartbeat, timeout, time (5), waiting, store epoch.

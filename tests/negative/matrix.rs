@@ -263,6 +263,7 @@ pub(crate) fn said(stage: Stage, payload: &[u8]) -> Verdict {
     let decoded = Message::decode(payload);
     let unexpected = Verdict::Fails(PeerError::UnexpectedMessage.into());
     match (stage, payload.first_chunk()) {
+        (Stage::AwaitSettings, Some(code)) if *code != [0x07, 0x20] => unexpected,
         (Stage::AwaitSettings, _) => match decoded {
             Ok(Message::Settings(_)) => Verdict::Taken(Said::Connected),
             Ok(_) => unexpected,

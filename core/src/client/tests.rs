@@ -54,6 +54,13 @@ enum Came {
     PeerLost(usize, Reason),
     Message { n: u32, signed: bool, kind: u8, body: Vec<u8> },
     Receipt(Rung, Option<Reason>, u32),
+    GroupJoined,
+    GroupReady,
+    GroupMessage { from: [u8; ID_LEN], n: u32, kind: u8, body: Vec<u8> },
+    GroupReceipt(Option<[u8; ID_LEN]>, Rung, Option<Reason>, u32),
+    GroupMemberLost([u8; ID_LEN], Reason),
+    GroupLost(Reason),
+    GroupOver,
     Settings(u16),
     Closed(Option<Reason>),
 }
@@ -69,6 +76,17 @@ impl From<ClientEvent<'_>> for Came {
                 Self::Message { n, signed, kind, body: body.to_vec() }
             }
             ClientEvent::Receipt { receipt, .. } => Self::Receipt(receipt.rung, receipt.reason, receipt.to),
+            ClientEvent::GroupJoined => Self::GroupJoined,
+            ClientEvent::GroupReady => Self::GroupReady,
+            ClientEvent::GroupMessage { from, n, kind, body } => {
+                Self::GroupMessage { from, n, kind, body: body.to_vec() }
+            }
+            ClientEvent::GroupReceipt { from, receipt } => {
+                Self::GroupReceipt(from, receipt.rung, receipt.reason, receipt.to)
+            }
+            ClientEvent::GroupMemberLost { member, reason } => Self::GroupMemberLost(member, reason),
+            ClientEvent::GroupLost(reason) => Self::GroupLost(reason),
+            ClientEvent::GroupOver => Self::GroupOver,
             ClientEvent::Settings(settings) => Self::Settings(settings.heartbeat),
             ClientEvent::Closed(reason) => Self::Closed(reason),
         }
@@ -392,6 +410,8 @@ impl World {
         self.run() == Ok(Vec::new()) && self.said.is_empty()
     }
 }
+
+mod group_tests;
 
 fn both() -> Rungs {
     Rungs::NONE.with(Rung::Delivered).with(Rung::Opened)

@@ -906,6 +906,9 @@ impl Incoming {
     }
 
     /// Accepts a wrap, which is erased, whatever the outcome. On an error this chain is unchanged.
+    ///
+    /// No frame of its own: below it signatures are verified, which is the deepest that a device's stack goes.
+    #[inline(always)]
     fn take(
         &mut self,
         wrap: &mut [u8],
@@ -1088,6 +1091,7 @@ fn parts(aad: &[u8; HASH_LEN + 4], verifying: &[u8; HASH_LEN], must_be_signed: b
 ///
 /// In two steps that are each gone when the next one begins: both compute on curves, which is the deepest that a
 /// device's stack goes.
+#[inline(always)]
 fn open_wrap(
     wrap: &mut [u8],
     prekey: &Prekey,

@@ -2,7 +2,7 @@
 //! whoever does not want them does not carry them.
 
 /// Defines messages with their codes, each with `encode` and `decode`, and a constant of [`Body`](super::Body) with all
-/// of the codes. Where it stands, `Body`, `Message`, `Error`, `put`, `take`, `Serialize` and `Deserialize` are in scope.
+/// of the codes. Where it stands, `Body`, `Message`, `Error`, `put`, `next`, `Serialize` and `Deserialize` are in scope.
 macro_rules! bodies {
     ($codes:ident $codes_doc:literal; $($(#[$doc:meta])* $name:ident [$($life:lifetime)?] from [$body:ty] {
         $($(#[$field_doc:meta])* $field:ident : $type:ty,)*
@@ -33,7 +33,13 @@ macro_rules! bodies {
             /// [`Error::Decode`] if it is none, to the last byte.
             #[inline]
             pub fn decode(body: $body) -> Result<Self, Error> {
-                if body.code() == Self::CODE { take(body.bytes()) } else { Err(Error::Decode) }
+                if body.code() != Self::CODE {
+                    return Err(Error::Decode);
+                }
+                // Field by field, as postcard has no more to say of a struct: what reads a field is there once for all.
+                let rest = &mut body.bytes();
+                let message = Self { $($field: next(rest)?,)* };
+                if rest.is_empty() { Ok(message) } else { Err(Error::Decode) }
             }
         }
     )*

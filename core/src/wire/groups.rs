@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::bodies::bodies;
-use super::message::{Body, put, take};
+use super::message::{Body, Field, fields, next, put};
 use super::{ID_LEN, Message, Receipt};
 use crate::crypto::{HASH_LEN, SIGNATURE_LEN, TAG_LEN};
 use crate::error::Error;
@@ -161,6 +161,14 @@ impl<'de> Deserialize<'de> for GroupFlags {
     }
 }
 
+impl<'d> Field<'d> for GroupFlags {
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        Self::from_bits(next(rest)?).ok_or(Error::Decode)
+    }
+}
+
+fields!(MemberState);
+
 /// What became of a member of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -271,6 +279,13 @@ impl<'de: 'd, 'd> Deserialize<'de> for Members<'d> {
     }
 }
 
+impl<'d> Field<'d> for Members<'d> {
+    #[inline]
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        Self::new(next(rest)?)
+    }
+}
+
 /// The name of a group, sealed to each of its members but one: 1 to 63 lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Names<'d>(&'d [[u8; SEALED_NAME_LEN]]);
@@ -320,6 +335,13 @@ impl<'de: 'd, 'd> Deserialize<'de> for Names<'d> {
     }
 }
 
+impl<'d> Field<'d> for Names<'d> {
+    #[inline]
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        Self::new(next(rest)?)
+    }
+}
+
 impl<'d> Init<'d> {
     /// Everybody whom `creator` invites, each with the name that is sealed to him.
     ///
@@ -354,6 +376,13 @@ impl<'de: 'd, 'd, const N: usize> Deserialize<'de> for Fixed<'d, N> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let bytes = <&[u8]>::deserialize(deserializer)?;
         bytes.try_into().map(Self).map_err(|_| serde::de::Error::custom("another length"))
+    }
+}
+
+impl<'d, const N: usize> Field<'d> for Fixed<'d, N> {
+    #[inline]
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        <&[u8]>::next(rest)?.try_into().map(Self).map_err(|_| Error::Decode)
     }
 }
 

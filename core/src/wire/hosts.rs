@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::bodies::bodies;
-use super::message::{Body, lines, put, take};
+use super::message::{Body, fields, lines, next, put};
 use super::{ID_LEN, MAX_NAME_LEN, Message, PeerStatus, SignedBundle};
 use crate::error::Error;
 
@@ -140,6 +140,8 @@ pub struct ChannelInfo {
     /// Seconds for which it can still be resumed.
     pub valid_for: u32,
 }
+
+fields!(ChannelInfo);
 
 /// What holds of one client: a line of [`WatchResponse`] and [`Changed`]. What comes later is newer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -434,30 +434,16 @@ impl<'d> Message<'d> {
     /// # Errors
     /// [`Error::Decode`] if it is not a message of this catalogue, to the last byte.
     pub fn decode(payload: &'d [u8]) -> Result<Self, Error> {
-        let (code, body) = payload.split_first_chunk::<2>().ok_or(Error::Decode)?;
-        Ok(match u16::from_be_bytes(*code) {
+        let told = Self::decode_told(payload)?;
+        let Self::Other(Body { code, bytes: body }) = told else { return Ok(told) };
+        Ok(match code {
             0x0200 => {
                 let (wanted, envelope) = tail(body)?;
                 Self::Send { wanted, envelope }
             }
-            0x0210 => Self::Told(take(body)?),
-            0x0220 => {
-                let (wanted, envelope) = tail(body)?;
-                Self::Deliver { wanted, envelope }
-            }
-            0x0221 => {
-                let (seq, at) = take(body)?;
-                Self::Waited { seq, at }
-            }
             0x0230 => Self::Tell(take(body)?),
             0x0231 => Self::Acknowledge { seq: take(body)? },
-            0x0400 => Self::Status { request: take(body)? },
-            0x0410 => Self::StatusResponse { request: take(body)? },
             0x0500 => Self::Lookup(take(body)?),
-            0x0510 => {
-                let (request, entry) = take(body)?;
-                Self::LookupResponse { request, entry }
-            }
             0x0501 => {
                 let (request, after) = take(body)?;
                 Self::List { request, after }
@@ -472,9 +458,6 @@ impl<'d> Message<'d> {
             }
             0x0700 => bare(body, Self::Listening)?,
             0x0701 => bare(body, Self::NotListening)?,
-            0x0720 => Self::Settings(take(body)?),
-            0x0821 => Self::Close { reason: take(body)? },
-            0x0822 => bare(body, Self::KeyUpdate)?,
             0x0B00 => {
                 let (request, bundle) = take(body)?;
                 Self::Publish { request, bundle }
@@ -483,16 +466,79 @@ impl<'d> Message<'d> {
                 let (request, to, wrap, bundle) = take(body)?;
                 Self::Wrap { request, to, wrap, bundle }
             }
-            0x0B20 => {
-                let (from, wrap, bundle) = take(body)?;
-                Self::WrapDelivery { from, wrap, bundle }
-            }
-            0x0F00 => Self::Done { request: take(body)? },
-            0x0F10 => {
-                let (request, reason, retry_after) = take(body)?;
-                Self::Refused { request, reason, retry_after }
-            }
             code => Self::Other(Body { code, bytes: body }),
+        })
+    }
+
+    /// Reads a payload as a small client does, who is told no others: what servers are told, and pages of the directory, is
+    /// [`Message::Other`] here, so that a device does not carry what reads it.
+    ///
+    /// # Errors
+    /// As [`Message::decode`].
+    pub(crate) fn decode_told(payload: &'d [u8]) -> Result<Self, Error> {
+        let (code, body) = payload.split_first_chunk::<2>().ok_or(Error::Decode)?;
+        let mut rest = body;
+        let rest = &mut rest;
+        let message = match u16::from_be_bytes(*code) {
+            0x0210 => Self::Told(next(rest)?),
+            0x0220 => {
+                let (wanted, envelope) = tail(core::mem::take(rest))?;
+                Self::Deliver { wanted, envelope }
+            }
+            0x0221 => Self::Waited { seq: next(rest)?, at: next(rest)? },
+            0x0400 => Self::Status { request: next(rest)? },
+            0x0410 => Self::StatusResponse { request: next(rest)? },
+            0x0510 => Self::LookupResponse { request: next(rest)?, entry: next(rest)? },
+            0x0720 => Self::Settings(Settings {
+                channel: next(rest)?,
+                valid_for: next(rest)?,
+                heartbeat: next(rest)?,
+                timeout: next(rest)?,
+                time: next(rest)?,
+                waiting: next(rest)?,
+                store_epoch: next(rest)?,
+            }),
+            0x0821 => Self::Close { reason: next(rest)? },
+            0x0822 => Self::KeyUpdate,
+            0x0B20 => Self::WrapDelivery { from: next(rest)?, wrap: next(rest)?, bundle: next(rest)? },
+            0x0F00 => Self::Done { request: next(rest)? },
+            0x0F10 => Self::Refused { request: next(rest)?, reason: next(rest)?, retry_after: next(rest)? },
+            code => Self::Other(Body { code, bytes: core::mem::take(rest) }),
+        };
+        if rest.is_empty() { Ok(message) } else { Err(Error::Decode) }
+    }
+}
+
+impl<'d> Field<'d> for Receipt {
+    #[inline(never)]
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        Ok(Self {
+            rung: next(rest)?,
+            reason: next(rest)?,
+            chain: next(rest)?,
+            from: next(rest)?,
+            to: next(rest)?,
+            tag: next(rest)?,
+        })
+    }
+}
+
+impl<'d> Field<'d> for SignedBundle<'d> {
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        Ok(Self { bundle: next(rest)?, signature: next(rest)? })
+    }
+}
+
+impl<'d> Field<'d> for DirectoryEntry<'d> {
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        Ok(Self {
+            id: next(rest)?,
+            name: next(rest)?,
+            key_epoch: next(rest)?,
+            record_limit: next(rest)?,
+            status: next(rest)?,
+            modulus: next(rest)?,
+            bundle: next(rest)?,
         })
     }
 }
@@ -543,6 +589,85 @@ pub(super) fn take<'d, T: Deserialize<'d>>(body: &'d [u8]) -> Result<T, Error> {
     match postcard::take_from_bytes(body) {
         Ok((value, [])) => Ok(value),
         _ => Err(Error::Decode),
+    }
+}
+
+/// What a body consists of, taken off its front as postcard lays it out. By hand, where that makes a device's image
+/// smaller: what postcard reads is made anew for each type.
+pub(super) trait Field<'d>: Sized {
+    /// # Errors
+    /// [`Error::Decode`] if it does not stand there.
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error>;
+}
+
+/// Takes a field off the front.
+pub(super) fn next<'d, T: Field<'d>>(rest: &mut &'d [u8]) -> Result<T, Error> {
+    T::next(rest)
+}
+
+/// Fields that postcard reads.
+macro_rules! fields {
+    ($($type:ty),*) => {$(
+        impl<'d> $crate::wire::message::Field<'d> for $type {
+            #[inline(never)]
+            fn next(rest: &mut &'d [u8]) -> Result<Self, $crate::error::Error> {
+                let (value, behind) = postcard::take_from_bytes(rest).map_err(|_| $crate::error::Error::Decode)?;
+                *rest = behind;
+                Ok(value)
+            }
+        }
+    )*};
+}
+
+pub(super) use fields;
+
+fields!(u16, u32, u64, &'d [u8], PeerStatus);
+
+impl<'d, const N: usize> Field<'d> for [u8; N] {
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        let (value, behind) = rest.split_first_chunk().ok_or(Error::Decode)?;
+        *rest = behind;
+        Ok(*value)
+    }
+}
+
+impl<'d> Field<'d> for u8 {
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        next(rest).map(|[byte]: [Self; 1]| byte)
+    }
+}
+
+impl<'d> Field<'d> for bool {
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        match next(rest)? {
+            0_u8 => Ok(false),
+            1 => Ok(true),
+            _ => Err(Error::Decode),
+        }
+    }
+}
+
+impl<'d, T: Field<'d>> Field<'d> for Option<T> {
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        if next(rest)? { T::next(rest).map(Some) } else { Ok(None) }
+    }
+}
+
+impl<'d> Field<'d> for &'d str {
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        core::str::from_utf8(next(rest)?).map_err(|_| Error::Decode)
+    }
+}
+
+impl<'d> Field<'d> for Rung {
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        Self::from_code(next(rest)?).ok_or(Error::Decode)
+    }
+}
+
+impl<'d> Field<'d> for Reason {
+    fn next(rest: &mut &'d [u8]) -> Result<Self, Error> {
+        Self::from_code(next(rest)?).ok_or(Error::Decode)
     }
 }
 

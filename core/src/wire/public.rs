@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bodies::bodies;
 use super::groups::Fixed;
-use super::message::{Body, lines, put, take};
+use super::message::{Body, fields, lines, next, put};
 use super::{ID_LEN, Message};
 use crate::crypto::SIGNATURE_LEN;
 use crate::error::Error;
@@ -66,6 +66,8 @@ pub struct Post<'d> {
     /// What is said, 1 to [`MAX_POST_LEN`] bytes.
     pub body: &'d [u8],
 }
+
+fields!(Post<'d>);
 
 /// A post and its place: a line of [`FollowResponse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ossicle_core::{
-    Bundle, IdentityPage, MAX_PAGE_LEN, MAX_PAGE_MODULUS_LEN, PageKey, PageOwner, PublicKey, Reason, Secret,
-    enrolment_statement,
+    Bundle, GroupPolicy, IdentityPage, MAX_PAGE_LEN, MAX_PAGE_MODULUS_LEN, PageKey, PageOwner, PublicKey, Reason,
+    Secret, enrolment_statement,
 };
 use serde::Serialize;
 use tempfile::NamedTempFile;
@@ -60,9 +60,21 @@ pub struct Enroll {
     /// What the devices dial [default: the address of this home's server]
     #[arg(long, value_name = "IP:PORT")]
     pub address: Option<SocketAddrV4>,
+    /// Whose invitations to groups the devices accept; without an answer they expire
+    #[arg(long, value_name = "WHOSE", value_enum, default_value_t = Groups::Owner)]
+    pub groups: Groups,
     /// One JSON object a device and line: `name`, `id`, `dials`, `page`
     #[arg(long)]
     pub json: bool,
+}
+
+/// Whose invitations to groups a device accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Groups {
+    /// Its owner's: groups of at most five, one at a time
+    Owner,
+    /// Nobody's; also for firmware that knows no groups
+    None,
 }
 
 #[derive(Serialize)]
@@ -78,6 +90,7 @@ struct Common {
     server: Vec<u8>,
     address: SocketAddrV4,
     owner: PeerKeys,
+    groups: GroupPolicy,
 }
 
 impl Enroll {
@@ -91,7 +104,11 @@ impl Enroll {
 
         // Not held while keys are made, which takes its time.
         let owner = self.owner(&home).await?;
-        let common = Common { server: profile.server_key.clone(), address, owner };
+        let groups = match self.groups {
+            Groups::Owner => GroupPolicy::Owner,
+            Groups::None => GroupPolicy::None,
+        };
+        let common = Common { server: profile.server_key.clone(), address, owner, groups };
         pages.make(&names, &common).await?;
 
         let mut asking = Asking::new(&home, "enroll");
@@ -389,7 +406,7 @@ impl Page {
 fn encode(name: &Name, key: &IdentityKey, id: [u8; 16], common: &Common) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let parts = key.components()?;
     let exact = |_| unexpected();
-    let Common { server, address, owner } = common;
+    let Common { server, address, owner, groups } = common;
     let page = IdentityPage {
         id,
         name: name.as_str(),
@@ -408,6 +425,7 @@ fn encode(name: &Name, key: &IdentityKey, id: [u8; 16], common: &Common) -> Resu
             bundle: Bundle::decode(&owner.bundle).map_err(|_| unexpected())?,
             signature: &owner.signature,
         },
+        groups: *groups,
     };
     let mut bytes = Zeroizing::new(vec![0; MAX_PAGE_LEN]);
     let len = page.encode(&mut bytes).map_err(|error| {

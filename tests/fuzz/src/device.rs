@@ -7,9 +7,10 @@
 
 use ossicle_core::fuzzing::STUB_MAC;
 use ossicle_core::{
-    BufferError, Bundle, BundleKeys, Client, ClientBuffers, ClientEvent, ClientIdentity, ClientStep, Conversation,
-    DirectoryEntry, Drive, Error, Member, Message, PeerConfig, PeerError, PeerStatus, Reason, Receipt, Rung, Rungs,
-    RustCrypto, SendingChain, Settings, SignedBundle, WRAP_LEN,
+    BufferError, Bundle, BundleKeys, Client, ClientBuffers, ClientEvent, ClientGroup, ClientIdentity, ClientStep,
+    Closed, Conversation, Decision, DirectoryEntry, Drive, Error, Fixed, GroupFlags, Invite, Member, MemberChanged,
+    MemberState, Members, Message, PeerConfig, PeerError, PeerStatus, Reason, Receipt, Rung, Rungs, RustCrypto,
+    SendingChain, Settings, SignedBundle, ToldBy, WRAP_LEN,
 };
 
 use crate::connections::{CHUNKED, FRAMED, framed};
@@ -37,6 +38,10 @@ fn states() -> Vec<&'static str> {
         "busy",
         "closed",
         "connected",
+        "group joined",
+        "group message opened",
+        "group over",
+        "group ready",
         "malformed",
         "message opened",
         "not authentic",
@@ -80,9 +85,10 @@ pub fn run(data: &[u8], reached: Reached<'_>) {
     let identity =
         ClientIdentity { id: DEVICE_ID, key_epoch: 0, key: keys::carol().public(), server: keys::server().public() };
     let peer = PeerConfig { id: OWNER_ID, key: keys::alice().public(), oldest };
-    let (mut rx, mut tx, mut signature) = ([0; ROOM], [0; ROOM], [0; 256]);
+    let (mut rx, mut tx, mut signature, mut group) = ([0; ROOM], [0; ROOM], [0; 256], ClientGroup::new());
     let buffers = ClientBuffers { rx: &mut rx, tx: &mut tx, signature: &mut signature };
     let mut client = Client::<1>::new(identity, &[peer], buffers, &seed(1)).expect("the buffers are long enough");
+    client.accept_invitations(0, &mut group);
     client.start(0);
     let mut rng = Rng::new(5);
     let chunk = if bits & CHUNKED != 0 { 1 } else { usize::MAX };
@@ -159,7 +165,16 @@ fn connection(client: &mut Client<'_, '_, 1>, stream: &[u8], chunk: usize, rng: 
                 let is_ready = matches!(event, ClientEvent::PeerReady(_));
                 let is_lost = matches!(event, ClientEvent::PeerLost { .. });
                 let is_closed = matches!(event, ClientEvent::Closed(_));
+                let joins = matches!(event, ClientEvent::GroupJoined | ClientEvent::GroupLost(_));
+                let speaks = matches!(event, ClientEvent::GroupReady);
                 handle(event, reached);
+                if joins {
+                    client.start_in_group();
+                }
+                if speaks {
+                    assert!(client.is_group_ready());
+                    client.send_to_group(Rungs::NONE.with(Rung::Opened), 0, b"21.50C led=0").expect("there is room");
+                }
                 if is_ready {
                     assert!(client.is_ready(0));
                     client
@@ -200,6 +215,20 @@ fn handle(event: ClientEvent<'_>, reached: Reached<'_>) {
             assert!(!theirs || receipt.tag.is_some(), "the recipient's word has its tag");
             reached("receipt");
         }
+        ClientEvent::GroupJoined => reached("group joined"),
+        ClientEvent::GroupReady => reached("group ready"),
+        ClientEvent::GroupMessage { from, body, .. } => {
+            assert!(from != DEVICE_ID && body.len() < ROOM);
+            reached("group message opened");
+        }
+        ClientEvent::GroupReceipt { receipt, .. } => {
+            let theirs = matches!(receipt.rung, Rung::Delivered | Rung::Opened);
+            assert!(!theirs || receipt.tag.is_some(), "the recipient's word has its tag");
+            reached("group receipt");
+        }
+        ClientEvent::GroupMemberLost { .. } => reached("member lost"),
+        ClientEvent::GroupLost(_) => reached("group lost"),
+        ClientEvent::GroupOver => reached("group over"),
         ClientEvent::Settings(_) => reached("settings changed"),
         ClientEvent::Closed(_) => reached("closed"),
         _ => panic!("an event that nobody told the targets of"),
@@ -329,6 +358,8 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let own_bundle = signed_bundle(&device_bundle.encode());
     let elsewhere = [&connected[..], &own_bundle(&|bundle| entry(DEVICE_ID, Some(bundle), 1)), &done(2)].concat();
     let resumed = [hello(1), finished, say(&Message::Settings(settings)), rest.clone(), close.clone()].concat();
+    let group = group(&(owner_keys, owner_bundle), &device_bundle, &say);
+    let refused_in_group = [&started[..], &group[0], &group[1], &refusal(6), &group[0]].concat();
     let with = |bits: u8, script: &[u8]| [&[FRAMED | bits], script].concat();
     vec![
         ("life", with(0, &life)),
@@ -350,7 +381,74 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("too-long", with(0, &[&connected[..], &frame(5, &[0; 1100])].concat())),
         ("too-long-a-signature", with(0, &[hello(0), frame(3, &[0x53; 1100])].concat())),
         ("hello-twice", with(0, &[hello(0), hello(0)].concat())),
+        ("group", with(0, &[&started[..], &group.concat(), &close].concat())),
+        ("group-refused", with(0, &refused_in_group)),
         ("half-a-bundle", with(0, &[&connected[..], &short_bundle(&say)].concat())),
+    ]
+}
+
+/// The life of a group of the owner's, behind a chain to him that stands: the invitation, the owner as the directory knows
+/// him, its answer, the chain of the device, what he says, what became of what it says, the end.
+fn group(
+    (owner_keys, owner): &(BundleKeys, Bundle),
+    device: &Bundle,
+    say: &dyn Fn(&Message<'_>) -> Vec<u8>,
+) -> Vec<Vec<u8>> {
+    const SID: [u8; 16] = [0x77; 16];
+    let mut members = [owner.member(), device.member()];
+    members.sort_unstable_by_key(|member| member.id);
+    let lines: Vec<u8> = members.iter().flat_map(Member::encode).collect();
+    let conversation = Conversation::group(SID, 0, &members).expect("two members");
+    let flags = GroupFlags::NONE;
+    let signature = Decision::Init(flags).sign(owner_keys, &conversation);
+    let mut buffer = [0; 512];
+    let members = Members::new(&lines).expect("two members");
+    let (creator, name) = (OWNER_ID, Fixed(&[0; 117]));
+    let invite = Invite { sid: SID, creator, flags, signature: Fixed(&signature), members, name };
+    let invite = say(&invite.encode(&mut buffer).expect("room"));
+    let bundle = owner.encode();
+    let bundle = SignedBundle { bundle: &bundle, signature: &SIGNATURE };
+    let looked_up = |request| {
+        let entry = DirectoryEntry {
+            id: OWNER_ID,
+            name: "alice",
+            key_epoch: 0,
+            record_limit: 16_408,
+            status: PeerStatus::Online,
+            modulus: Some(keys::alice().public().modulus()),
+            bundle: Some(bundle),
+        };
+        say(&Message::LookupResponse { request, entry })
+    };
+    let accept = Decision::Accept.sign(owner_keys, &conversation);
+    let changed =
+        MemberChanged { sid: SID, member: OWNER_ID, state: MemberState::Accepted, signature: Some(Fixed(&accept)) };
+    let changed = say(&changed.encode(&mut buffer).expect("room"));
+    let mut chain = SendingChain::start(&owner.member(), &conversation, 0, &mut Rng::new(8)).expect("a chain");
+    let mut wrap = [0; WRAP_LEN];
+    chain.wrap(owner_keys, owner, &device.member(), device, &mut Rng::new(9), &mut wrap).expect("an honest wrap");
+    let wrapped = say(&Message::WrapDelivery { from: OWNER_ID, wrap: &wrap, bundle });
+    let wanted = Rungs::NONE.with(Rung::Delivered).with(Rung::Opened);
+    let mut delivered = |body: &[u8]| {
+        let mut out = [0; 256];
+        let sealed = chain.seal::<RustCrypto>(true, 0, body, &mut out).expect("an honest envelope");
+        say(&Message::Deliver { wanted, envelope: &out[..sealed.len] })
+    };
+    let said = [delivered(b"reading?"), delivered(b"led on")].concat();
+    let receipt =
+        Receipt { rung: Rung::Refused, reason: Some(Reason::QueueFull), chain: [3; 8], from: 0, to: 0, tag: None };
+    let told = say(&ToldBy { from: OWNER_ID, receipt }.encode(&mut buffer).expect("room"));
+    let closed = say(&Closed { sid: SID, by: None, signature: None }.encode(&mut buffer).expect("room"));
+    let done = |request| say(&Message::Done { request });
+    vec![
+        invite,
+        looked_up(5),
+        done(6),
+        [looked_up(7), done(8)].concat(),
+        [wrapped, said].concat(),
+        [changed, looked_up(9), looked_up(10), done(11)].concat(),
+        told,
+        closed,
     ]
 }
 

@@ -5,7 +5,7 @@
 
 use ossicle_core::fuzzing::finish_page;
 use ossicle_core::{
-    Bundle, IdentityPage, MAX_PAGE_LEN, MAX_RSA_LEN, PageError, PageKey, PageOwner, RsaKey, verify_rsa,
+    Bundle, GroupPolicy, IdentityPage, MAX_PAGE_LEN, MAX_RSA_LEN, PageError, PageKey, PageOwner, RsaKey, verify_rsa,
 };
 
 use crate::script::Script;
@@ -79,12 +79,17 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         port: 5150,
         server: keys::server3072().public(),
         owner: PageOwner { id: bundle.id, name: "alice", key: owner.public(), bundle, signature: &signature },
+        groups: GroupPolicy::Owner,
     };
     let mut region = [0xff; MAX_PAGE_LEN];
     let len = page.encode(&mut region).expect("a page");
     let with = |options: u8, region: &[u8]| [&[options], region].concat();
     let mut other_version = region[..64].to_vec();
-    other_version[9] = 2;
+    other_version[9] = 3;
+    // What was written before there was a policy.
+    let mut first_version = [0xff; MAX_PAGE_LEN];
+    let page = IdentityPage { groups: GroupPolicy::None, ..page };
+    page.encode(&mut first_version).expect("a page");
     vec![
         ("whole-region", with(0, &region)),
         ("checked", with(FINISH | VERIFY, &region[..len])),
@@ -92,5 +97,6 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("cut", with(0, &region[..len - 1])),
         ("erased", with(0, &[0xff; 64])),
         ("other-version", with(0, &other_version)),
+        ("first-version", with(FINISH, &first_version)),
     ]
 }

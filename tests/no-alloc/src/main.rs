@@ -4,7 +4,9 @@
 
 use core::panic::PanicInfo;
 
-use ossicle_core::{Client, ClientBuffers, ClientIdentity, ClientStep, Drive, PeerConfig, PublicKey, Rungs};
+use ossicle_core::{
+    Client, ClientBuffers, ClientGroup, ClientIdentity, ClientStep, Drive, PeerConfig, PublicKey, Rungs,
+};
 use rand_core::{TryCryptoRng, TryRng};
 
 #[panic_handler]
@@ -38,13 +40,14 @@ impl TryCryptoRng for Entropy {}
 /// Everything that a device calls, reached from the entry point so that the linker keeps it.
 #[unsafe(no_mangle)]
 extern "C" fn main() -> usize {
-    let (mut rx, mut tx, mut signature) = ([0; 1024], [0; 1024], [0; 256]);
+    let (mut rx, mut tx, mut signature, mut group) = ([0; 1152], [0; 1024], [0; 256], ClientGroup::new());
     let modulus = core::hint::black_box([0xff; 256]);
     let Ok(key) = PublicKey::from_modulus(&modulus) else { return 1 };
     let identity = ClientIdentity { id: [1; 16], key_epoch: 0, key, server: key };
     let owner = PeerConfig { id: [2; 16], key, oldest: None };
     let buffers = ClientBuffers { rx: &mut rx, tx: &mut tx, signature: &mut signature };
     let Ok(mut client) = Client::<1>::new(identity, &[owner], buffers, &[3; 64]) else { return 2 };
+    client.accept_invitations(0, &mut group);
     client.start(0);
     for _ in 0..core::hint::black_box(100) {
         match client.poll(&mut Entropy(0)) {
@@ -70,6 +73,8 @@ extern "C" fn main() -> usize {
             Err(_) => return 4,
         }
         let _ = client.send(0, Rungs::NONE, true, 0, b"21.50C led=1");
+        client.start_in_group();
+        let _ = client.send_to_group(Rungs::NONE, 0, b"21.50C led=1");
     }
     0
 }

@@ -519,6 +519,8 @@ struct Page<'a> {
     owner_id: [u8; 16],
     owner_name: &'a str,
     owner: &'a Rsa,
+    /// Whether it has a policy, which is that the owner's invitations are accepted.
+    policy: bool,
 }
 
 impl Page<'_> {
@@ -555,6 +557,7 @@ impl Page<'_> {
             &modulus(self.owner),
             &bundle,
             &signature,
+            if self.policy { &[1] } else { &[] },
         ]);
         (body, bundle, signature)
     }
@@ -572,11 +575,12 @@ impl Page<'_> {
             .with("owner_name", self.owner_name)
             .with("owner_key", self.owner.name)
             .hex("owner_bundle", bundle)
-            .hex("owner_signature", signature);
+            .hex("owner_signature", signature)
+            .with("groups", if self.policy { "owner" } else { "none" });
         let gives = Fields::new()
             .with("length", u32::try_from(16 + body.len()).expect("short"))
             .with("crc32", format!("{:08x}", checksum(&body)))
-            .hex("page", whole(&body));
+            .hex("page", if self.policy { with_policy(&body) } else { whole(&body) });
         Fields::new().with("name", name).with("given", given).with("gives", gives)
     }
 }
@@ -594,6 +598,13 @@ fn whole(body: &[u8]) -> Vec<u8> {
     join(&[b"OSSICLE\0\0\x01", &page_len(body), &checksum(body).to_be_bytes(), body])
 }
 
+/// The same of the version that ends in a policy.
+fn with_policy(body: &[u8]) -> Vec<u8> {
+    let mut page = whole(body);
+    page[9] = 2;
+    page
+}
+
 fn page(keys: &Keys) -> Fields {
     let small = Page {
         id: [0xb0; 16],
@@ -605,6 +616,7 @@ fn page(keys: &Keys) -> Fields {
         owner_id: [0xc1; 16],
         owner_name: "alice",
         owner: &keys.alice,
+        policy: false,
     };
     let large = Page {
         name: "sensor-with-a-name-as-long-as-names-can-be-which-is-64-bytes-x-y",
@@ -612,6 +624,7 @@ fn page(keys: &Keys) -> Fields {
         owner_name: "Zoë",
         owner: &keys.server3072,
         port: 65_535,
+        policy: true,
         ..small
     };
     assert_eq!(large.name.len(), 64);
@@ -632,7 +645,10 @@ fn page(keys: &Keys) -> Fields {
         ("erased flash", "missing", vec![0xff; 64]),
         ("nothing", "missing", Vec::new()),
         ("another magic", "missing", changed(7, 1)),
-        ("another version", "version", changed(9, 2)),
+        ("another version", "version", changed(9, 3)),
+        ("the version with a policy, and none", "broken", changed(9, 2)),
+        ("a policy that there is not", "broken", with_policy(&edited(&|body| body.push(2))[16..])),
+        ("a policy in the version without one", "broken", edited(&|body| body.push(1))),
         ("a flipped bit of the checksum", "broken", changed(12, good[12] ^ 1)),
         ("a flipped bit of the key", "broken", changed(16 + d, good[16 + d] ^ 1)),
         ("a length that is too short, with the checksum as it was", "broken", changed(11, good[11] - 1)),

@@ -68,6 +68,24 @@ impl<const OTHERS: usize> GroupChains<OTHERS> {
         }
     }
 
+    /// Zeros, to be [`reset`](Self::reset) before anything else is done with them.
+    pub(crate) const fn blank() -> Self {
+        const NOTHING: Secret<HASH_LEN> = Secret::new([0; HASH_LEN]);
+        let receipts = ReceiptVerifier { chain_id: [0; CHAIN_ID_LEN], context: [0; HASH_LEN], master: NOTHING };
+        Self {
+            own: Outgoing { epoch: 0, next: 0, key: NOTHING, signing: NOTHING, receipts },
+            others: [const { Follower::blank() }; OTHERS],
+        }
+    }
+
+    /// Erases all chains: for another group.
+    pub fn reset(&mut self) {
+        self.own = Outgoing::vacant();
+        for chain in &mut self.others {
+            *chain = Follower::vacant();
+        }
+    }
+
     /// The own chain's name. One that another sender already has is refused by the server: start again.
     pub const fn chain_id(&self) -> &[u8; CHAIN_ID_LEN] {
         self.own.receipts.chain_id()
@@ -223,6 +241,12 @@ struct Follower {
 impl Follower {
     const fn vacant() -> Self {
         Self { chain: Incoming::vacant(), last: NO_SALT }
+    }
+
+    const fn blank() -> Self {
+        let mut follower = Self::vacant();
+        follower.chain.next = 0;
+        follower
     }
 
     fn take(
