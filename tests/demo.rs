@@ -31,7 +31,9 @@ fn the_whole_story_holds_twice_at_a_time_and_leaves_nothing_behind() {
     let demos = [demo(&[], &folders[0]), demo(&[], &folders[1])];
     for (demo, folder) in demos.into_iter().zip(&folders) {
         let out = demo.wait().ok();
-        for promise in [Promise::Opened, Promise::Obeys, Promise::Refuses, Promise::Resumes, Promise::Sealed] {
+        for promise in
+            [Promise::Opened, Promise::Obeys, Promise::Refuses, Promise::Gathers, Promise::Resumes, Promise::Sealed]
+        {
             assert!(out.lines().any(|line| line == format!("  {promise}")), "{promise} in {out}");
         }
         assert!(!out.contains('\u{1b}'), "no colours where there is no terminal");

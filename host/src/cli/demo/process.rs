@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -31,15 +31,25 @@ pub(super) struct Process {
 impl Process {
     /// Starts `command` in `folder`.
     pub(super) fn start(command: &mut Command, folder: &Path) -> Result<Self, Failure> {
+        Self::start_with(command, folder, None)
+    }
+
+    /// The same with these lines as its standard input, which ends behind them. A few: a pipe has to hold them.
+    pub(super) fn start_with(command: &mut Command, folder: &Path, input: Option<&str>) -> Result<Self, Failure> {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OSSICLE_")) {
             command.env_remove(name);
         }
         command.env_remove("RUST_LOG").env("XDG_CONFIG_HOME", folder).env("XDG_DATA_HOME", folder);
         command.current_dir(folder).process_group(0);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| {
             Failure::refused(format!("cannot start `{}`: {error}", command.get_program().to_string_lossy()))
         })?;
+        if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
+            // One that has ended already says why itself.
+            let _ = stdin.write_all(input.as_bytes());
+        }
         let (lines, out) = mpsc::channel();
         let log = Arc::default();
         let mut readers = Vec::new();

@@ -32,6 +32,9 @@ const CONTROL: &str = "this line was sealed by nobody, so that the search can pr
 const PEOPLE: &str = "a person's connection";
 /// Bits of the people's keys and the server's: enough for a story that ends in half a minute.
 const BITS: &str = "2048";
+/// The group of the two and a sensor, and what is asked there.
+const GROUP: &str = "harbour";
+const QUESTION: &str = "reading?";
 /// Simulated sensors.
 const SENSORS: usize = 3;
 /// Readings after which an obeyed command has to show.
@@ -52,6 +55,8 @@ pub enum Promise {
     Obeys,
     /// No LED obeyed anybody else.
     Refuses,
+    /// Everybody in a group read what everybody said there.
+    Gathers,
     /// A killed server came back to channels that were resumed.
     Resumes,
     /// Nothing that was said lies in the server's files or passed on a wire.
@@ -64,6 +69,7 @@ impl fmt::Display for Promise {
             Self::Opened => "every reading is opened by the owner",
             Self::Obeys => "an LED obeys its owner",
             Self::Refuses => "an LED obeys nobody else",
+            Self::Gathers => "a group hears its people and its device",
             Self::Resumes => "a killed server comes back to resumed channels",
             Self::Sealed => "neither files nor traffic hold what was said",
         })
@@ -195,6 +201,8 @@ struct Cast {
     tap: Tap,
     server: Process,
     port: u16,
+    /// Who said what in the group, as Alice has opened it.
+    said: Vec<(String, String)>,
 }
 
 impl Stage<'_> {
@@ -214,7 +222,7 @@ impl Stage<'_> {
         self.story.say("Both listen.");
         let alice = self.start(&["listen", "--home", "alice", "--json"])?;
         let bob = self.start(&["listen", "--home", "bob", "--json"])?;
-        let mut cast = Cast { server, port, tap, alice, bob, sensors: Vec::new() };
+        let mut cast = Cast { server, port, tap, alice, bob, sensors: Vec::new(), said: Vec::new() };
         self.all_online(&mut cast)?;
 
         self.story.say("Bob writes to Alice. The receipt `opened` is hers, and no server can forge it.");
@@ -225,7 +233,8 @@ impl Stage<'_> {
         self.interfere(&cast, Moment::Reporting);
         self.command(&mut cast, true)?;
         self.stranger(&mut cast)?;
-        let before = self.report(&mut cast)?;
+        let gathered = self.gather(&mut cast)?;
+        let before = self.report(&mut cast, &gathered)?;
         let back = self.kill(&mut cast, &before)?;
         self.story.say("Alice switches the LEDs off again, over the resumed channels.");
         self.command(&mut cast, false)?;
@@ -377,8 +386,89 @@ impl Stage<'_> {
         Ok(())
     }
 
+    /// Alice founds a group with Bob and the last sensor, which accepts by its page and answers there. Returns where the
+    /// account of the readings goes on: while she founded it she did not listen.
+    fn gather(&mut self, cast: &mut Cast) -> Result<Vec<Mark>, Failure> {
+        let Some(device) = cast.sensors.last().map(|sensor| sensor.name.clone()) else { return Ok(Vec::new()) };
+        self.settle(cast, &vec![Mark::default(); cast.sensors.len()])?;
+        self.story.say(&format!(
+            "Alice founds a group with Bob and {device}, which accepts by itself: its page says that it may, if its owner asks."
+        ));
+        self.story.say("  (A home chats or listens. What the sensors report meanwhile waits.)");
+        cast.alice.kill();
+        cast.bob.kill();
+        self.chat("alice", &format!("/init {GROUP} @bob @{device}"))?;
+        self.chat("bob", &format!("/accept {GROUP}"))?;
+        for name in ["alice", "bob"] {
+            self.everybody_in(name)?;
+        }
+        cast.alice = self.start(&["listen", "--home", "alice", "--json"])?;
+        cast.bob = self.start(&["listen", "--home", "bob", "--json"])?;
+        self.all_online(cast)?;
+
+        self.story.say("Bob asks in the group. He is not the sensor's owner; as a member he gets his answer.");
+        let send = ["send", "--home", "bob", "--wait", "opened", GROUP, QUESTION];
+        if !self.status(&send)?.success() {
+            return Err(Promise::Gathers.broken("not everybody confirms to have opened what Bob has asked"));
+        }
+        let after: Vec<_> = cast.sensors.iter().map(|sensor| sensor.readings + 1).collect();
+        let answer = |heard: &(String, String), from: &str| heard.0 == from && heard.1.contains("C led=");
+        let mut at_bob = None;
+        self.until(
+            cast,
+            |cast| {
+                if let Some(line) = cast.bob.line(Duration::ZERO)
+                    && let Some(heard) = said_in_group(&line)
+                    && answer(&heard, &device)
+                {
+                    at_bob = Some(heard.1);
+                }
+                let at_alice = cast.said.iter().any(|heard| answer(heard, &device));
+                let reported = cast.sensors.iter().zip(&after).all(|(sensor, after)| sensor.readings >= *after);
+                Ok(at_alice && at_bob.is_some() && reported)
+            },
+            |_| Promise::Gathers.broken(format!("{device} was asked, and not both of the people read an answer")),
+        )?;
+        let text = at_bob.unwrap_or_default();
+        self.story.say(&format!("    alice and bob open, in {GROUP}: {device} (signed): {text}"));
+        Ok(cast.sensors.iter().map(Sensor::mark).collect())
+    }
+
+    /// Waits until a person knows that both others are in the group.
+    fn everybody_in(&self, name: &str) -> Result<(), Failure> {
+        let until = Instant::now() + PATIENCE;
+        let input = format!("/members {GROUP}\n");
+        loop {
+            self.go_on()?;
+            let mut command = self.ossicle(&["chat", "--home", name]);
+            let asked = Process::start_with(&mut command, self.folder, Some(&input))?;
+            let lines = asked.finish(&self.story.interrupted).map(|(_, lines)| lines).unwrap_or_default();
+            if lines.iter().any(|line| line.contains("2 of 2 others are in")) {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                let lines = lines.join("; ");
+                return Err(Promise::Gathers.broken(format!("not everybody has joined, as {name} sees it: {lines}")));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// A line that somebody types into a chat.
+    fn chat(&self, home: &str, line: &str) -> Result<(), Failure> {
+        self.go_on()?;
+        let mut command = self.ossicle(&["chat", "--home", home]);
+        self.story.say(&format!("  $ echo '{line}' | {}", shown(&command, self.folder)));
+        let process = Process::start_with(&mut command, self.folder, Some(&format!("{line}\n")))?;
+        let (status, written) = process.finish(&self.story.interrupted).ok_or_else(interrupted)?;
+        for line in written {
+            self.story.say(&format!("    {line}"));
+        }
+        if status.success() { Ok(()) } else { Err(Failure::refused("the chat failed, as said above")) }
+    }
+
     /// They report for a while; all that they sealed is opened.
-    fn report(&mut self, cast: &mut Cast) -> Result<Vec<Mark>, Failure> {
+    fn report(&mut self, cast: &mut Cast, from: &[Mark]) -> Result<Vec<Mark>, Failure> {
         self.story.say(&format!("They report for {}.", humantime::format_duration(self.story.lasting)));
         let begun = Instant::now();
         let mut next = begun;
@@ -389,7 +479,7 @@ impl Stage<'_> {
                 self.readings(cast);
             }
         }
-        let marks = self.settle(cast, &vec![Mark::default(); cast.sensors.len()])?;
+        let marks = self.settle(cast, from)?;
         let readings: u64 = cast.sensors.iter().map(|sensor| sensor.readings).sum();
         self.story.say(&format!("  {readings} readings were sealed so far, and Alice has opened every one."));
         Ok(marks)
@@ -459,7 +549,9 @@ impl Stage<'_> {
         }
         self.story.say("  Names and keys; and nothing of what was said.");
         self.story.say("Everything held:");
-        for promise in [Promise::Opened, Promise::Obeys, Promise::Refuses, Promise::Resumes, Promise::Sealed] {
+        let all =
+            [Promise::Opened, Promise::Obeys, Promise::Refuses, Promise::Gathers, Promise::Resumes, Promise::Sealed];
+        for promise in all {
             self.story.say(&format!("  {promise}"));
         }
         Ok(())
@@ -525,9 +617,11 @@ impl Stage<'_> {
         if let Some(line) = cast.alice.line(moment(until))
             && self.story.interference.hears(&line)
         {
+            cast.said.extend(said_in_group(&line));
             let heard: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
             let field = |name: &str| heard.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
-            if let Some(sensor) = cast.sensors.iter_mut().find(|sensor| sensor.name == field("from")) {
+            let in_group = !field("group").is_empty();
+            if let Some(sensor) = cast.sensors.iter_mut().find(|sensor| sensor.name == field("from") && !in_group) {
                 sensor.hear(field("id"), field("text"));
             }
         }
@@ -623,6 +717,14 @@ impl Stage<'_> {
         }
         Err(Failure::refused(format!("`ossicle {}` failed, as said above", arguments.first().unwrap_or(&""))))
     }
+}
+
+/// Who said what in the group, if this line of `listen --json` tells of it, signed.
+fn said_in_group(line: &str) -> Option<(String, String)> {
+    let heard: serde_json::Value = serde_json::from_str(line).ok()?;
+    let field = |name: &str| heard.get(name).and_then(serde_json::Value::as_str).map(str::to_owned);
+    let is_ours = field("group")? == GROUP && heard.get("signed")?.as_bool()?;
+    if is_ours { Some((field("from")?, field("text")?)) } else { None }
 }
 
 /// The name of the first sensor of this kind.
