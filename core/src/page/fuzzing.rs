@@ -8,5 +8,7 @@ pub fn finish(page: &mut [u8]) {
     let Some((head, body)) = page.split_first_chunk_mut::<HEAD_LEN>() else { return };
     let [l1, l0] = page_len.to_be_bytes();
     let [c3, c2, c1, c0] = checksum(page_len, body).to_be_bytes();
-    *head = [b'O', b'S', b'S', b'I', b'C', b'L', b'E', 0, 0, 1, l1, l0, c3, c2, c1, c0];
+    // Of either version; what is neither becomes the first.
+    let version = if head.get(8..10) == Some(&[0, 2]) { 2 } else { 1 };
+    *head = [b'O', b'S', b'S', b'I', b'C', b'L', b'E', 0, 0, version, l1, l0, c3, c2, c1, c0];
 }
