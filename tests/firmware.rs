@@ -90,6 +90,39 @@ fn the_image_reports_to_its_owner_obeys_him_and_comes_back() {
 
 #[test]
 #[ignore = "needs qemu-system-arm"]
+fn the_image_comes_back_into_its_group_after_a_reset() {
+    let (world, page) = world_with_page("2048", "2048");
+    world.init("bob");
+    let say = |home: &str, line: &str| {
+        let mut chat = world.spawn(home, &["chat"]);
+        chat.write(line.as_bytes());
+        chat.end_input();
+        chat.wait().ok()
+    };
+    let mut qemu = Qemu::start(&firmware_image(), Some(&page), &Options::default());
+    qemu.wait_for(|line| line.message.starts_with("reported"), deadline()).unwrap();
+    say("alice", "/init plans @bob @sensor-01\n");
+    say("bob", "/accept plans\n");
+    qemu.wait_for(|line| line.message.starts_with("joined a group"), deadline()).unwrap();
+    let answers = || {
+        let listen = world.listen("bob", &["plans"]);
+        world.run("bob", &["send", "plans", "reading?", "--wait", "stored"]).ok();
+        let line: serde_json::Value = serde_json::from_str(&listen.line()).unwrap();
+        assert_eq!(
+            (&line["from"], &line["group"], &line["signed"]),
+            (&"sensor-01".into(), &"plans".into(), &true.into())
+        );
+    };
+    answers();
+    // A reset: everything is forgotten, and the server knows of what.
+    drop(qemu);
+    let mut qemu = Qemu::start(&firmware_image(), Some(&page), &Options::default());
+    qemu.wait_for(|line| line.message.starts_with("joined a group"), deadline()).unwrap();
+    answers();
+}
+
+#[test]
+#[ignore = "needs qemu-system-arm"]
 fn the_same_application_does_the_same_on_another_board() {
     let (mut world, page) = world_with_page("3072", "2048");
     world.init("bob");

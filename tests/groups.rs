@@ -9,6 +9,7 @@ use core::time::Duration;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use getrandom::SysRng;
 use ossicle::clock::Clock;
 use ossicle::crypto::IdentityKey;
 use ossicle::limits::{Rate, Rates};
@@ -16,11 +17,11 @@ use ossicle::name::Name;
 use ossicle::server::Config;
 use ossicle::store::{Conversation, Enrolment, QueueLimits, SqliteStore};
 use ossicle_core::{
-    Answer, CloseConversation, Closed, Fixed, GroupFlags, Init, Invite, Member, MemberChanged, MemberState, Members,
-    Message, Names, Reason, Receipt, Rung, Rungs, SEALED_NAME_LEN, ToldBy, WRAP_LEN, direct_sid,
+    Answer, BundleKeys, CloseConversation, Closed, Fixed, GroupFlags, Init, Invite, Member, MemberChanged, MemberState,
+    Members, Message, Names, Reason, Receipt, Rung, Rungs, SEALED_NAME_LEN, ToldBy, WRAP_LEN, direct_sid,
 };
 use ossicle_tests::keys;
-use ossicle_tests::node::{Client, Node, Published, enrolled, envelope, open};
+use ossicle_tests::node::{Client, Node, Published, bundle_keys, enrolled, envelope, open};
 use tempfile::TempDir;
 
 const ALICE: u8 = 1;
@@ -148,6 +149,10 @@ impl Peer {
     async fn close(&mut self, sid: [u8; 16]) -> Result<(), Reason> {
         let close = CloseConversation { request: 3, sid, signature: Fixed(&[self.number; 64]) };
         self.ask(&close.encode(&mut [0; 128]).unwrap()).await
+    }
+
+    async fn publish(&mut self, bundle: &Published) -> Result<(), Reason> {
+        self.ask(&Message::Publish { request: 5, bundle: bundle.signed() }).await
     }
 
     async fn wrap(&mut self, chain: u8, to: u8) -> Result<(), Reason> {
@@ -282,6 +287,46 @@ async fn an_invitation_waits_for_who_is_not_there() {
         one.hears_nothing().await;
     }
     carol.hears_nothing().await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn who_made_all_his_keys_new_is_invited_again() {
+    let node = Node::start(open()).await;
+    let [mut alice, mut bob, mut carol] = three(&node).await;
+    // The first bundle of all, the same again, and one in which only the prekey is new: he has what he had.
+    let mut keys = bundle_keys(BOB, 1);
+    let bundle = |keys: &BundleKeys, epoch| Published::sign(&keys.bundle(&member(BOB), epoch, [0; 32]), &key(BOB));
+    bob.publish(&bundle(&keys, 1)).await.unwrap();
+    bob.publish(&bundle(&keys, 1)).await.unwrap();
+    keys.rotate(&mut SysRng).unwrap();
+    bob.publish(&bundle(&keys, 2)).await.unwrap();
+    bob.hears_nothing().await;
+    // All of them are new, said twice since the answer was lost.
+    let keys = bundle_keys(BOB + 10, 3);
+    bob.publish(&bundle(&keys, 3)).await.unwrap();
+    bob.publish(&bundle(&keys, 3)).await.unwrap();
+    bob.hears_invite(SID, ALICE, &all()).await;
+    bob.hears_nothing().await;
+    assert_eq!(bob.publish(&bundle(&bundle_keys(BOB, 2), 2)).await, Err(Reason::Rewound));
+    bob.hears_nothing().await;
+    // He is in, as before, and is told who else is; the others hear his new word.
+    alice.wrap(6, BOB).await.unwrap();
+    bob.hears_wrap(6, ALICE).await;
+    bob.answer_with(SID, true, 99).await.unwrap();
+    bob.hears_changed(CAROL, MemberState::Accepted).await;
+    let again =
+        MemberChanged { sid: SID, member: [BOB; 16], state: MemberState::Accepted, signature: Some(Fixed(&[99; 64])) };
+    for one in [&mut alice, &mut carol] {
+        one.hears(&again.encode(&mut [0; 128]).unwrap()).await;
+    }
+    // The creator has no invitation.
+    for epoch in 1..=2 {
+        let keys = bundle_keys(ALICE + 10 * epoch as u8, epoch);
+        let bundle = Published::sign(&keys.bundle(&member(ALICE), epoch, [0; 32]), &key(ALICE));
+        alice.publish(&bundle).await.unwrap();
+    }
+    alice.hears_nothing().await;
     node.stop().await;
 }
 

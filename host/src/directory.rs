@@ -309,6 +309,13 @@ async fn publish(server: &Server, asker: &Asker, request: u16, signed: &SignedBu
     if !server.pool.verify(client.modulus, bundle.statement(), signed.signature.to_vec()).await? {
         return Err(Reason::Unauthorised.into());
     }
+    // All its keys are new: it may have lost its groups with the old ones. Said before, so that nothing can come between.
+    let held = server.store.bundle(&asker.id).await?.and_then(|held| Bundle::decode(&held.bundle).ok());
+    if held.is_some_and(|held| held.verifying != bundle.verifying && held.epoch < bundle.epoch)
+        && server.store.invite_again(&asker.id, server.now()).await?
+    {
+        server.greet(&[asker.id]).await;
+    }
     match server.store.publish_bundle(&asker.id, bundle.epoch, signed.bundle, signed.signature).await {
         Ok(()) => Ok(Some(Owed::Done(request))),
         Err(PublishError::Epoch { .. }) => Err(Reason::Rewound.into()),

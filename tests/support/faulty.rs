@@ -129,6 +129,7 @@ operations! {
     end_tokens(which: Tokens, now: u64) -> u64, StoreError;
     found(founding: Founding) -> Founded, FoundError;
     conversation(sid: &ConversationId) -> Option<Conversation>, StoreError;
+    invite_again(client: &ClientId, now: u64) -> bool, StoreError;
     answer(answer: MemberAnswer, announce: Announce) -> Vec<ClientId>, AnswerError;
     close(
         sid: &ConversationId, by: &ClientId, signature: &MemberSignature, now: u64, refuse: Refuse, announce: Announce

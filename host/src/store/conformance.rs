@@ -84,6 +84,7 @@ macro_rules! conformance {
             any_order_of_operations_comes_to_what_a_list_comes_to
             it_is_known_how_a_store_is
             an_invitation_waits_for_everybody_who_is_invited
+            who_lost_what_it_knew_is_invited_again
             an_id_has_one_conversation_for_ever
             only_who_is_known_is_invited
             nobody_is_invited_without_end

@@ -194,12 +194,23 @@ impl fmt::Debug for Announce {
 impl Founding {
     /// What waits for the invited.
     pub(super) fn items(&self) -> Vec<NewItem> {
-        let invited = self.invited.iter();
-        let chain = name(&self.sid, None);
+        let Self { sid, creator, invited, now, .. } = self;
+        let invited = invited.iter();
         invited
-            .map(|invitation| item(invitation.client, self.creator, chain, Arc::clone(&invitation.notice), self.now))
+            .map(|Invitation { client, notice, .. }| invitation(sid, *client, *creator, Arc::clone(notice), *now))
             .collect()
     }
+}
+
+/// An invitation that waits.
+pub(super) fn invitation(
+    sid: &ConversationId,
+    invited: ClientId,
+    creator: ClientId,
+    notice: Arc<[u8]>,
+    at: u64,
+) -> NewItem {
+    item(invited, creator, name(sid, None), notice, at)
 }
 
 fn item(recipient: ClientId, sender: ClientId, chain: ChainId, bytes: Arc<[u8]>, at: u64) -> NewItem {
@@ -234,7 +245,7 @@ pub(super) enum Decision {
     Same,
     /// The member is in this state now, and the others are told.
     Now(MemberState),
-    /// As before, and the newcomer is told who else has accepted.
+    /// The member has accepted, the others are told, and he is told who else has: he is new, or comes back without what he knew.
     Joins,
 }
 
@@ -253,7 +264,7 @@ pub(super) fn decide(
         (MemberState::Invited, true) => Ok(Decision::Joins),
         (MemberState::Invited, false) => Ok(Decision::Now(MemberState::Declined)),
         (MemberState::Accepted, true) if held == Some(&answer.signature) => Ok(Decision::Same),
-        (MemberState::Accepted, true) => Ok(Decision::Now(MemberState::Accepted)),
+        (MemberState::Accepted, true) => Ok(Decision::Joins),
         (MemberState::Declined, false) => Ok(Decision::Same),
         (MemberState::Accepted, false) | (MemberState::Declined, true) => Err(AnswerError::Forbidden),
         (MemberState::Expired, _) => Err(AnswerError::Expired),

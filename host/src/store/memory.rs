@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use ossicle_core::direct_sid;
 use tokio::time::sleep;
 
-use super::conversation::{Decision, decide, goes_with_its_conversation, is_told_of, names};
+use super::conversation::{Decision, decide, goes_with_its_conversation, invitation, is_told_of, names};
 use super::{
     Account, AccountChange, AccountError, Announce, AnswerError, BundleRecord, ChainError, ChainId, ChainRoute,
     ChannelError, ChannelId, ChannelRecord, ClientId, ClientRecord, CloseError, Closing, Conversation, ConversationId,
@@ -310,6 +310,7 @@ struct Group {
     signature: MemberSignature,
     at: u64,
     members: BTreeMap<ClientId, (MemberState, Option<MemberSignature>)>,
+    invitations: BTreeMap<ClientId, Arc<[u8]>>,
 }
 
 impl Group {
@@ -581,9 +582,27 @@ impl State {
         }
         let mut members: BTreeMap<_, _> = invited.map(|(client, _)| (client, (MemberState::Invited, None))).collect();
         members.insert(creator, (MemberState::Accepted, None));
-        self.conversations.insert(sid, Group { creator, creator_only, signature, at: now, members });
+        let invited = founding.invited.iter();
+        let invitations = invited.map(|invitation| (invitation.client, Arc::clone(&invitation.notice))).collect();
+        self.conversations.insert(sid, Group { creator, creator_only, signature, at: now, members, invitations });
         self.tell_all(running, limits, founding.items().into_iter());
         Ok(Founded::New)
+    }
+
+    fn invite_again(&mut self, running: &mut Running, limits: QueueLimits, client: &ClientId, now: u64) -> bool {
+        let open = self
+            .conversations
+            .iter()
+            .filter(|(_, group)| matches!(group.state(client), Some(MemberState::Invited | MemberState::Accepted)));
+        let again = open.filter_map(|(sid, group)| {
+            let notice = Arc::clone(group.invitations.get(client)?);
+            let waits = group.state(client) == Some(MemberState::Invited);
+            Some(((waits, group.at), invitation(sid, *client, group.creator, notice, now)))
+        });
+        let mut again: Vec<_> = again.collect();
+        // Those of one moment are in the order of their ids already.
+        again.sort_by_key(|(order, _)| *order);
+        !self.tell_all(running, limits, again.into_iter().map(|(_, item)| item)).is_empty()
     }
 
     fn answer(
@@ -605,12 +624,15 @@ impl State {
             Decision::Joins => (MemberState::Accepted, true),
         };
         let before = group.members.iter().filter_map(|(client, (state, signature))| {
-            let signature = signature.filter(|_| joins && *state == MemberState::Accepted)?;
+            let is_told = joins && *state == MemberState::Accepted && *client != member;
+            let signature = signature.filter(|_| is_told)?;
             Some(Notice::Changed { sid, member: *client, state: *state, signature: Some(signature) })
         });
         let before: Vec<_> = before.filter_map(|notice| announce.item(&notice, member, now)).collect();
         let mut told = self.change(running, limits, (&sid, &member), (state, Some(signature)), now, announce);
         told.extend(self.tell_all(running, limits, before.into_iter()));
+        told.sort_unstable();
+        told.dedup();
         Ok(told)
     }
 
@@ -1057,6 +1079,10 @@ impl Store for MemoryStore {
             })
         })
         .await
+    }
+
+    async fn invite_again(&self, client: &ClientId, now: u64) -> Result<bool, StoreError> {
+        self.update(move |state, running| state.invite_again(running, self.limits, client, now)).await
     }
 
     async fn answer(&self, answer: MemberAnswer, announce: Announce) -> Result<Vec<ClientId>, AnswerError> {

@@ -232,9 +232,16 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`StoreError`].
     async fn conversation(&self, sid: &ConversationId) -> Result<Option<Conversation>, StoreError>;
 
-    /// Notes a member's answer. The others who accepted are told by `announce`, and whoever accepts for the first time is
-    /// told of all who did before and signed that. The same again changes nothing; an acceptance under another signature
-    /// takes the place of the former.
+    /// Lets the invitations of a client to open conversations that it may answer, or has accepted, wait for it once more:
+    /// it may have forgotten them. Those that it has accepted come first. Whether any wait now.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn invite_again(&self, client: &ClientId, now: u64) -> Result<bool, StoreError>;
+
+    /// Notes a member's answer. The others who accepted are told by `announce`, and whoever accepts is told of all who did
+    /// before and signed that. The same again changes nothing; an acceptance under another signature takes the place of the
+    /// former, and is one of somebody who may have forgotten what he was told.
     ///
     /// Returns for whom something waits now, each once.
     ///

@@ -64,7 +64,7 @@ const TOKEN_MEMORY: u64 = 30 * 24 * 60 * 60;
 /// "OSSI": tells our files from any other SQLite file.
 const APPLICATION_ID: i32 = 0x4f53_5349;
 /// Version of the tables. A newer one is refused, an older one is brought up to date.
-const SCHEMA_VERSION: i32 = 8;
+const SCHEMA_VERSION: i32 = 9;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (
@@ -672,6 +672,11 @@ impl Store for SqliteStore {
     async fn conversation(&self, sid: &ConversationId) -> Result<Option<Conversation>, StoreError> {
         let sid = *sid;
         self.read(move |db| conversation::look_up(db, &sid)).await
+    }
+
+    async fn invite_again(&self, client: &ClientId, now: u64) -> Result<bool, StoreError> {
+        let client = *client;
+        self.update_queues(Nature::ALONE, move |db, ledger| conversation::invite_again(db, ledger, &client, now)).await
     }
 
     async fn answer(&self, answer: MemberAnswer, announce: Announce) -> Result<Vec<ClientId>, AnswerError> {
@@ -1662,6 +1667,7 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         transaction.execute_batch(conversation::TABLES)?;
         transaction.execute_batch(ACCOUNTS)?;
         transaction.execute_batch(public::TABLES)?;
+        transaction.execute_batch(conversation::INVITATIONS)?;
         sums::add(&transaction, 0)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
@@ -1690,6 +1696,9 @@ pub(super) fn initialise(db: &Connection) -> rusqlite::Result<Option<Meta>> {
         }
         if version < 8 {
             transaction.execute_batch(public::TABLES)?;
+        }
+        if version < 9 {
+            transaction.execute_batch(conversation::INVITATIONS)?;
         }
         sums::add(&transaction, version)?;
         if version == 3 {

@@ -126,6 +126,36 @@ pub(crate) async fn an_invitation_waits_for_everybody_who_is_invited(backend: &i
     assert_eq!(store.conversation(&SID).await, Ok(Some(open)));
 }
 
+pub(crate) async fn who_lost_what_it_knew_is_invited_again(backend: &impl Backend) {
+    let store = with_group(backend).await;
+    // 2 accepts, 3 declines; 4 has read it and not answered.
+    accept(&store, 2).await;
+    store.answer(says(3, false), announce()).await.unwrap();
+    for n in 1..=4 {
+        store.acknowledge(&id(n), u64::MAX).await.unwrap();
+    }
+    drop(store);
+    let store = backend.open().await;
+    for (n, again) in [(1, false), (2, true), (3, false), (4, true)] {
+        assert_eq!(store.invite_again(&id(n), NOW + 6).await, Ok(again), "{n}");
+        assert_eq!(notices(&store, n).await, ["invited by 1"; 1][..usize::from(again)], "{n}");
+    }
+    // Twice is once.
+    store.invite_again(&id(2), NOW + 7).await.unwrap();
+    assert_eq!(notices(&store, 2).await, ["invited by 1"]);
+    assert_eq!(accept(&store, 4).await, [1, 2, 4].map(id));
+    // Who comes back is told who is in, and the others of his new word.
+    store.acknowledge(&id(2), u64::MAX).await.unwrap();
+    let anew = MemberAnswer { signature: [22; 64], ..says(2, true) };
+    assert_eq!(store.answer(anew, announce()).await, Ok([1, 2, 4].map(id).into()));
+    assert_eq!(notices(&store, 2).await, [changed(4, MemberState::Accepted, Some(4))]);
+    assert_eq!(notices(&store, 1).await.last(), Some(&changed(2, MemberState::Accepted, Some(22))));
+    // What is closed invites nobody.
+    close(&store, 1).await.unwrap();
+    assert_eq!(store.invite_again(&id(2), NOW + 9).await, Ok(false));
+    assert_eq!(store.invite_again(&id(99), NOW + 9).await, Ok(false), "nor a stranger");
+}
+
 pub(crate) async fn an_id_has_one_conversation_for_ever(backend: &impl Backend) {
     let store = with_group(backend).await;
     // The same partners, another creator; the same creator, something else.
@@ -250,10 +280,11 @@ pub(crate) async fn an_acceptance_under_another_signature_takes_the_place_of_the
         let again = MemberAnswer { signature: [signature; 64], ..says(2, true) };
         let mut told = store.answer(again, announce()).await.unwrap();
         told.sort_unstable();
-        assert_eq!(told, [id(1), id(3)]);
+        // Himself, of the third: he may have forgotten him.
+        assert_eq!(told, [id(1), id(2), id(3)]);
     }
     // The creator, too.
-    assert_eq!(store.answer(says(1, true), announce()).await.unwrap().len(), 2);
+    assert_eq!(store.answer(says(1, true), announce()).await.unwrap().len(), 3);
     accept(&store, 4).await;
     let of = |n, signature| changed(n, MemberState::Accepted, Some(signature));
     assert_eq!(notices(&store, 1).await, [of(2, 72), of(3, 3), of(4, 4)], "the former is not worth telling");

@@ -7,7 +7,7 @@ use ossicle_core::direct_sid;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
-use super::super::conversation::{Decision, decide, goes_with_its_conversation, is_told_of, names};
+use super::super::conversation::{Decision, decide, goes_with_its_conversation, invitation, is_told_of, names};
 use super::super::{
     Announce, AnswerError, ChainError, ChainId, ClientId, CloseError, Closing, Conversation, ConversationId,
     FoundError, Founded, Founding, MAX_CONVERSATIONS, MAX_INVITATIONS, Member, MemberAnswer, MemberSignature,
@@ -40,6 +40,18 @@ CREATE TABLE tombstone (
     closed_by BLOB NOT NULL REFERENCES client (id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX chain_conversation ON chain (sid);
+";
+
+/// What version 9 adds: the invitations themselves, as long as they may be given again.
+pub(super) const INVITATIONS: &str = "
+CREATE TABLE invitation (
+    sid BLOB NOT NULL,
+    client BLOB NOT NULL,
+    notice BLOB NOT NULL,
+    PRIMARY KEY (sid, client),
+    FOREIGN KEY (sid, client) REFERENCES member (sid, client)
+) STRICT;
+CREATE INDEX invitation_client ON invitation (client);
 ";
 
 /// The chains of a conversation of several. Two of its members may have a chain under its id in no other: it cannot be
@@ -129,8 +141,34 @@ pub(super) fn found(
         db.prepare_cached("INSERT INTO member (sid, client, state) VALUES (?, ?, ?)")?
             .execute(params![sid, client, state])?;
     }
+    for invitation in &founding.invited {
+        db.prepare_cached("INSERT INTO invitation (sid, client, notice) VALUES (?, ?, ?)")?.execute(params![
+            sid,
+            invitation.client,
+            &*invitation.notice
+        ])?;
+    }
     tell(db, ledger, &founding.items())?;
     Ok(Founded::New)
+}
+
+/// Lets the invitations of a client wait for it once more, and returns whether any do.
+pub(super) fn invite_again(
+    db: &Connection,
+    ledger: &mut Ledger<'_>,
+    client: &ClientId,
+    now: u64,
+) -> rusqlite::Result<bool> {
+    let mut query = db.prepare_cached(
+        "SELECT sid, creator, notice FROM invitation JOIN member USING (sid, client) JOIN conversation USING (sid)
+         WHERE client = ? AND state IN (0, 1) ORDER BY state DESC, founded_at, sid",
+    )?;
+    let item = |row: &Row<'_>| {
+        let notice: Vec<u8> = row.get(2)?;
+        Ok(invitation(&row.get(0)?, *client, row.get(1)?, notice.into(), now))
+    };
+    let items: Vec<_> = query.query_map([client], item)?.collect::<Result<_, _>>()?;
+    Ok(!tell(db, ledger, &items)?.is_empty())
 }
 
 pub(super) fn look_up(db: &Connection, sid: &ConversationId) -> rusqlite::Result<Option<Conversation>> {
@@ -165,7 +203,7 @@ pub(super) fn answer(
     if joins {
         let before = members(db, &sid)?.into_iter().filter(|other| other.state == MemberState::Accepted);
         for Member { client, state, signature } in before {
-            if signature.is_some() {
+            if signature.is_some() && client != member {
                 items.extend(announce.item(&Notice::Changed { sid, member: client, state, signature }, member, now));
             }
         }
@@ -196,6 +234,7 @@ pub(super) fn close(
     let chains: Vec<ChainId> = query.query_map([sid], |row| row.get(0))?.collect::<Result<_, _>>()?;
     drop(query);
     db.prepare_cached(&format!("DELETE {CHAINS}"))?.execute([sid])?;
+    db.prepare_cached("DELETE FROM invitation WHERE sid = ?")?.execute([sid])?;
     db.prepare_cached("DELETE FROM member WHERE sid = ?")?.execute([sid])?;
     db.prepare_cached("DELETE FROM conversation WHERE sid = ?")?.execute([sid])?;
     db.prepare_cached("INSERT INTO tombstone (sid, closed_at, closed_by) VALUES (?, ?, ?)")?.execute(params![
@@ -304,6 +343,9 @@ fn change(
 ) -> rusqlite::Result<Vec<NewItem>> {
     db.prepare_cached("UPDATE member SET state = ?, signature = ? WHERE sid = ? AND client = ?")?
         .execute(params![state, signature, sid, member])?;
+    if !matches!(state, MemberState::Invited | MemberState::Accepted) {
+        db.prepare_cached("DELETE FROM invitation WHERE sid = ? AND client = ?")?.execute(params![sid, member])?;
+    }
     let notice = Notice::Changed { sid: *sid, member: *member, state, signature };
     let mut query = db.prepare_cached("SELECT client FROM member WHERE sid = ? AND state = 1 AND client <> ?")?;
     let others = query.query_map([sid, member], |row| row.get(0))?;

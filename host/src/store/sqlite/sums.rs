@@ -15,7 +15,7 @@ const NAME: &str = "ossicle_sum";
 
 /// The tables that triggers keep the sums of: since which version there are such tables with sums, their keys, and what else
 /// of them is summed.
-const TABLES: [(i32, &str, &str, &str); 14] = [
+const TABLES: [(i32, &str, &str, &str); 15] = [
     (5, "meta", "only", "server_id, store_epoch"),
     (5, "sequence", "only", "reserved"),
     // When a client was last seen is written all the time, and nothing rests on it.
@@ -31,6 +31,7 @@ const TABLES: [(i32, &str, &str, &str); 14] = [
     (8, "post", "seq", "author, number, at, epoch, kind, signature, body, kept_at"),
     (8, "author", "client", "number, signature"),
     (8, "public", "only", "newest"),
+    (9, "invitation", "sid, client", "notice"),
 ];
 
 const CHANNEL: (&str, &str, &str) = ("channel", "sum", "id, client, sealed, expires");

@@ -555,7 +555,7 @@ fn fourth(directory: &Directory) -> Connection {
         }
     }
     db.execute_batch(
-        "DROP INDEX chain_conversation; DROP TABLE member; DROP TABLE conversation; DROP TABLE tombstone;
+        "DROP INDEX chain_conversation; DROP TABLE invitation; DROP TABLE member; DROP TABLE conversation; DROP TABLE tombstone;
         DROP TABLE account; DROP TABLE post; DROP TABLE author; DROP TABLE public; PRAGMA user_version = 4",
     )
     .unwrap();
@@ -570,7 +570,8 @@ async fn a_store_of_the_sixth_version_is_brought_up_to_date() {
     drop(store);
     let db = Connection::open(directory.path().join("store.db")).unwrap();
     db.execute_batch(
-        "DROP TABLE account; DROP TABLE post; DROP TABLE author; DROP TABLE public; PRAGMA user_version = 6",
+        "DROP TABLE account; DROP TABLE post; DROP TABLE author; DROP TABLE public; DROP TABLE invitation;
+        PRAGMA user_version = 6",
     )
     .unwrap();
     drop(db);
@@ -602,7 +603,10 @@ async fn a_store_of_the_seventh_version_gets_its_public_conversation() {
     store.enrol(enrolment(1)).await.unwrap();
     drop(store);
     let db = connect(&directory.path().join("store.db")).unwrap();
-    db.execute_batch("DROP TABLE post; DROP TABLE author; DROP TABLE public; PRAGMA user_version = 7").unwrap();
+    db.execute_batch(
+        "DROP TABLE post; DROP TABLE author; DROP TABLE public; DROP TABLE invitation; PRAGMA user_version = 7",
+    )
+    .unwrap();
     drop(db);
     let store = directory.store();
     assert_eq!(store.posts(0, 10).await, Ok(Posts::default()));
@@ -626,6 +630,28 @@ async fn a_store_of_the_seventh_version_gets_its_public_conversation() {
         assert!(sums::check(&begun).is_err(), "{table}");
         begun.rollback().unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_store_of_the_eighth_version_keeps_invitations_from_then_on() {
+    let directory = Directory::new();
+    let store = directory.store();
+    for n in 1..=3 {
+        store.enrol(enrolment(n)).await.unwrap();
+    }
+    store.found(founding(1, 1, [2])).await.unwrap();
+    store.acknowledge(&[2; 16], u64::MAX).await.unwrap();
+    drop(store);
+    let db = connect(&directory.path().join("store.db")).unwrap();
+    db.execute_batch("DROP TABLE invitation; PRAGMA user_version = 8").unwrap();
+    drop(db);
+    let store = directory.store();
+    assert_eq!(store.invite_again(&[2; 16], NOW).await, Ok(false), "nobody has kept it");
+    store.found(founding(2, 1, [2])).await.unwrap();
+    store.acknowledge(&[2; 16], u64::MAX).await.unwrap();
+    assert_eq!(store.invite_again(&[2; 16], NOW).await, Ok(true));
+    drop(store);
+    sums::check_all(&connect(&directory.path().join("store.db")).unwrap()).unwrap();
 }
 
 /// The file of a store that is closed, in which changes leave sums as they are.
@@ -776,7 +802,7 @@ async fn a_store_of_the_fifth_version_gets_its_conversations() {
     drop(store);
     let db = connect(&directory.path().join("store.db")).unwrap();
     db.execute_batch(
-        "DROP INDEX chain_conversation; DROP TABLE member; DROP TABLE conversation; DROP TABLE tombstone;
+        "DROP INDEX chain_conversation; DROP TABLE invitation; DROP TABLE member; DROP TABLE conversation; DROP TABLE tombstone;
         DROP TABLE account; DROP TABLE post; DROP TABLE author; DROP TABLE public; PRAGMA user_version = 5",
     )
     .unwrap();
@@ -841,8 +867,19 @@ async fn a_row_that_is_not_what_was_written_is_found_at_the_start() {
     drop(directory.store());
     let db = connect(&directory.path().join("store.db")).unwrap();
     sums::check_all(&db).unwrap();
-    let tables =
-        ["meta", "sequence", "client", "bundle", "rotation", "token", "chain", "conversation", "member", "tombstone"];
+    let tables = [
+        "meta",
+        "sequence",
+        "client",
+        "bundle",
+        "rotation",
+        "token",
+        "chain",
+        "conversation",
+        "member",
+        "tombstone",
+        "invitation",
+    ];
     for trigger in tables {
         db.execute_batch(&format!("DROP TRIGGER {trigger}_change")).unwrap();
     }
@@ -860,6 +897,7 @@ async fn a_row_that_is_not_what_was_written_is_found_at_the_start() {
         "member SET state = 1 WHERE client = x'04040404040404040404040404040404'",
         "member SET signature = zeroblob(64) WHERE client = x'02020202020202020202020202020202'",
         "tombstone SET closed_by = x'02020202020202020202020202020202'",
+        "invitation SET notice = x'00'",
         "channel SET client = x'02020202020202020202020202020202'",
         "gone SET until = until + 1",
         "parcel SET recipient = x'01010101010101010101010101010101'",
