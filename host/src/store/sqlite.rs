@@ -1421,7 +1421,9 @@ impl Writer<'_, '_> {
         if self.shared.tight.load(Ordering::Relaxed) {
             // Nothing of the WAL is given back while somebody looks at all there is, and the next start looks again.
             self.shared.end_check();
-            shrink(db)?;
+            if self.shared.has_room_for_all(db)? {
+                shrink(db)?;
+            }
         }
         run("BEGIN IMMEDIATE")?;
         let begun = Instant::now();
@@ -1479,8 +1481,7 @@ impl Writer<'_, '_> {
     }
 }
 
-/// Gives back what the WAL holds more than once, as far as there is room to write it out: on a full disk that may be all
-/// the room there is.
+/// Gives back what the WAL holds more than once: on a full disk that may be all the room there is.
 fn shrink(db: &Connection) -> rusqlite::Result<()> {
     match db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
         Err(rusqlite::Error::SqliteFailure(failure, _)) if failure.code == ErrorCode::DiskFull => Ok(()),
@@ -1512,6 +1513,17 @@ impl Shared {
             metrics: Arc::default(),
             files: ["store.db", "store.db-wal"].map(|name| directory.join(name)),
         }
+    }
+
+    /// Whether the disk has room for what the WAL holds in the file of the store. Where it has not, to try would take what
+    /// room there is, and give nothing back.
+    fn has_room_for_all(&self, db: &Connection) -> rusqlite::Result<bool> {
+        let number = |pragma| db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+        let needed = u64::try_from(number("page_count")?.saturating_mul(number("page_size")?)).unwrap_or(u64::MAX);
+        let [file, _] = &self.files;
+        let held = file.metadata().map_or(0, |file| file.len());
+        let free = rustix::fs::statvfs(file).map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+        Ok(needed.saturating_sub(held) <= free)
     }
 
     fn seen(&self) -> MutexGuard<'_, Arc<HashMap<ClientId, u64>>> {
