@@ -42,6 +42,8 @@ struct Bob {
     bundle: Bundle,
     signature: Vec<u8>,
     is_online: bool,
+    /// Whether he refuses each chain, before the server has confirmed that it passed it on.
+    is_hostile: bool,
     /// What Alice has begun, by its id.
     chains: HashMap<[u8; 8], ReceivingChain<256>>,
     wraps: Vec<Vec<u8>>,
@@ -78,8 +80,16 @@ impl Place {
         let keys = BundleKeys::generate(1, &mut Rng::new(9)).unwrap();
         let bundle = keys.bundle(&Member { id: BOB, key: keys::bob().fingerprint() }, 5, [0; 32]);
         let signature = keys::bob().sign(&bundle.statement()).unwrap();
-        let bob =
-            Bob { keys, bundle, signature, is_online: false, chains: HashMap::new(), wraps: Vec::new(), group: None };
+        let bob = Bob {
+            keys,
+            bundle,
+            signature,
+            is_online: false,
+            is_hostile: false,
+            chains: HashMap::new(),
+            wraps: Vec::new(),
+            group: None,
+        };
         let mut place = Self { directory, script, key, bob };
         place.point(place.script.address().port());
         place
@@ -176,6 +186,11 @@ impl Place {
                 Message::Wrap { request, to, wrap, .. } => {
                     assert_eq!(to, BOB, "a chain for somebody else");
                     let id = self.bob.accept(wrap, &self.alice().1);
+                    if self.bob.is_hostile {
+                        let reason = Some(Reason::Rekey);
+                        let receipt = Receipt { rung: Rung::Refused, reason, chain: id, from: 0, to: 0, tag: None };
+                        client.send(&ToldBy { from: BOB, receipt }.encode(&mut [0; 128]).unwrap());
+                    }
                     client.send(&Message::Done { request });
                     return Heard::Wrap(id);
                 }
@@ -786,6 +801,11 @@ fn a_listener_whom_the_server_adds_to_a_group_hears_and_says_nothing() {
     let (text, receipt) = place.bob.open(&envelope, Rung::Delivered);
     assert_eq!(text, "a secret");
     client.send(&word(Rung::Stored, None, &envelope));
+    // Nor can the server, whatever it writes beside that.
+    for rung in [Rung::Delivered, Rung::Opened] {
+        client.send(&word(rung, None, &envelope));
+        client.send(&word(rung, Some(Reason::Rate), &envelope));
+    }
     let by = |from, receipt| ToldBy { from, receipt };
     let forged = Receipt { tag: Some([7; 16]), ..receipt };
     for told in [by(MALLORY, receipt), by(MALLORY, forged), by(BOB, forged)] {
@@ -893,4 +913,58 @@ fn a_member_whose_queue_is_full_is_named() {
     let done = send.wait().failed(1, "not delivered to everybody in plans: bob: refused(queue-full)");
     assert!(done.out.contains("\"member\":\"bob\",\"rung\":\"refused\",\"reason\":\"queue-full\""), "{done:?}");
     assert!(place.letters().is_empty());
+}
+
+#[test]
+fn a_member_who_refuses_every_chain_makes_nobody_wait() {
+    let mut place = Place::new();
+    place.found_plans();
+    place.bob.is_hostile = true;
+    let send = place.spawn(&["send", "plans", "hello", "--timeout", "90s"]);
+    let mut client = place.accept();
+    let envelope = place.envelope(&mut client);
+    // New ones are tried as long as they may be started at once, and then the last one is taken.
+    assert_eq!(place.bob.wraps.len(), 3);
+    let (text, receipt) = place.bob.open(&envelope, Rung::Delivered);
+    assert_eq!(text, "hello");
+    client.send(&ToldBy { from: BOB, receipt }.encode(&mut [0; 128]).unwrap());
+    place.farewell(&mut client);
+    send.wait().ok();
+    assert!(place.letters().is_empty());
+}
+
+#[test]
+fn an_invitation_outlasts_a_directory_that_has_no_answer_now() {
+    let mut place = Place::new();
+    let members = sorted(vec![place.me(), place.know_bob()]);
+    let lines: Vec<u8> = members.iter().flat_map(Member::encode).collect();
+    let conversation = Conversation::group(PLANS, 0, &members).unwrap();
+    let signature = Decision::Init(GroupFlags::NONE).sign(&place.bob.keys, &conversation);
+    let invite = Invite {
+        sid: PLANS,
+        creator: BOB,
+        flags: GroupFlags::NONE,
+        signature: Fixed(&signature),
+        members: Members::new(&lines).unwrap(),
+        name: Fixed(&[7; SEALED_NAME_LEN]),
+    };
+    let give = |client: &mut Scripted| {
+        client.send(&Message::Waited { seq: 1, at: LAST_SEEN });
+        client.send(&invite.encode(&mut [0; 1024]).unwrap());
+    };
+    let _listen = place.spawn(&["listen"]);
+    let mut client = place.accept();
+    assert_eq!(place.hear(&mut client), Heard::Listening);
+    give(&mut client);
+    let asked = client.receive();
+    let Message::Lookup(lookup) = Message::decode(&asked).unwrap() else { panic!("who has founded it") };
+    let reason = Reason::Unavailable;
+    client.send(&Message::Refused { request: lookup.request, reason, retry_after: None });
+    assert!(client.is_ended(), "nothing is acknowledged");
+    // It comes again.
+    let mut client = place.accept();
+    assert_eq!(place.hear(&mut client), Heard::Listening);
+    give(&mut client);
+    assert_eq!(place.hear(&mut client), Heard::Acknowledge(1));
+    assert_eq!(place.store().group(&PLANS).unwrap().unwrap().standing, Standing::Invited);
 }

@@ -146,6 +146,8 @@ struct UnderWay {
     refused: Vec<String>,
     /// What was said of members of the group: another process says it again.
     members: HashSet<(String, Rung)>,
+    /// Whether anything was said of members.
+    is_to_group: bool,
 }
 
 impl UnderWay {
@@ -292,6 +294,7 @@ impl Send {
                         front.refused.push(format!("{name}: {}", refusal(reason, &name, detail.as_deref())));
                     }
                     Reply::AwayBy { name, last_seen, .. } => {
+                        front.is_to_group = true;
                         let said = away(&name, last_seen);
                         if !core::mem::replace(&mut is_away, true) {
                             say(&harmless(&format!("{said}: the server keeps it until {name} comes")));
@@ -356,6 +359,7 @@ impl Send {
             away: None,
             refused: Vec::new(),
             members: HashSet::new(),
+            is_to_group: false,
         })
     }
 
@@ -397,6 +401,9 @@ impl Send {
         };
         let rest = match (letter.reached, letter.kept) {
             (Some(Rung::Delivered), _) => format!("; {name} has it"),
+            (Some(Rung::Stored), _) if letter.is_to_group => {
+                format!("; the server keeps it until everybody in {name} has come: do not send it again")
+            }
             (Some(Rung::Stored), _) => format!("; the server keeps it until {name} comes: do not send it again"),
             (_, true) => {
                 "; it stays in this home's outbox and goes at the next connection: do not send it again".to_owned()

@@ -464,6 +464,11 @@ impl Groups {
             Ok((_, None)) => drop(self.failed.insert(*id, Reason::Offline)),
             Err(rejected) => {
                 let (reason, _) = rejected.told(desk.alarm)?;
+                // It passes. What was said must not be lost for that: the server keeps it for the next connection.
+                if matches!(reason, Reason::Rate | Reason::Unavailable) {
+                    let sentence = format!("the directory cannot say now who somebody in a group is ({reason})");
+                    return Err(LinkError::Broken(sentence).into());
+                }
                 self.failed.insert(*id, reason);
             }
         }

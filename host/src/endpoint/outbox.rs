@@ -698,7 +698,10 @@ impl Outbox {
             Some(Whose::One(key)) => self.correspondences.get(key),
             Some(Whose::Group(sid)) => {
                 let is_unheard = |kept: &Gathering| kept.is_unheard(&receipt.chain);
-                return rewound && receipt.to == 0 && self.gatherings.get(sid).is_some_and(is_unheard);
+                // A member who is written to alone may have had a later chain of this group: this one is old to him.
+                let is_alone = |kept: &Correspondence| kept.sid.as_ref() == Some(sid);
+                let may_be_old = self.correspondences.values().any(is_alone);
+                return rewound && receipt.to == 0 && !may_be_old && self.gatherings.get(sid).is_some_and(is_unheard);
             }
             None => None,
         };

@@ -339,7 +339,7 @@ impl Gathering {
         }
         for letter in over {
             match letter.is_finished() {
-                true => ledger.erase(&letter, letter.outcome()),
+                true => ledger.erase(&letter, letter.remembered()),
                 false => self.end(ledger, letter, Reason::Expired, None),
             }
         }
@@ -458,7 +458,7 @@ impl Gathering {
                 ledger.announce(&who, &mut letter, Err(reason));
             }
         }
-        ledger.erase(&letter, outcome);
+        ledger.erase(&letter, letter.remembered());
     }
 
     /// This member does not get a letter.
@@ -841,8 +841,13 @@ impl Gathering {
     pub(super) fn told(&mut self, ledger: &mut Ledger, receipt: &Receipt) {
         let Some(place) = self.chains.iter().position(|joint| joint.chain.is(&receipt.chain)) else { return };
         let Some(joint) = self.chains.get_mut(place) else { return };
-        if receipt.tag.is_some() || receipt.from > receipt.to || receipt.rung > Rung::Stored && receipt.reason.is_none()
-        {
+        // What members have, they say themselves, each with a tag; a reason makes nothing else of that.
+        let is_servers = match receipt.rung {
+            Rung::Accepted | Rung::Stored => true,
+            Rung::Refused => receipt.reason.is_some(),
+            _ => false,
+        };
+        if receipt.tag.is_some() || receipt.from > receipt.to || !is_servers {
             tracing::warn!("a receipt for {} ({}) is nobody's word: ignored", self.label, receipt.rung);
             return;
         }
@@ -922,8 +927,15 @@ impl Gathering {
         if receipt.tag.is_none() && receipt.to == 0 && curable(reason) {
             // The wrap itself, perhaps: then he opens nothing of the chain.
             joint.tired = true;
-            if joint.chain.live.as_ref().is_some_and(|live| live.sealing.next() == 0) {
-                joint.chain.end();
+            // Nothing was sealed with it: a new one serves all alike, if one may be started now. Nobody makes the others wait.
+            if let Some(live) = joint.chain.live.as_mut().filter(|live| live.sealing.next() == 0) {
+                let now = Instant::now();
+                if !mem::replace(&mut live.counted, true) {
+                    self.starts.count(now);
+                }
+                if self.starts.wait(now).is_none() {
+                    joint.chain.end();
+                }
             }
             let waits = |(n, letter): (&u32, &mut Letter)| letter.pending().any(|id| id == member).then_some(*n);
             if reason != Reason::Unknown {

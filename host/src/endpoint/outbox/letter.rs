@@ -121,6 +121,12 @@ impl Letter {
             (reached, _) => Ok(reached.unwrap_or(Rung::Accepted)),
         }
     }
+
+    /// What is remembered of it for who asks again: that one member did not get it is not passed over.
+    pub(super) fn remembered(&self) -> Result<Rung, Reason> {
+        let refused = self.parts.values().find_map(|part| part.kept.refused);
+        refused.map_or_else(|| self.outcome(), Err)
+    }
 }
 
 /// What is said last of a letter.
