@@ -179,6 +179,24 @@ fn what_a_killed_process_has_sent_is_read_once_and_heard_of_by_the_next() {
 }
 
 #[test]
+fn a_script_is_told_of_a_member_who_is_there_and_says_nothing() {
+    let world = people(&["alice", "bob", "carol"]);
+    plans(&world, &["alice", "bob", "carol"]);
+    let (bob, carol) = (world.listen("bob", &[]), world.listen("carol", &[]));
+    carol.signal("STOP");
+    let done = chat(&world, "alice", "/msg plans one\n");
+    carol.signal("CONT");
+    assert_eq!(done.code, Some(3), "{done:?}");
+    assert!(done.out.contains("✓ delivered to bob in plans: one\n"), "{done:?}");
+    assert!(done.err.contains("✗ not confirmed by plans: one: "), "{done:?}");
+    assert!(done.err.contains("not everybody in plans has confirmed it; do not send it again\n"), "{done:?}");
+    // And it is not lost.
+    for listening in [&bob, &carol] {
+        assert_eq!(read(listening), said("alice", "one"));
+    }
+}
+
+#[test]
 fn what_was_not_sent_fails_with_the_end_of_its_group() {
     let mut world = people(&["alice", "bob"]);
     plans(&world, &["alice", "bob"]);

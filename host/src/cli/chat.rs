@@ -561,16 +561,22 @@ impl Talk<'_> {
                 continue;
             };
             match &open.what {
-                Asked::Letter { to, text, .. } => {
-                    let trouble = open.trouble.take().unwrap_or_else(|| format!("{to} does not answer"));
+                Asked::Letter { to, text, opened, .. } => {
+                    let trouble = open.trouble.take().unwrap_or_else(|| match opened {
+                        Some(_) => format!("not everybody in {to} has confirmed it"),
+                        None => format!("{to} does not answer"),
+                    });
                     if self.console.is_terminal() {
                         let said = format!("  … not delivered to {to} yet: {text} ({trouble}; it is tried further)");
                         open.deadline = None;
                         self.open.insert(number, open);
                         self.show(Tone::Bad, &said).await?;
                     } else {
-                        let trouble =
-                            format!("{trouble}; it stays in this home's outbox and goes at the next connection");
+                        let rest = match opened {
+                            Some(_) => "do not send it again",
+                            None => "it stays in this home's outbox and goes at the next connection",
+                        };
+                        let trouble = format!("{trouble}; {rest}");
                         let said = format!("  ✗ not confirmed by {to}: {text}: {}", too_late(PATIENCE, Some(trouble)));
                         self.fail(3, &said).await?;
                     }
@@ -669,7 +675,7 @@ impl Talk<'_> {
                     opened.get_or_insert_default();
                     let failure = why(&name, Reply::Refused { reason, detail });
                     let said = format!("  ✗ not delivered to {name} in {to}: {text}: {}", failure.sentence);
-                    open.deadline = None;
+                    open.deadline = open.deadline.filter(|_| !is_terminal);
                     return self.fail(failure.code, &said).await;
                 }
                 (Asked::Letter { fresh, show_at, opened, .. }, Reply::By { name, rung }) => {
@@ -680,7 +686,8 @@ impl Talk<'_> {
                     opened.get_or_insert_default();
                     // Others may say so in a moment.
                     show_at.get_or_insert_with(|| Instant::now() + TOGETHER);
-                    open.deadline = None;
+                    // A script goes no further, and must know it, as long as somebody says nothing.
+                    open.deadline = open.deadline.filter(|_| !is_terminal);
                     return Ok(());
                 }
                 (Asked::Letter { to, text, is_there, .. }, Reply::Away { last_seen }) => {
@@ -697,7 +704,9 @@ impl Talk<'_> {
                 _ => return Ok(()),
             };
             // Nothing that is still to come is late.
-            open.deadline = None;
+            if is_terminal || matches!(open.what, Asked::Letter { is_there: true, .. }) {
+                open.deadline = None;
+            }
             return self.show(shown.0, &shown.1).await;
         }
         self.show_fresh(number, true).await?;
