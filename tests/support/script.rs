@@ -132,18 +132,37 @@ impl Scripted {
 
     /// The bytes of the next whole record.
     fn record(&mut self) -> Vec<u8> {
+        self.record_or_end().expect("the client has ended the connection")
+    }
+
+    fn record_or_end(&mut self) -> Option<Vec<u8>> {
         loop {
             if let Some(len) = self.data.get(4..6).map(|len| usize::from(u16::from_be_bytes([len[0], len[1]])))
                 && self.data.len() >= len
             {
-                return self.data.drain(..len).collect();
+                return Some(self.data.drain(..len).collect());
             }
             let mut bytes = [0; 4096];
             let len = self.stream.read(&mut bytes).expect("the client writes in time");
-            assert!(len > 0, "the client has ended the connection");
+            if len == 0 {
+                return None;
+            }
             assert!(self.data.len() < MAX_RECORD_LEN, "no record is as long as that");
             self.data.extend_from_slice(&bytes[..len]);
         }
+    }
+
+    /// The payloads of what the client says until it ends the connection.
+    pub fn last_words(mut self) -> Vec<Vec<u8>> {
+        let mut said = Vec::new();
+        while let Some(mut record) = self.record_or_end() {
+            if let Received::Record { event: Event::Message(payload), .. } =
+                self.connection.receive(&mut record).expect("a good record")
+            {
+                said.push(payload.to_vec());
+            }
+        }
+        said
     }
 
     /// The payload of the next message.

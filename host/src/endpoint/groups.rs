@@ -157,7 +157,7 @@ impl Groups {
 
     /// There is a connection: what nobody has answered is said again.
     pub(super) fn connected(&mut self, desk: &mut Desk<'_>) -> Result<(), Ended> {
-        for group in desk.store.groups()? {
+        for group in desk.store.groups_that_go_on()? {
             self.say(desk, &group)?;
         }
         Ok(())

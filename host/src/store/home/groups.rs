@@ -225,6 +225,15 @@ impl HomeStore {
         self.find_groups("ORDER BY since, name_key, number", [])
     }
 
+    /// Groups that go on, or may, the oldest first. Of those that are over there may be any number: their founders need nobody's
+    /// leave.
+    ///
+    /// # Errors
+    /// [`HomeStoreError`].
+    pub fn groups_that_go_on(&self) -> Result<Vec<Group>> {
+        self.find_groups(&format!("WHERE standing IN ({}) ORDER BY since, name_key, number", open_codes()), [])
+    }
+
     /// The group with this id.
     ///
     /// # Errors
@@ -263,8 +272,9 @@ impl HomeStore {
     /// # Errors
     /// [`HomeStoreError`].
     pub fn open_groups(&self) -> Result<u64> {
-        let is_open = |group: &&Group| group.standing.is_open();
-        Ok(self.groups()?.iter().filter(is_open).count().try_into().unwrap_or(u64::MAX))
+        let sql = format!("SELECT count(*) FROM conversation WHERE standing IN ({})", open_codes());
+        let count: i64 = self.db.prepare_cached(&sql)?.query_row([], |row| row.get(0))?;
+        Ok(count.unsigned_abs())
     }
 
     /// Notes where this client stands in a group. Once the server knows the group, what was sealed for it goes.
@@ -320,6 +330,12 @@ impl HomeStore {
         transaction.commit()?;
         self.flush_log()
     }
+}
+
+/// The codes of groups that go on, or may, as SQL lists them.
+fn open_codes() -> String {
+    let open = Standing::ALL.into_iter().filter(|standing| standing.is_open());
+    open.map(|standing| standing.code().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn members(db: &Connection, sid: &[u8; 16]) -> Result<Vec<GroupMember>> {
@@ -407,6 +423,13 @@ mod tests {
         assert_eq!((kept.standing, &kept.names), (Standing::Accepted, &None));
         assert_eq!(kept.others(&[1; 16]).map(|other| other.membership).collect::<Vec<_>>(), [Membership::Accepted]);
         assert_eq!(store.open_groups().unwrap(), 1);
+        assert_eq!(store.groups_that_go_on().unwrap(), [kept]);
+        for standing in Standing::ALL {
+            store.set_standing(&[1; 16], standing).unwrap();
+            let is_open = usize::from(standing.is_open());
+            assert_eq!(store.groups_that_go_on().unwrap().len(), is_open, "{standing:?}");
+            assert_eq!(usize::try_from(store.open_groups().unwrap()).unwrap(), is_open, "{standing:?}");
+        }
 
         store.close_group(&[1; 16], Some(&[2; 16])).unwrap();
         let closed = store.group(&[1; 16]).unwrap().unwrap();
