@@ -322,8 +322,9 @@ impl<'b, 'p> Sensor<'b, 'p> {
             }
             if self.asked && self.client.is_group_ready() {
                 self.asked = false;
-                if let Err(error) = self.answer(board) {
-                    return Ending::Protocol(error);
+                match self.answer(board) {
+                    Ok(answered) => self.asked = !answered,
+                    Err(error) => return Ending::Protocol(error),
                 }
             }
             if now >= next_report {
@@ -420,15 +421,15 @@ impl<'b, 'p> Sensor<'b, 'p> {
         self.client.sign(&signature)
     }
 
-    /// Tells the group a reading.
-    fn answer<B: Board>(&mut self, board: &mut B) -> Result<(), Error> {
+    /// Tells the group a reading. Whether there was room for it, and a chain.
+    fn answer<B: Board>(&mut self, board: &mut B) -> Result<bool, Error> {
         let text = reading(board.temperature(), board.led());
         match self.client.send_to_group(Rungs::NONE, TEXT, &text) {
             Ok(n) => {
                 board.observe(Happened::Answered { n });
-                Ok(())
+                Ok(true)
             }
-            Err(Error::Buffer(BufferError::TxFull) | Error::Misuse(ApiMisuse::NotConnected)) => Ok(()),
+            Err(Error::Buffer(BufferError::TxFull) | Error::Misuse(ApiMisuse::NotConnected)) => Ok(false),
             Err(error) => Err(error),
         }
     }

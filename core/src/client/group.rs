@@ -400,10 +400,55 @@ impl ClientGroup {
         }
     }
 
+    /// The member in this place has said something: if there was no way to it, there may be one by now. Returns its id.
+    fn heard(&mut self, place: usize) -> [u8; ID_LEN] {
+        let Some(other) = self.others.get_mut(place) else { return [0; ID_LEN] };
+        if other.own_chain == OwnChain::Failed {
+            other.own_chain = OwnChain::Due;
+            if self.speech == Speech::Ready && other.standing == Standing::Accepted {
+                self.speech = Speech::Wanted;
+            }
+        }
+        other.member.id
+    }
+
+    /// Keeps another member's word until the group is known to be one. Until then it stands beside the creator's.
+    fn note(&mut self, changed: &MemberChanged<'_>) {
+        let Some(&Other { member: Member { id, .. }, decision: init, .. }) = self.others.get(self.creator) else {
+            return;
+        };
+        let others = self.others.iter_mut().filter(|other| other.member.id != id);
+        for other in others.filter(|other| other.member.id == changed.member) {
+            match (changed.state, changed.signature) {
+                (MemberState::Accepted, Some(signature)) => other.decision = *signature.0,
+                (MemberState::Revoked, _) => other.decision = init,
+                _ => {}
+            }
+        }
+    }
+
+    /// The group is one, and this client's word is due.
+    fn found(&mut self) {
+        let Some(init) = self.others.get(self.creator).map(|creator| creator.decision) else { return };
+        for (place, other) in self.others.iter_mut().enumerate() {
+            if place == self.creator {
+                other.standing = Standing::Accepted;
+            } else if other.decision != init {
+                other.standing = Standing::Undecided;
+            }
+        }
+        self.stage = Stage::Answer;
+    }
+
     /// What another member, or the server, has to say of one.
     fn changed(&mut self, changed: &MemberChanged<'_>) {
         let sid = self.conversation.sid;
-        if !matches!(self.stage, Stage::Answered(_) | Stage::Member) || changed.sid != sid {
+        if self.stage == Stage::Vacant || changed.sid != sid {
+            return;
+        }
+        // The server tells it once. Where this client started anew before it had acknowledged the invitation, that is now.
+        if self.stage == Stage::Checking {
+            self.note(changed);
             return;
         }
         let Some(other) = self.others.iter_mut().find(|other| other.member.id == changed.member) else {
@@ -485,6 +530,14 @@ impl<const PEERS: usize> Handling<'_, '_, PEERS> {
         }
         match (receipt.rung, receipt.reason) {
             (Rung::Refused, Some(reason)) if ends_chain(reason) => {
+                // While others are still being given the chain, one who refuses it must not keep them from it: he could do
+                // so each time.
+                if let (Speech::Wanted, Some(from)) = (group.speech, from)
+                    && let Some(other) = group.others.iter_mut().find(|other| other.member.id == *from)
+                {
+                    other.own_chain = OwnChain::Failed;
+                    return ClientStep::Event(ClientEvent::GroupMemberLost { member: *from, reason });
+                }
                 group.end_chain();
                 ClientStep::Event(ClientEvent::GroupLost(reason))
             }
@@ -512,7 +565,7 @@ impl<const PEERS: usize> Handling<'_, '_, PEERS> {
         let opened = group.chains.open::<A>(payload.get_mut(SEND_HEAD_LEN..).unwrap_or_default());
         let step = match opened {
             Ok((_, opened)) => {
-                let from = group.others.get(place).map_or([0; ID_LEN], |other| other.member.id);
+                let from = group.heard(place);
                 let (n, kind, body) = (opened.n, opened.kind, opened.body);
                 ClientStep::Event(ClientEvent::GroupMessage { from, n, kind, body })
             }
@@ -591,10 +644,7 @@ impl<const PEERS: usize> Handling<'_, '_, PEERS> {
                 group.version = group.version.and_then(|sum| sum.checked_add(entry.key_epoch));
                 if place != group.creator {
                 } else if group.is_founded(self.member, &bundle) {
-                    if let Some(creator) = group.others.get_mut(place) {
-                        creator.standing = Standing::Accepted;
-                    }
-                    group.stage = Stage::Answer;
+                    group.found();
                 } else {
                     group.leave();
                 }
@@ -685,7 +735,10 @@ impl<const PEERS: usize> Handling<'_, '_, PEERS> {
             && asked == request
         {
             group.asked = None;
-            if let Some(other) = group.others.get_mut(place) {
+            // Unless it has refused it meanwhile.
+            if let Some(other) = group.others.get_mut(place)
+                && other.own_chain == OwnChain::Due
+            {
                 other.own_chain = OwnChain::Wrapped;
             }
         }

@@ -510,6 +510,28 @@ fn nobody_is_given_the_chain_whose_acceptance_was_not_verified() {
     assert_eq!(world.client.send_to_group(Rungs::NONE, 0, b"anew"), Ok(0));
 }
 
+// It had answered, and started anew before it knew that the answer had arrived: the others' words wait right behind the
+// invitation, and do not come again.
+#[test]
+fn who_accepted_before_the_invitation_was_checked_is_a_member() {
+    let (mut world, mut group) = (World::inviting(), Group::new(4));
+    group.invites(&mut world, &group.invite());
+    for friend in 1..4 {
+        group.accepts(&mut world, friend);
+    }
+    // One of them was revoked since, and one of the signatures is another's.
+    world.say_changed(FRIENDS[0], MemberState::Revoked, None);
+    let forged = Decision::Accept.sign(&group.friends[0].keys, &group.conversation);
+    world.say_changed(FRIENDS[1], MemberState::Accepted, Some(&forged));
+    // Nothing that is said of the creator counts more than what he has signed.
+    world.say_changed(OWNER, MemberState::Accepted, Some(&forged));
+    assert_eq!(group.serve(&mut world), [Came::GroupJoined]);
+    world.client.start_in_group();
+    assert_eq!(group.serve(&mut world), [Came::GroupReady]);
+    let has: Vec<_> = group.friends.iter().map(|friend| friend.heard.is_some()).collect();
+    assert_eq!(has, [true, false, false, true]);
+}
+
 /// The chain that the client speaks on.
 fn chain_of(world: &mut World) -> [u8; 8] {
     world.client.send_to_group(Rungs::NONE, 0, b"").unwrap();
@@ -540,6 +562,73 @@ fn a_member_who_cannot_be_given_the_chain_holds_nobody_up() {
     assert_eq!(world.run(), Ok(std::vec![Came::GroupLost(Reason::NameInUse)]));
     world.client.start_in_group();
     assert_eq!(group.serve(&mut world), [Came::GroupReady]);
+}
+
+#[test]
+fn a_member_to_whom_there_was_no_way_is_tried_again_when_it_says_something() {
+    let (mut world, mut group) = World::in_group(1);
+    group.chain(&mut world, 0);
+    for question in 0..3 {
+        group.says(&mut world, 0, Rungs::NONE, b"reading?");
+        assert_eq!(world.run().unwrap().len(), 1, "{question}");
+        world.client.start_in_group();
+        if question < 2 {
+            world.run().unwrap();
+            let (request, id) = world.looks_up();
+            world.say(&Message::Refused { request, reason: Reason::QueueFull, retry_after: None });
+            assert_eq!(world.run(), Ok(std::vec![Came::GroupMemberLost(id, Reason::QueueFull)]));
+            assert!(world.is_silent(), "nobody is asked without end");
+        }
+    }
+    assert_eq!(group.serve(&mut world), [Came::GroupReady]);
+
+    // Among others who have the chain, too.
+    let (mut world, mut group) = World::in_group(3);
+    world.client.start_in_group();
+    world.run().unwrap();
+    let (request, id) = world.looks_up();
+    world.say(&Message::Refused { request, reason: Reason::QueueFull, retry_after: None });
+    assert_eq!(world.run(), Ok(std::vec![Came::GroupMemberLost(id, Reason::QueueFull)]));
+    assert_eq!(group.serve(&mut world), [Came::GroupReady]);
+    let late = group.friends.iter().position(|friend| friend.bundle.id == id).unwrap();
+    assert!(group.friends[late].heard.is_none());
+    group.chain(&mut world, late);
+    group.says(&mut world, late, Rungs::NONE, b"reading?");
+    let came = group.serve(&mut world);
+    assert!(matches!(came[..], [Came::GroupMessage { .. }, Came::GroupReady]), "{came:?}");
+    assert!(group.friends[late].heard.is_some());
+}
+
+#[test]
+fn who_refuses_the_chain_keeps_it_from_nobody_else() {
+    let (mut world, mut group) = World::in_group(3);
+    world.client.start_in_group();
+    world.run().unwrap();
+    let (request, id) = world.looks_up();
+    let first = group.friends.iter().position(|friend| friend.bundle.id == id).unwrap();
+    group.tell_of(&mut world, &Lookup { request, key: true, bundle: true, subject: Subject::Id(id) });
+    world.run().unwrap();
+    let payload = world.next();
+    let Ok(Message::Wrap { request, wrap, .. }) = Message::decode(&payload) else { panic!("{payload:?}") };
+    let chain = WrapHeader::decode(wrap).unwrap().chain_id;
+    // Before and after the server has confirmed it.
+    group.told(&mut world, first, refusal(chain, 0, Reason::Rekey));
+    world.say(&Message::Done { request });
+    group.told(&mut world, first, refusal(chain, 0, Reason::Rekey));
+    let came = group.serve(&mut world);
+    let lost = Came::GroupMemberLost(id, Reason::Rekey);
+    assert_eq!(came, [lost.clone(), lost, Came::GroupReady]);
+    assert_eq!(world.client.send_to_group(Rungs::NONE, 0, b"21.50C"), Ok(0));
+    assert_eq!(group.friends.iter().filter(|friend| friend.heard.is_some()).count(), 2);
+    // Once everybody has it, the next one is for him as well.
+    world.run().unwrap();
+    world.said.clear();
+    group.told(&mut world, first, refusal(chain, 0, Reason::Rekey));
+    assert_eq!(world.run(), Ok(std::vec![Came::GroupLost(Reason::Rekey)]));
+    group.friends.iter_mut().for_each(|friend| friend.heard = None);
+    world.client.start_in_group();
+    assert_eq!(group.serve(&mut world), [Came::GroupReady]);
+    assert!(group.friends.iter().all(|friend| friend.heard.is_some()));
 }
 
 #[test]
