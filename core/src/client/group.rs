@@ -462,7 +462,15 @@ impl ClientGroup {
                 other.standing = Standing::Undecided;
             }
             // The server's word, but nothing is lost by it that the server could not keep back itself.
-            (MemberState::Revoked, _) => other.standing = Standing::Invited,
+            (MemberState::Revoked, _) => {
+                other.standing = Standing::Invited;
+                if other.own_chain == OwnChain::Wrapped {
+                    // What is said from now on is not for him, whoever helps him to it.
+                    let speech = self.speech;
+                    self.end_chain();
+                    self.speech = if speech == Speech::No { Speech::No } else { Speech::Wanted };
+                }
+            }
             _ => {}
         }
     }

@@ -498,12 +498,16 @@ fn nobody_is_given_the_chain_whose_acceptance_was_not_verified() {
     group.accepts(&mut world, 2);
     assert_eq!(group.serve(&mut world), [Came::GroupReady]);
     assert!(group.friends[2].heard.is_some());
-    // Who was revoked gets no other.
-    world.say_changed(FRIENDS[1], MemberState::Revoked, None);
+    // Who was revoked gets no other, and the one that he has is not spoken on any more.
     let chain = chain_of(&mut world);
-    world.say(&Message::Told(refusal(chain, 0, Reason::Rekey)));
+    world.say_changed(FRIENDS[1], MemberState::Revoked, None);
+    group.friends.iter_mut().for_each(|friend| friend.heard = None);
+    assert_eq!(group.serve(&mut world), [Came::GroupReady]);
+    assert_eq!(has(&group), [true, false, false, false]);
+    let next = chain_of(&mut world);
+    assert_ne!(next, chain);
+    world.say(&Message::Told(refusal(next, 0, Reason::Rekey)));
     assert_eq!(world.run(), Ok(std::vec![Came::GroupLost(Reason::Rekey)]));
-    group.friends[2].heard = None;
     world.client.start_in_group();
     assert_eq!(group.serve(&mut world), [Came::GroupReady]);
     assert_eq!(has(&group), [true, false, false, false]);
