@@ -103,6 +103,7 @@ macro_rules! conformance {
             what_is_said_is_kept_whole_and_in_order
             nothing_is_said_twice_or_out_of_order
             the_oldest_posts_go
+            nobody_pushes_out_what_others_have_said
             posts_go_with_the_key_that_signed_them
         }
     };

@@ -5,6 +5,7 @@
 //! whether it succeeds, is decided by a function of the caller's, so that the same decisions give the same run. A server
 //! that serves anybody has [`SqliteStore`](super::SqliteStore).
 
+use core::cmp::Reverse;
 use core::fmt;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -478,9 +479,20 @@ impl State {
         self.posts.insert(seq, (KeptPost { seq, author, post }, now));
         self.authors.insert(author, name);
         while u64::try_from(self.posts.len()).is_ok_and(|len| len > most) {
-            self.posts.pop_first();
+            let Some(oldest) = self.dispensable_post() else { break };
+            self.posts.remove(&oldest);
         }
         Ok(Said::New { seq })
+    }
+
+    /// The oldest post of whoever has the most there.
+    fn dispensable_post(&self) -> Option<u64> {
+        let mut authors = BTreeMap::new();
+        for (kept, _) in self.posts.values() {
+            let (count, _) = authors.entry(kept.author).or_insert((0_u64, kept.seq));
+            *count += 1;
+        }
+        authors.into_values().max_by_key(|(count, oldest)| (*count, Reverse(*oldest))).map(|(_, oldest)| oldest)
     }
 
     fn revoke(

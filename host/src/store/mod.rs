@@ -279,7 +279,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     ) -> Result<(usize, Vec<ClientId>), StoreError>;
 
     /// Keeps what a client says to everybody, under the next number. The same again is a [`Said::Repeat`], as long as it is
-    /// kept, or the author's last. Beyond [`QueueLimits::posts`] the oldest goes.
+    /// kept, or the author's last. Beyond [`QueueLimits::posts`] the oldest of the author who has the most goes.
     ///
     /// # Errors
     /// [`SayError`].

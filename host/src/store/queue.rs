@@ -139,7 +139,7 @@ pub struct QueueLimits {
     pub receipts: u64,
     /// Notices; with as many the client is not invited to another conversation, but told of those that there are.
     pub notices: u64,
-    /// Posts in the public conversation, of all clients together; the oldest goes.
+    /// Posts in the public conversation, of all clients together; the oldest of whoever has the most there goes.
     pub posts: u64,
 }
 

@@ -68,7 +68,7 @@ pub(crate) async fn nothing_is_said_twice_or_out_of_order(backend: &impl Backend
     assert_eq!(say(&store, 2, 10, NOW).await, new(3));
     assert_eq!(say(&store, 2, 11, NOW).await, new(4));
     // The last one is known also when it is not kept any more, one before it is not.
-    assert_eq!(numbers(&store, 0).await, [(3, id(2), 10), (4, id(2), 11)]);
+    assert_eq!(store.expire_posts(NOW + 1).await, Ok(2));
     assert_eq!(say(&store, 1, 12, NOW).await, Ok(Said::Repeat));
     assert_eq!(say(&store, 1, 10, NOW).await, Err(SayError::Rewound));
     assert_eq!(store.posts(0, 0).await.unwrap().newest, 4);
@@ -91,6 +91,21 @@ pub(crate) async fn the_oldest_posts_go(backend: &impl Backend) {
     assert_eq!(say(&store, 2, 1, NOW).await, new(6));
     assert_eq!(say(&store, 1, 5, NOW).await, Ok(Said::Repeat));
     assert_eq!(say(&store, 1, 4, NOW).await, Err(SayError::Rewound));
+}
+
+pub(crate) async fn nobody_pushes_out_what_others_have_said(backend: &impl Backend) {
+    let store = with_two(backend, 3).await;
+    assert_eq!(say(&store, 1, 1, NOW).await, new(1));
+    assert_eq!(say(&store, 2, 1, NOW).await, new(2));
+    for n in 2..=9 {
+        assert_eq!(say(&store, 1, n, NOW).await, new(n + 1));
+    }
+    assert_eq!(numbers(&store, 0).await, [(2, id(2), 1), (9, id(1), 8), (10, id(1), 9)]);
+    // Where several have as many, the oldest of theirs.
+    assert_eq!(say(&store, 2, 2, NOW).await, new(11));
+    assert_eq!(numbers(&store, 0).await, [(9, id(1), 8), (10, id(1), 9), (11, id(2), 2)]);
+    assert_eq!(say(&store, 2, 3, NOW).await, new(12));
+    assert_eq!(numbers(&store, 0).await, [(10, id(1), 9), (11, id(2), 2), (12, id(2), 3)]);
 }
 
 pub(crate) async fn posts_go_with_the_key_that_signed_them(backend: &impl Backend) {

@@ -76,8 +76,13 @@ pub(super) fn say(db: &Connection, new: &NewPost, most: u64) -> Result<Said, Fau
     ])?;
     db.prepare_cached("INSERT OR REPLACE INTO author (client, number, signature) VALUES (?, ?, ?)")?
         .execute(params![author, bits(post.number), post.signature])?;
-    db.prepare_cached("DELETE FROM post WHERE seq <= (SELECT seq FROM post ORDER BY seq DESC LIMIT 1 OFFSET ?)")?
-        .execute([to_time(most)])?;
+    // The oldest of whoever has the most there goes: nobody pushes out what others have said.
+    let mut held = db.prepare_cached("SELECT count(*) FROM post")?;
+    let mut forget = db.prepare_cached(
+        "DELETE FROM post WHERE seq =
+        (SELECT min(seq) FROM post GROUP BY author ORDER BY count(*) DESC, min(seq) LIMIT 1)",
+    )?;
+    while held.query_row([], |row| row.get::<_, i64>(0))? > to_time(most) && forget.execute([])? > 0 {}
     Ok(Said::New { seq: u64::try_from(seq).unwrap_or_default() })
 }
 
