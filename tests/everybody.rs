@@ -102,6 +102,11 @@ fn what_was_not_said_is_said_with_its_reason() {
     assert_eq!(out, "{\"to\":\"/all\",\"public\":\"not end-to-end encrypted\",\"rung\":\"stored\"}\n");
     world.run("alice", &["send", "/all", &"x".repeat(801)]).failed(1, "refused(too-large)");
     world.run("alice", &["send", "--no-sign", "/all", "x"]).failed(2, "always signed");
+    // No reader would show it.
+    let mut binary = world.spawn("alice", &["send", "/all", "-"]);
+    binary.write(b"\xff\xfe\n");
+    binary.end_input();
+    binary.wait().failed(1, "refused(malformed)");
     let done = world.run("alice", &["send", "/everybody", "x"]);
     assert!(done.code == Some(2) && done.err.contains("a name cannot contain"), "{done:?}");
     // More than the server takes at once goes when it takes more.
@@ -265,4 +270,51 @@ async fn what_a_lying_server_says_for_others_is_not_shown() {
     let store = HomeStore::open(&home.directory().join("home.db")).unwrap();
     assert_eq!(store.public_place(&[0; 8]).unwrap(), 18);
     assert_eq!(store.last_post_of(&[ALICE; 16]).unwrap(), Some(11));
+}
+
+// A server that is busy, or whose store is, gives no page and says nothing of what is new either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_who_was_refused_asks_again() {
+    let node = Node::start(open()).await;
+    let (_directory, home, _) = node.house("bob").await;
+    node.stop().await;
+    let mut script = Script::new(keys::server());
+    let store = HomeStore::open(&home.directory().join("home.db")).unwrap();
+    let profile = store.profile().unwrap().unwrap();
+    store.put_profile(&Profile { port: script.address().port(), ..profile }).unwrap();
+    drop(store);
+    let key = IdentityKey::load(&home.directory().join("identity.pem")).unwrap();
+    let server = tokio::task::spawn_blocking(move || {
+        let mut client = script.accept(&key);
+        let posts = [(1, ALICE, post(ALICE, &keys::alice(), 1, b"at last"))];
+        let mut refusals = [Reason::Rate, Reason::Unavailable].into_iter();
+        loop {
+            let payload = client.receive();
+            match Message::decode(&payload) {
+                Ok(Message::Publish { request, .. }) => client.send(&Message::Done { request }),
+                Ok(Message::Status { request }) => client.send(&Message::StatusResponse { request }),
+                Ok(Message::Other(body)) if body.code() == Follow::CODE => {
+                    let Follow { request, after } = Follow::decode(body).unwrap();
+                    assert_eq!(after, 0);
+                    let Some(reason) = refusals.next() else {
+                        page(&mut client, request, &posts);
+                        client.send(&News {}.encode(&mut [0; 8]).unwrap());
+                        break;
+                    };
+                    client.send(&Message::Refused { request, reason, retry_after: None });
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(serve(&mut client, &posts), 1);
+        (script, client)
+    });
+    let mut access = Access::open_reader(&home, "chat").await.unwrap();
+    assert!(access.request(Request::Follow).next().await == Reply::Done);
+    let post = next_post(&mut access).await.unwrap();
+    assert_eq!(post.body, b"at last");
+    access.read_post(post, false).await.unwrap();
+    let (_script, client) = within(server).await.unwrap();
+    drop(client);
+    within(access.close()).await;
 }

@@ -32,7 +32,8 @@ const LATE: u64 = 60;
 /// where it is not UTF-8. What became of messages that this home sent earlier goes to standard error.
 ///
 /// With --public what was said to everybody comes, too, from where this home last read it: signed by its author, and marked in each
-/// line, in JSON by `public` ("not end-to-end encrypted"); `time` is its author's word there.
+/// line, in JSON by `public` ("not end-to-end encrypted"); `time` is its author's word there. What a pattern leaves out of it does not
+/// wait: it is passed over.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   ossicle listen

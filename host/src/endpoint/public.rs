@@ -86,6 +86,8 @@ pub(super) struct Public {
     /// A page was asked for; there is more behind the last one.
     asking: bool,
     more: bool,
+    /// The server had no page just now: when it is asked again.
+    asks_at: Option<Instant>,
     lines: VecDeque<Line>,
     /// Posts that the reader has not shown yet.
     unread: usize,
@@ -116,7 +118,7 @@ impl Public {
 
     /// There is a connection.
     pub(super) fn connected(&mut self, desk: &mut Desk<'_>) -> Result<(), Ended> {
-        self.held_until = None;
+        (self.held_until, self.asks_at) = (None, None);
         self.more = true;
         let store_epoch = desk.link.settings().store_epoch;
         if self.place.is_none_or(|(epoch, _)| epoch != store_epoch) {
@@ -132,9 +134,9 @@ impl Public {
         core::mem::take(&mut self.notices)
     }
 
-    /// Until when nothing is said, because the server has had enough.
+    /// Until when nothing is said or asked, because the server has had enough.
     pub(super) fn held_until(&self) -> Option<Instant> {
-        self.held_until
+        self.held_until.into_iter().chain(self.asks_at).min()
     }
 
     pub(super) fn broadcast(&self, reply: &Reply) {
@@ -154,6 +156,10 @@ impl Public {
         if !self.follows || !self.more || self.asking || self.unread > 0 || !self.lines.is_empty() {
             return Ok(());
         }
+        if self.asks_at.is_some_and(|at| at > Instant::now()) {
+            return Ok(());
+        }
+        self.asks_at = None;
         (self.asking, self.more) = (true, false);
         let request = desk.requests.open(Pending::Follow);
         Ok(desk.link.send(&Follow { request, after }.encode(&mut [0; 16]).map_err(LinkError::from)?)?)
@@ -201,6 +207,12 @@ impl Public {
             (Some((_, after)), Reason::Rewound) if *after > 0 => {
                 (*after, self.durable, self.more) = (0, 0, true);
                 self.ask(desk)
+            }
+            // It says nothing of what is new to whom it gave no page.
+            (_, Reason::Rate | Reason::Unavailable) => {
+                self.more = true;
+                self.asks_at = Some(Instant::now() + AGAIN);
+                Ok(())
             }
             _ => {
                 tracing::warn!("the server gives nothing of the public conversation: {reason}");
@@ -344,6 +356,10 @@ impl Public {
     pub(super) fn say(&mut self, store: &mut HomeStore, body: &[u8], replies: Replies) -> Result<bool, HomeStoreError> {
         let failure = match body.len() {
             0 => Failure::usage("there is nothing to say: a text has at least one byte"),
+            // Every reader would drop it.
+            1..=MAX_POST_LEN if core::str::from_utf8(body).is_err() => {
+                Failure::refused(format!("refused({}): what is said to everybody is text, UTF-8", Reason::Malformed))
+            }
             1..=MAX_POST_LEN => match store.add_post(milliseconds(), body)? {
                 Some(number) => {
                     self.replies.insert(number, replies);
@@ -362,8 +378,12 @@ impl Public {
         Ok(false)
     }
 
-    /// Says the next that is to be said, if the last was answered.
+    /// Says the next that is to be said, if the last was answered. Asks again, if it is time.
     pub(super) fn pump(&mut self, desk: &mut Desk<'_>) -> Result<(), Ended> {
+        if self.asks_at.is_some_and(|at| at <= Instant::now()) {
+            self.asks_at = None;
+            self.ask(desk)?;
+        }
         if self.saying.is_some() || self.held_until.is_some_and(|until| until > Instant::now()) {
             return Ok(());
         }
