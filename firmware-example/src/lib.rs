@@ -321,10 +321,8 @@ impl<'b, 'p> Sensor<'b, 'p> {
                 return Ending::Silence;
             }
             if self.asked && self.client.is_group_ready() {
-                self.asked = false;
-                match self.answer(board) {
-                    Ok(answered) => self.asked = !answered,
-                    Err(error) => return Ending::Protocol(error),
+                if let Err(error) = self.answer(board) {
+                    return Ending::Protocol(error);
                 }
             }
             if now >= next_report {
@@ -421,16 +419,20 @@ impl<'b, 'p> Sensor<'b, 'p> {
         self.client.sign(&signature)
     }
 
-    /// Tells the group a reading. Whether there was room for it, and a chain.
-    fn answer<B: Board>(&mut self, board: &mut B) -> Result<bool, Error> {
+    /// Tells the group a reading, now or, where there is no room for it or no chain any more, later.
+    fn answer<B: Board>(&mut self, board: &mut B) -> Result<(), Error> {
         let text = reading(board.temperature(), board.led());
         match self.client.send_to_group(Rungs::NONE, TEXT, &text) {
             Ok(n) => {
+                self.asked = false;
                 board.observe(Happened::Answered { n });
-                Ok(true)
+                Ok(())
             }
-            Err(Error::Buffer(BufferError::TxFull) | Error::Misuse(ApiMisuse::NotConnected)) => Ok(false),
-            Err(error) => Err(error),
+            Err(Error::Buffer(BufferError::TxFull) | Error::Misuse(ApiMisuse::NotConnected)) => Ok(()),
+            Err(error) => {
+                self.asked = false;
+                Err(error)
+            }
         }
     }
 

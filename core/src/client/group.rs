@@ -413,6 +413,7 @@ impl ClientGroup {
     }
 
     /// Keeps another member's word until the group is known to be one. Until then it stands beside the creator's.
+    #[inline(never)]
     fn note(&mut self, changed: &MemberChanged<'_>) {
         let Some(&Other { member: Member { id, .. }, decision: init, .. }) = self.others.get(self.creator) else {
             return;
@@ -428,6 +429,7 @@ impl ClientGroup {
     }
 
     /// The group is one, and this client's word is due.
+    #[inline(never)]
     fn found(&mut self) {
         let Some(init) = self.others.get(self.creator).map(|creator| creator.decision) else { return };
         for (place, other) in self.others.iter_mut().enumerate() {
