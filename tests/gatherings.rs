@@ -256,6 +256,39 @@ fn new_keys_bring_new_chains_and_nobody_reads_anything_twice() {
 }
 
 #[test]
+fn who_restores_an_old_state_is_in_the_group_again() {
+    let world = people(&["alice", "bob", "carol"]);
+    let [before, after] = ["before.backup", "after.backup"].map(|name| world.path(name).to_str().unwrap().to_owned());
+    world.run("carol", &["backup", &before]).ok();
+    plans(&world, &["alice", "bob", "carol"]);
+    world.run("carol", &["backup", &after]).ok();
+    let say = |home: &str, group: &str, text: &str| {
+        world.run(home, &["send", group, text, "--wait", "stored"]).ok();
+    };
+    let bob = world.listen("bob", &[]);
+    let carol = world.listen("carol", &["--count", "1"]);
+    say("alice", "plans", "one");
+    assert_eq!(read(&bob), said("alice", "one"));
+    assert_eq!(read(&carol), said("alice", "one"));
+    assert_eq!(carol.wait().code, Some(0));
+    // One that knows of the group; and one that does not, and that has no key for its name.
+    for (backup, group, text) in [(&after, "plans", "two"), (&before, "~1", "three")] {
+        world.run("carol", &["restore", "--replace", backup]).ok();
+        if group == "~1" {
+            until(&world, "carol", "/accept ~1\n", "2 of 2 others are in");
+        }
+        let carol = world.listen("carol", &[]);
+        say("alice", "plans", text);
+        assert_eq!(read(&bob), said("alice", text));
+        assert_eq!(read(&carol), ("alice".to_owned(), group.to_owned(), text.to_owned()));
+        say("carol", group, "here I am");
+        assert_eq!(read(&bob), said("carol", "here I am"));
+        assert!(carol.is_silent());
+    }
+    assert!(bob.is_silent());
+}
+
+#[test]
 fn groups_of_one_name_and_a_client_of_that_name_are_told_apart() {
     let world = people(&["alice", "bob", "plans"]);
     chat(&world, "alice", "/init plans @bob\n").ok();
