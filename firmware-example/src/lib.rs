@@ -320,10 +320,11 @@ impl<'b, 'p> Sensor<'b, 'p> {
             } else if now >= heard + silence {
                 return Ending::Silence;
             }
-            if self.asked && self.client.is_group_ready() {
-                if let Err(error) = self.answer(board) {
-                    return Ending::Protocol(error);
-                }
+            if self.asked
+                && self.client.is_group_ready()
+                && let Err(error) = self.answer(board)
+            {
+                return Ending::Protocol(error);
             }
             if now >= next_report {
                 next_report = now + REPORT_EVERY;
